@@ -1,0 +1,10 @@
+// Each file of bind/ registers its functions with one of these.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace fastsample {
+
+void register_step(pybind11::module_& module);
+
+}  // namespace fastsample

@@ -1,0 +1,87 @@
+// What every file of the native code may assume about the compiler: host/device markers, bit casts
+// and a fused multiply-add that rounds once on every machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FS_HD __host__ __device__ __forceinline__
+#elif defined(_MSC_VER)
+#define FS_HD __forceinline
+#else
+// always_inline also keeps code compiled for AVX-512 from being shared, through the linker, with the
+// baseline build of the same header.
+#define FS_HD inline __attribute__((always_inline))
+#endif
+
+#if !defined(__CUDA_ARCH__)
+#include <cmath>
+#endif
+
+namespace fastsample {
+
+FS_HD uint32_t float_bits(float value) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(value);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+FS_HD float bits_float(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(bits);
+#else
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
+// a * b + c rounded once. Explicit, with contraction off, so that a vector body and its scalar tail,
+// SSE2 and AVX-512, CPU and GPU all give the same bits.
+FS_HD float fused(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  // No hardware fma (x86-64 baseline): the product of two floats is exact in double; rounding the sum
+  // to odd (Boldo & Melquiond 2008) before the final rounding makes the two roundings act as one.
+  const double product = static_cast<double>(a) * b;
+  const double addend = c;
+  const double sum = product + addend;
+  const double virtual_addend = sum - product;
+  const double error = (product - (sum - virtual_addend)) + (addend - virtual_addend);
+  uint64_t bits;
+  std::memcpy(&bits, &sum, sizeof bits);
+  const bool inexact = error != 0 && (bits & 1) == 0 && sum - sum == 0;
+  const bool away = (error > 0) == (sum > 0);
+  bits = inexact ? (away ? bits + 1 : bits - 1) : bits;
+  double odd;
+  std::memcpy(&odd, &bits, sizeof odd);
+  return static_cast<float>(odd);
+#endif
+}
+
+FS_HD double fused(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+
+// Correctly rounded on both sides, as IEEE 754 asks.
+FS_HD float root(float value) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(value);
+#else
+  return std::sqrt(value);
+#endif
+}
+
+}  // namespace fastsample

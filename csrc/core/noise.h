@@ -1,0 +1,109 @@
+// Normal noise as a pure function of (key, sample index, draw, element): Philox4x32-10 and Box-Muller.
+//
+// Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". One call turns a 128-bit
+// counter and a 64-bit key into four words, which make the four normals of elements 4*block .. 4*block+3.
+// Only integer, add, multiply, fma and square root are used, each exact or correctly rounded, so every
+// back end gives the same bits.
+#pragma once
+
+#include "core/backend.h"
+
+namespace fastsample {
+
+constexpr uint32_t start_draw = 0xffffffffu;  // the draw that makes x_T; rows use their own number
+
+struct Words {
+  uint32_t r0, r1, r2, r3;
+};
+
+// What one sample's noise depends on besides the element: the seed (key), its index and the draw.
+struct Stream {
+  uint32_t key0, key1, index_low, index_high, draw;
+};
+
+FS_HD Stream make_stream(int64_t seed, int64_t index, uint32_t draw) {
+  const uint64_t key = static_cast<uint64_t>(seed), position = static_cast<uint64_t>(index);
+  return {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32),
+          static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), draw};
+}
+
+FS_HD Words philox(Words counter, uint32_t key0, uint32_t key1) {
+  Words r = counter;
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t product0 = static_cast<uint64_t>(0xd2511f53u) * r.r0;
+    const uint64_t product1 = static_cast<uint64_t>(0xcd9e8d57u) * r.r2;
+    r = {static_cast<uint32_t>(product1 >> 32) ^ r.r1 ^ key0, static_cast<uint32_t>(product1),
+         static_cast<uint32_t>(product0 >> 32) ^ r.r3 ^ key1, static_cast<uint32_t>(product0)};
+    key0 += 0x9e3779b9u;
+    key1 += 0xbb67ae85u;
+  }
+  return r;
+}
+
+FS_HD Words philox(const Stream& stream, uint32_t block) {
+  return philox({block, stream.index_low, stream.index_high, stream.draw}, stream.key0, stream.key1);
+}
+
+// R(r) = sqrt(-2 ln u), u = (r + 0.5) / 2^32, to 1.2e-7 relative.
+// u = m 2^e with m in [2/3, 4/3); near u = 1 the distance 1 - u is taken from the integer, where it is
+// exact: a float that near 1 would leave R(r) with no correct digit.
+FS_HD float radius(uint32_t r) {
+  const bool near_one = r >= 0xaaaaaaabu;
+  const uint32_t distance = near_one ? ~r : r;
+  // Through two 16-bit halves because only signed conversions are single SIMD instructions; the sum
+  // rounds once, as a direct conversion would.
+  const float high = static_cast<float>(static_cast<int32_t>(distance >> 16));
+  const float low = static_cast<float>(static_cast<int32_t>(distance & 0xffffu)) + 0.5f;
+  const float value = fused(high, 65536.0f, low);
+  const uint32_t exponent = (float_bits(value) - 0x3f2aaaabu) & 0xff800000u;
+  const float fraction = bits_float(float_bits(value) - exponent) - 1.0f;
+  const float scale =
+      fused(static_cast<float>(static_cast<int32_t>(exponent)), 1.1920928955078125e-7f, -32.0f);
+  const float m = near_one ? value * -2.3283064365386963e-10f : fraction;
+  const float e = near_one ? 0.0f : scale;
+  // -2 ln(1 + m) = -2 m + m^2 (1 + m P(m)); P by Remez on |m| <= 1/3.
+  float p = 0.309657305f;
+  p = fused(p, m, -0.338183522f);
+  p = fused(p, m, 0.32823199f);
+  p = fused(p, m, -0.396634549f);
+  p = fused(p, m, 0.50013274f);
+  p = fused(p, m, -0.666724145f);
+  p = fused(p, m, 1.0f);
+  const float log1p = fused(m * m, p, -2.0f * m);
+  return root(fused(e, -1.38629436f, log1p));
+}
+
+struct Pair {
+  float first, second;
+};
+
+// (cos, sin)(2 pi r / 2^32) to 6e-8: the nearest quarter turn plus y/8 turn, |y| <= 1.
+FS_HD Pair turn(uint32_t r) {
+  const float y = static_cast<float>(static_cast<int32_t>(r << 2)) * 4.6566128730773926e-10f;
+  const float s = y * y;
+  float sine = -3.58774268e-05f;
+  sine = fused(sine, s, 2.48987228e-03f);
+  sine = fused(sine, s, -8.07453692e-02f);
+  sine = fused(sine, s, 0.785398185f);
+  sine = sine * y;
+  float cosine = -3.19163984e-04f;
+  cosine = fused(cosine, s, 1.58504024e-02f);
+  cosine = fused(cosine, s, -0.308424503f);
+  cosine = fused(cosine, s, 1.0f);
+  const uint32_t quarter = r + 0x20000000u;  // bits 30 and 31: number of the nearest quarter turn
+  const bool swap = (quarter & 0x40000000u) != 0;
+  const uint32_t first = float_bits(swap ? sine : cosine) ^ ((quarter + 0x40000000u) & 0x80000000u);
+  const uint32_t second = float_bits(swap ? cosine : sine) ^ (quarter & 0x80000000u);
+  return {bits_float(first), bits_float(second)};
+}
+
+FS_HD Pair normal_pair(uint32_t r_radius, uint32_t r_angle) {
+  const float length = radius(r_radius);
+  const Pair direction = turn(r_angle);
+  return {length * direction.first, length * direction.second};
+}
+
+}  // namespace fastsample

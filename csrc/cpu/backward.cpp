@@ -1,0 +1,104 @@
+// Gradients of the fused step on CPU: one pass over the operands of the forward step, nothing saved but
+// them. Noise is made again from its counter.
+#include "cpu/backend.h"
+#include "cpu/view.h"
+
+namespace fastsample {
+namespace cpu {
+namespace FASTSAMPLE_ISA {
+
+namespace {
+
+// Writes one half of dL/d(model output): packed in place, or through a buffer when channels_last
+// interleaves the halves.
+template <typename T, typename Value>
+void write_half(const StepOperands& o, const Tile& tile, int64_t half, void* gradient, T* packed,
+                Value value) {
+  const Layout& layout = o.layout;
+  const int64_t width = o.learned ? 2 * layout.size : layout.size;
+  T* sample = at<T>(gradient, tile.sample * width);
+  const bool interleaved = o.learned && layout.channels_last;
+  T* to = interleaved ? packed : sample + half * layout.size + tile.first;
+  for (int64_t i = 0; i < tile.count; ++i) to[i] = narrow<T>(value(i));
+  if (interleaved) scatter_half(packed, layout, tile, half, sample);
+}
+
+template <typename T, typename M>
+void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& view, const M* m,
+                   Buffers<T>& buffers) {
+  using F = arithmetic_t<T>;
+  const StepOperands& o = b.forward;
+  const Row<F> row = view.row;
+  const T* grad = at<T>(b.grad_next, view.offset);
+  const F* grad_x0 = at<F>(b.grad_x0, view.offset);
+  T* grad_x = at<T>(b.grad_x, view.offset);
+  F* grad_m = buffers.next;
+  for (int64_t i = 0; i < tile.count; ++i) {
+    const F g = widen(grad[i]);
+    const F unclamped = raw_x0<F>(row, widen(view.x[i]), widen(m[i]));
+    const Gradients<F> result = differentiate(row, unclamped, g, grad_x0 ? grad_x0[i] : F(0));
+    grad_x[i] = narrow<T>(result.x);
+    grad_m[i] = result.m;
+  }
+  const bool guided = view.u != nullptr;
+  write_half(o, tile, 0, b.grad_out, buffers.staged,
+             [&](int64_t i) { return guided ? row.w * grad_m[i] : grad_m[i]; });
+  if (guided) {
+    write_half(o, tile, 0, b.grad_uncond, buffers.staged,
+               [&](int64_t i) { return (F(1) - row.w) * grad_m[i]; });
+    if (o.learned) {
+      write_half(o, tile, 1, b.grad_uncond, buffers.staged, [](int64_t) { return F(0); });
+    }
+  }
+  if (o.learned && row.d == 0) {
+    write_half(o, tile, 1, b.grad_out, buffers.staged, [](int64_t) { return F(0); });
+  }
+  if (F* grad_h1 = at<F>(b.grad_h1, view.offset)) {
+    for (int64_t i = 0; i < tile.count; ++i) grad_h1[i] = row.c1 * widen(grad[i]);
+  }
+  if (F* grad_h2 = at<F>(b.grad_h2, view.offset)) {
+    for (int64_t i = 0; i < tile.count; ++i) grad_h2[i] = row.c2 * widen(grad[i]);
+  }
+  T* grad_noise = at<T>(b.grad_noise, view.offset);
+  if (grad_noise && row.d == 0) std::fill_n(grad_noise, tile.count, narrow<T>(F(0)));
+  with_noise(view, buffers, [&](const auto* z, auto deviation) {
+    if (o.learned) {
+      const F slope = F(0.25) * (row.lv_hi - row.lv_lo);  // d log(sd) / dv
+      write_half(o, tile, 1, b.grad_out, buffers.staged, [&](int64_t i) {
+        return widen(grad[i]) * (slope * deviation(i) * static_cast<F>(widen(z[i])));
+      });
+    }
+    if (!grad_noise) return;
+    for (int64_t i = 0; i < tile.count; ++i) {
+      grad_noise[i] = narrow<T>(deviation(i) * widen(grad[i]));
+    }
+  });
+}
+
+template <typename T>
+void backward_all(const BackwardOperands& b, int threads) {
+  const StepOperands& o = b.forward;
+  const Tiling tiling(o.layout);
+#pragma omp parallel num_threads(thread_count(o.layout.batch * o.layout.size, threads))
+  {
+    Buffers<T> buffers;
+#pragma omp for schedule(static)
+    for (int64_t number = 0; number < tiling.total; ++number) {
+      const Tile tile = tiling[number];
+      const View<T> view = make_view(o, tile, buffers);
+      with_guided(view, buffers,
+                  [&](const auto* m) { backward_tile(b, tile, view, m, buffers); });
+    }
+  }
+}
+
+}  // namespace
+
+void step_backward(const BackwardOperands& b, int threads) {
+  dispatch(b.forward.dtype,
+           [&](auto tag) { backward_all<typename decltype(tag)::type>(b, threads); });
+}
+
+}  // namespace FASTSAMPLE_ISA
+}  // namespace cpu
+}  // namespace fastsample

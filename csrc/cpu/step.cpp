@@ -1,0 +1,158 @@
+// The fused step and the noise kernel on CPU, compiled once per instruction set.
+//
+// Bound: memory. Per float32 element 4 bytes of x and 4 of the model output are read and 4 written.
+// Intermediate values live in tile buffers inside the first-level cache, so an optional operand costs
+// its own bytes and nothing else, and each loop over a tile is one that the compiler vectorises.
+#include "cpu/backend.h"
+#include "cpu/view.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace fastsample {
+namespace cpu {
+namespace FASTSAMPLE_ISA {
+
+namespace {
+
+// From this size on the output is written around the caches: it would not stay there anyway, and a
+// normal store first reads the line it overwrites (16 bytes moved per float32 element instead of 12).
+constexpr int64_t stream_bytes = int64_t{24} << 20;
+
+template <typename T>
+void stream_tile(const T* from, int64_t count, T* to) {
+#if defined(__SSE2__)
+  const char* source = reinterpret_cast<const char*>(from);
+  char* target = reinterpret_cast<char*>(to);
+  int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(target) % 64);
+  const int64_t head = std::min(bytes, (64 - misaligned) % 64);
+  std::memcpy(target, source, static_cast<size_t>(head));
+  target += head, source += head, bytes -= head;
+  for (; bytes >= 64; target += 64, source += 64, bytes -= 64) {
+    for (int part = 0; part < 64; part += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(target + part),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + part)));
+    }
+  }
+  std::memcpy(target, source, static_cast<size_t>(bytes));
+#else
+  std::copy_n(from, count, to);
+#endif
+}
+
+void finish_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <typename T, typename M>
+void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* target,
+               Buffers<T>& buffers) {
+  using F = arithmetic_t<T>;
+  const Row<F> row = view.row;
+  const T* x = view.x;
+  const int64_t count = view.count;
+  if (row.d == 0 && !view.h1 && !view.h2 && !x0_out) {
+    for (int64_t i = 0; i < count; ++i) {
+      const F from = widen(x[i]), output = widen(m[i]);
+      target[i] = narrow<T>(mean(row, from, clamp(row, raw_x0(row, from, output)), output));
+    }
+    return;
+  }
+  F* next = buffers.next;
+  F* x0 = x0_out ? x0_out : buffers.x0;
+  for (int64_t i = 0; i < count; ++i) {
+    const F from = widen(x[i]), output = widen(m[i]);
+    x0[i] = clamp(row, raw_x0(row, from, output));
+    next[i] = mean(row, from, x0[i], output);
+  }
+  if (const F* h1 = view.h1) {
+    for (int64_t i = 0; i < count; ++i) next[i] = fused(row.c1, h1[i], next[i]);
+  }
+  if (const F* h2 = view.h2) {
+    for (int64_t i = 0; i < count; ++i) next[i] = fused(row.c2, h2[i], next[i]);
+  }
+  with_noise(view, buffers, [&](const auto* z, auto deviation) {
+    for (int64_t i = 0; i < count; ++i) {
+      next[i] = fused(deviation(i), static_cast<F>(widen(z[i])), next[i]);
+    }
+  });
+  for (int64_t i = 0; i < count; ++i) target[i] = narrow<T>(next[i]);
+}
+
+template <typename T>
+void step_all(const StepOperands& o, int threads) {
+  using F = arithmetic_t<T>;
+  const Tiling tiling(o.layout);
+  const int64_t elements = o.layout.batch * o.layout.size;
+  const bool streams =
+      o.next != o.x && elements * static_cast<int64_t>(sizeof(T)) >= stream_bytes;
+#pragma omp parallel num_threads(thread_count(elements, threads))
+  {
+    Buffers<T> buffers;
+#pragma omp for schedule(static)
+    for (int64_t number = 0; number < tiling.total; ++number) {
+      const View<T> view = make_view(o, tiling[number], buffers);
+      T* next = at<T>(o.next, view.offset);
+      T* target = streams ? buffers.staged : next;
+      with_guided(view, buffers, [&](const auto* m) {
+        step_tile(view, m, at<F>(o.x0, view.offset), target, buffers);
+      });
+      if (streams) stream_tile(target, view.count, next);
+    }
+    if (streams) finish_streaming();
+  }
+}
+
+// Without noise of its own a sample has no identity: one long sample saves the cut at each boundary.
+StepOperands joined(const StepOperands& o) {
+  const Control& control = o.control;
+  StepOperands result = o;
+  const bool quiet = !control.row_per_sample && *control.row >= 0 &&
+                     *control.row < control.num_rows &&
+                     control.rows[*control.row * row_size + 10] == 0;
+  if ((quiet || !control.seeds) && !control.row_per_sample && !o.learned) {
+    const int64_t size = o.layout.batch * o.layout.size;
+    result.layout = {size > 0 ? 1 : 0, size, 1, size, false};
+    result.control.seeds = nullptr;
+  }
+  return result;
+}
+
+template <typename T>
+void fill_all(const NoiseOperands& o, int threads) {
+  using F = arithmetic_t<T>;
+  const Tiling tiling(o.layout);
+#pragma omp parallel num_threads(thread_count(o.layout.batch * o.layout.size, threads))
+  {
+    alignas(64) float z[tile_size + 8];
+    alignas(64) float scratch[tile_size + 8];
+#pragma omp for schedule(static)
+    for (int64_t number = 0; number < tiling.total; ++number) {
+      const Tile tile = tiling[number];
+      const Stream stream = make_stream(o.seeds[o.seed_per_sample ? tile.sample : 0],
+                                        o.index[tile.sample], o.draw);
+      fill_noise(stream, o.layout, tile, z, scratch);
+      T* out = at<T>(o.out, tile.sample * o.layout.size + tile.first);
+      for (int64_t i = 0; i < tile.count; ++i) out[i] = narrow<T>(static_cast<F>(z[i]));
+    }
+  }
+}
+
+}  // namespace
+
+void step(const StepOperands& operands, int threads) {
+  const StepOperands o = joined(operands);
+  dispatch(o.dtype, [&](auto tag) { step_all<typename decltype(tag)::type>(o, threads); });
+}
+
+void fill_noise(const NoiseOperands& o, int threads) {
+  dispatch(o.dtype, [&](auto tag) { fill_all<typename decltype(tag)::type>(o, threads); });
+}
+
+}  // namespace FASTSAMPLE_ISA
+}  // namespace cpu
+}  // namespace fastsample

@@ -1,0 +1,88 @@
+// Cutting a batch into tiles that stay in the first-level cache, and the noise of one tile.
+#pragma once
+
+#include <algorithm>
+
+#include "core/operands.h"
+#include "core/step.h"
+
+namespace fastsample {
+namespace cpu {
+namespace FASTSAMPLE_ISA {
+
+constexpr int64_t tile_size = 1024;            // 4 KiB of float; a handful of such buffers fit in L1
+constexpr int64_t parallel_grain = 16 * 1024;  // elements worth waking a thread for
+
+// A run of consecutive memory positions of one sample.
+struct Tile {
+  int64_t sample, first, count;
+};
+
+// Contiguous samples are cut every tile_size elements (a multiple of 4: Philox blocks stay whole).
+// channels_last samples are cut at whole pixels, or inside a pixel when it alone exceeds a tile.
+struct Tiling {
+  Layout layout;
+  bool splits_pixels;
+  int64_t length, per_pixel, per_sample, total;
+
+  explicit Tiling(const Layout& l) : layout(l) {
+    splits_pixels = l.channels_last && l.channels > tile_size;
+    const bool whole_pixels = l.channels_last && !splits_pixels;
+    length = whole_pixels ? tile_size / l.channels * l.channels : tile_size;
+    per_pixel = (l.channels + length - 1) / length;
+    per_sample = splits_pixels ? l.pixels * per_pixel : (l.size + length - 1) / length;
+    total = l.batch * per_sample;
+  }
+
+  Tile operator[](int64_t number) const {
+    const int64_t sample = number / per_sample, within = number % per_sample;
+    if (!splits_pixels) {
+      const int64_t first = within * length;
+      return {sample, first, std::min(length, layout.size - first)};
+    }
+    const int64_t pixel = within / per_pixel, channel = within % per_pixel * length;
+    return {sample, pixel * layout.channels + channel, std::min(length, layout.channels - channel)};
+  }
+};
+
+// Normals of elements 4 * block .. 4 * (block + count) - 1.
+inline void fill_blocks(const Stream& stream, int64_t block, int64_t count, float* z) {
+  for (int64_t i = 0; i < count; ++i) {
+    const Words words = philox(stream, static_cast<uint32_t>(block + i));
+    const Pair front = normal_pair(words.r0, words.r1);
+    const Pair back = normal_pair(words.r2, words.r3);
+    z[4 * i] = front.first;
+    z[4 * i + 1] = front.second;
+    z[4 * i + 2] = back.first;
+    z[4 * i + 3] = back.second;
+  }
+}
+
+// Noise of a tile into `z`. The element number is the C-order one whatever the memory format, so a
+// channels_last tile takes each channel's run of pixels from that channel's own blocks. Both buffers
+// hold tile_size + 8 floats: a run that starts inside a block still fills whole blocks.
+inline void fill_noise(const Stream& stream, const Layout& layout, const Tile& tile, float* z,
+                       float* scratch) {
+  if (!layout.channels_last) {
+    fill_blocks(stream, tile.first / 4, (tile.count + 3) / 4, z);
+    return;
+  }
+  const int64_t pixel = tile.first / layout.channels, channel = tile.first % layout.channels;
+  const int64_t width = std::min(layout.channels, tile.count);
+  const int64_t pixels = tile.count / width;
+  for (int64_t c = 0; c < width; ++c) {
+    const int64_t element = (channel + c) * layout.pixels + pixel;
+    const int64_t block = element / 4;
+    fill_blocks(stream, block, (element + pixels + 3) / 4 - block, scratch);
+    const float* run = scratch + element % 4;
+    for (int64_t i = 0; i < pixels; ++i) z[i * width + c] = run[i];
+  }
+}
+
+inline int thread_count(int64_t elements, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(elements / parallel_grain, 1, threads));
+}
+
+}  // namespace FASTSAMPLE_ISA
+}  // namespace cpu
+}  // namespace fastsample

@@ -1,0 +1,151 @@
+// The operands of one tile, as pointers to its first element.
+#pragma once
+
+#include "cpu/tiles.h"
+
+namespace fastsample {
+namespace cpu {
+namespace FASTSAMPLE_ISA {
+
+template <typename T>
+const T* at(const void* pointer, int64_t offset) {
+  return pointer ? static_cast<const T*>(pointer) + offset : nullptr;
+}
+
+template <typename T>
+T* at(void* pointer, int64_t offset) {
+  return pointer ? static_cast<T*>(pointer) + offset : nullptr;
+}
+
+// One thread's working memory.
+template <typename T>
+struct Buffers {
+  using F = arithmetic_t<T>;
+  alignas(64) F m[tile_size];
+  alignas(64) F x0[tile_size];
+  alignas(64) F next[tile_size];
+  alignas(64) F deviation[tile_size];
+  alignas(64) float z[tile_size + 8];
+  alignas(64) float scratch[tile_size + 8];
+  alignas(64) T conditional[tile_size];
+  alignas(64) T variance[tile_size];
+  alignas(64) T unconditional[tile_size];
+  alignas(64) T staged[tile_size];
+};
+
+template <typename T>
+struct View {
+  using F = arithmetic_t<T>;
+  Row<F> row;
+  int64_t count, offset;  // offset of the tile in an x-shaped tensor
+  const T *x, *c, *u, *v, *noise;
+  const F *h1, *h2;
+  const float* z;  // generated noise
+};
+
+// Copies one half (prediction or v) of a channels_last tile of a 2C-channel tensor to `packed`.
+template <typename T>
+void gather_half(const T* out, const Layout& layout, const Tile& tile, int64_t half, T* packed) {
+  const int64_t channels = layout.channels;
+  const int64_t width = std::min(channels, tile.count), pixels = tile.count / width;
+  const T* from = out + tile.first / channels * 2 * channels + half * channels + tile.first % channels;
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    for (int64_t c = 0; c < width; ++c) packed[pixel * width + c] = from[pixel * 2 * channels + c];
+  }
+}
+
+template <typename T>
+void scatter_half(const T* packed, const Layout& layout, const Tile& tile, int64_t half, T* out) {
+  const int64_t channels = layout.channels;
+  const int64_t width = std::min(channels, tile.count), pixels = tile.count / width;
+  T* to = out + tile.first / channels * 2 * channels + half * channels + tile.first % channels;
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    for (int64_t c = 0; c < width; ++c) to[pixel * 2 * channels + c] = packed[pixel * width + c];
+  }
+}
+
+// Finds a tile's operands; gathers strided ones and generates its noise into `buffers`.
+template <typename T>
+View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) {
+  using F = arithmetic_t<T>;
+  const Layout& layout = o.layout;
+  const Control& control = o.control;
+  const int64_t number = control.row[control.row_per_sample ? tile.sample : 0];
+  View<T> view;
+  view.row = load_row<F>(control.rows, control.num_rows, number);
+  view.count = tile.count;
+  view.offset = tile.sample * layout.size + tile.first;
+  view.x = at<T>(o.x, view.offset);
+  view.noise = at<T>(o.noise, view.offset);
+  view.h1 = at<F>(o.h1, view.offset);
+  view.h2 = at<F>(o.h2, view.offset);
+  view.v = nullptr;
+  view.z = nullptr;
+  if (!o.learned) {
+    view.c = at<T>(o.out, view.offset);
+    view.u = at<T>(o.uncond, view.offset);
+  } else if (!layout.channels_last) {
+    const int64_t offset = view.offset + tile.sample * layout.size;
+    view.c = at<T>(o.out, offset);
+    view.u = at<T>(o.uncond, offset);
+    view.v = view.c + layout.size;
+  } else {
+    const int64_t offset = tile.sample * 2 * layout.size;
+    gather_half(at<T>(o.out, offset), layout, tile, 0, buffers.conditional);
+    gather_half(at<T>(o.out, offset), layout, tile, 1, buffers.variance);
+    view.c = buffers.conditional;
+    view.v = buffers.variance;
+    if (o.uncond) gather_half(at<T>(o.uncond, offset), layout, tile, 0, buffers.unconditional);
+    view.u = o.uncond ? buffers.unconditional : nullptr;
+  }
+  if (view.row.d != 0 && !view.noise) {
+    if (control.seeds) {
+      const Stream stream = make_stream(control.seeds[control.seed_per_sample ? tile.sample : 0],
+                                        control.index[tile.sample], static_cast<uint32_t>(number));
+      fill_noise(stream, layout, tile, buffers.z, buffers.scratch);
+    } else {
+      // The row wants noise and the caller gave none: NaN shows it, silence would bias the samples.
+      std::fill_n(buffers.z, tile.count, not_a_number<float>());
+    }
+    view.z = buffers.z;
+  }
+  return view;
+}
+
+// Calls `function` with the model output after guidance: T* as it is, or F* in a buffer.
+template <typename T, typename Function>
+void with_guided(const View<T>& view, Buffers<T>& buffers, Function&& function) {
+  using F = arithmetic_t<T>;
+  if (!view.u) return function(view.c);
+  for (int64_t i = 0; i < view.count; ++i) {
+    buffers.m[i] = guide<F>(view.row, widen(view.c[i]), widen(view.u[i]));
+  }
+  function(static_cast<const F*>(buffers.m));
+}
+
+// Calls `function(z, deviation)` if the row draws noise; deviation(i) is the noise's scale.
+template <typename T, typename Function>
+void with_noise(const View<T>& view, Buffers<T>& buffers, Function&& function) {
+  using F = arithmetic_t<T>;
+  if (view.row.d == 0) return;
+  const auto scaled = [&](auto deviation) {
+    if (view.noise) {
+      function(view.noise, deviation);
+    } else {
+      function(view.z, deviation);
+    }
+  };
+  if (!view.v) {
+    const F d = view.row.d;
+    return scaled([d](int64_t) { return d; });
+  }
+  for (int64_t i = 0; i < view.count; ++i) {
+    buffers.deviation[i] = learned_deviation<F>(view.row, widen(view.v[i]));
+  }
+  const F* deviation = buffers.deviation;
+  scaled([deviation](int64_t i) { return deviation[i]; });
+}
+
+}  // namespace FASTSAMPLE_ISA
+}  // namespace cpu
+}  // namespace fastsample

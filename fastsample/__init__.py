@@ -1,0 +1,1 @@
+"""Few-step sampling of trained diffusion models."""

@@ -1,0 +1,146 @@
+"""The operators of `fastsample.ops` in plain torch: the truth in tests and benchmarks.
+
+Also the path of devices without a kernel. Every step is readable and none is fused; the results equal the
+kernels' to rounding, the noise's integer words exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def step_x0(
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    uncond: Tensor | None = None,
+    seeds: Tensor | None = None,
+    index: Tensor | None = None,
+    noise: Tensor | None = None,
+    h1: Tensor | None = None,
+    h2: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(x_next, x0), as `fastsample.ops.step_x0`."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    p, q, lo, hi, w, a, b, e, c1, c2, d, lv_lo, lv_hi = _coefficients(rows, row, x, dtype)
+    current = x.to(dtype)
+    learned = out.shape != x.shape
+    m, v = out.to(dtype).chunk(2, dim=1) if learned else (out.to(dtype), None)
+    if uncond is not None:
+        u = (uncond.chunk(2, dim=1)[0] if learned else uncond).to(dtype)
+        m = u + w * (m - u)
+    x0 = torch.clamp(p * current + q * m, lo, hi)
+    x_next = a * current + b * x0 + e * m
+    if h1 is not None:
+        x_next = x_next + c1 * h1
+    if h2 is not None:
+        x_next = x_next + c2 * h2
+    if v is not None:
+        d = d * torch.exp((lv_lo + (v + 1) / 2 * (lv_hi - lv_lo)) / 2)
+    if noise is None and seeds is not None:
+        assert index is not None
+        z = _normal(seeds, index, x.shape[1:], row.expand(x.shape[0])).to(dtype)
+    elif noise is not None:
+        z = noise.to(dtype)
+    else:
+        z = torch.full_like(x, torch.nan, dtype=dtype)  # a row that wants noise must not go without
+    x_next = torch.where(d == 0, x_next, x_next + d * z)
+    return x_next.to(x.dtype), x0
+
+
+def step_backward(
+    grad: Tensor,
+    grad_x0: Tensor | None,
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    uncond: Tensor | None = None,
+    seeds: Tensor | None = None,
+    index: Tensor | None = None,
+    noise: Tensor | None = None,
+    h1: Tensor | None = None,
+    h2: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Gradients of x, out, uncond, noise, h1, h2 (empty where absent), by autograd through `step_x0`."""
+    operands = [x, out, uncond, noise, h1, h2]
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in operands]
+        lx, lout, luncond, lnoise, lh1, lh2 = leaves
+        x_next, x0 = step_x0(lx, lout, rows, row, luncond, seeds, index, lnoise, lh1, lh2)
+        cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
+        wanted = [leaf for leaf in leaves if leaf is not None]
+        found = iter(torch.autograd.grad((x_next, x0), wanted, cotangents, allow_unused=True))
+    result = []
+    for leaf in leaves:
+        gradient = x.new_empty(0) if leaf is None else next(found)
+        result.append(torch.zeros_like(leaf) if gradient is None else gradient)
+    return tuple(result)
+
+
+def noise(
+    seeds: Tensor,
+    index: Tensor,
+    size: Sequence[int],
+    draw: int,
+    dtype: torch.dtype,
+    channels_last: bool = False,
+) -> Tensor:
+    """Noise ``size = (B, *shape)`` as `fastsample.ops.noise`."""
+    draws = torch.full_like(index, draw)
+    z = _normal(seeds, index, size[1:], draws).to(dtype)
+    if channels_last:
+        z = z.to(memory_format=torch.channels_last if z.dim() == 4 else torch.channels_last_3d)
+    return z
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words; broadcasts."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap modulo 2^64, which keeps both 32-bit halves right.
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _MASK) ^ c1 ^ k0,
+            product1 & _MASK,
+            ((product0 >> 32) & _MASK) ^ c3 ^ k1,
+            product0 & _MASK,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return c0, c1, c2, c3
+
+
+def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -> Tensor:
+    """Normals ``(B, *shape)`` in float32 for one draw per sample; design: words to Box-Muller pairs."""
+    size = torch.Size(shape).numel()
+    blocks = torch.arange((size + 3) // 4, device=index.device)
+    column = index[:, None]
+    counter = (blocks, column & _MASK, (column >> 32) & _MASK, draws[:, None] & _MASK)
+    keys = seeds.reshape(-1, 1)
+    r0, r1, r2, r3 = philox(counter, (keys & _MASK, (keys >> 32) & _MASK))
+    # float64 where the device has it: float32 cannot hold r + 0.5.
+    real = torch.float32 if index.device.type == "mps" else torch.float64
+    first, second = (_box_muller(r, angle, real) for r, angle in ((r0, r1), (r2, r3)))
+    z = torch.stack((*first, *second), dim=-1).reshape(index.shape[0], -1)[:, :size]
+    return z.reshape(index.shape[0], *shape).float()
+
+
+def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    u = (r.to(dtype) + 0.5) * 2.0**-32
+    distance = ((_MASK - r).to(dtype) + 0.5) * 2.0**-32  # 1 - u without cancellation
+    radius = torch.sqrt(-2 * torch.where(u < 0.5, torch.log(u), torch.log1p(-distance)))
+    theta = angle.to(dtype) * (2 * torch.pi * 2.0**-32)
+    return radius * torch.cos(theta), radius * torch.sin(theta)
+
+
+def _coefficients(rows: Tensor, row: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The 13 coefficients, each shaped to broadcast over x."""
+    table = rows.index_select(0, row.reshape(-1)).to(dtype)
+    return tuple(c.reshape(-1, *([1] * (x.dim() - 1))) for c in table.unbind(1))

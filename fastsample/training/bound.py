@@ -1,0 +1,194 @@
+"""The terms of the variational bound of a diffusion model, each formula once, in plain torch.
+
+Time `t` is the project's: 0 is data, a step goes from `t` down to `s` < `t`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample.schedule import NoiseSchedule
+
+__all__ = [
+    "discretized_gaussian_log_likelihood",
+    "normal_kl",
+    "posterior_table",
+    "prior_bits_per_dim",
+    "vlb_terms",
+]
+
+Prediction = Literal["epsilon", "x0", "v"]
+Variance = Literal["small", "large", "learned_range"]
+
+
+def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
+    """KL divergence KL(N(mean1, e^log_var1) || N(mean2, e^log_var2)), in nats per element.
+
+    Args:
+        mean1: mean of the first Gaussian, any shape that broadcasts with the others.
+        log_var1: log variance of the first.
+        mean2: mean of the second.
+        log_var2: log variance of the second.
+
+    Returns:
+        Nats, in the broadcast shape.
+    """
+    difference = (mean1 - mean2) ** 2 * torch.exp(-log_var2)
+    return 0.5 * (torch.exp(log_var1 - log_var2) - 1.0 + log_var2 - log_var1 + difference)
+
+
+def discretized_gaussian_log_likelihood(
+    x: Tensor, mean: Tensor, log_scale: Tensor, *, bin_width: float = 2 / 255
+) -> Tensor:
+    """Log-probability of the bin of `x` under a Gaussian, in nats per element.
+
+    The decoder of Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239,
+    eq. 13); the first and the last bin reach to infinity. The normal distribution function is
+    the tanh approximation of improved-diffusion (arXiv:2102.09672, released code), kept because
+    published bits/dim were computed with it; it is off by up to 2e-4 in probability.
+
+    Args:
+        x: data in [-1, 1], on multiples of `bin_width` from -1.
+        mean: mean of the Gaussian, the shape of `x`.
+        log_scale: log of the standard deviation.
+        bin_width: distance of neighbouring data levels, in data units: 2/255 for 8-bit images.
+
+    Returns:
+        Nats, in the shape of `x`; never below log(1e-12).
+    """
+    centred = x - mean
+    inverse = torch.exp(-log_scale)
+    upper = _normal_cdf(inverse * (centred + bin_width / 2))
+    lower = _normal_cdf(inverse * (centred - bin_width / 2))
+    # Floored as in improved-diffusion: a bin of probability 0 would make the loss infinite.
+    inside = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1.0 - lower, upper - lower))
+    return torch.log(inside.clamp(min=1e-12))
+
+
+def posterior_table(
+    schedule: NoiseSchedule, times: Sequence[float] | np.ndarray | None = None
+) -> np.ndarray:
+    """What the bound needs at each step (t, s) of a chain of times, in float64.
+
+    `x0_weight` is the coefficient of x0 in the mean of q(x_s | x_t, x0); the log variances are
+    those of arXiv:2102.09672 (eq. 15): `log_small` of the posterior, `log_large` of the forward
+    step. The posterior variance of the last step is 0; as in improved-diffusion both variances
+    of that step become the posterior variance of the step before it, except in the upper end
+    `log_range` of a learned range, which keeps its own.
+
+    Args:
+        schedule: noise levels; only `alpha_bar` at the times is read.
+        times: `(K + 1,)`, strictly decreasing to 0, K >= 2; None means T, T-1, ..., 0.
+
+    Returns:
+        `(K, 7)`, noisiest step first; columns alpha_t, sigma_t, x0_weight, log_small, log_large,
+        log_range, last (1 in the last row, else 0).
+
+    Raises:
+        ValueError: the times do not decrease to 0, or make fewer than 2 steps.
+    """
+    if times is None:
+        times = np.arange(schedule.num_steps, -1, -1)
+    times = np.asarray(times, dtype=np.float64)
+    if times.ndim != 1 or len(times) < 3 or times[-1] != 0 or np.any(np.diff(times) >= 0):
+        raise ValueError(
+            f"posterior_table: times must decrease strictly to 0 in at least 2 steps, got {times}"
+        )
+    alpha_bar = np.asarray(schedule.alpha_bar(times), dtype=np.float64)
+    bar_t, bar_s = alpha_bar[:-1], alpha_bar[1:]
+    beta = 1.0 - bar_t / bar_s
+    small = beta * (1.0 - bar_s) / (1.0 - bar_t)
+    small[-1] = small[-2]
+    large = beta.copy()
+    large[-1] = small[-2]
+    weight = np.sqrt(bar_s) * beta / (1.0 - bar_t)
+    last = np.zeros_like(beta)
+    last[-1] = 1.0
+    columns = [np.sqrt(bar_t), np.sqrt(1.0 - bar_t), weight, *np.log([small, large, beta]), last]
+    return np.stack(columns, axis=1)
+
+
+def vlb_terms(
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    *,
+    variance: Variance = "learned_range",
+    prediction: Prediction = "epsilon",
+    clip: float | None = None,
+    bin_width: float = 2 / 255,
+) -> tuple[Tensor, Tensor]:
+    """Terms of the variational bound at one step per sample, and the prediction of x0.
+
+    Nichol and Dhariwal 2021 (arXiv:2102.09672, eqs. 4-7): the KL divergence of the model's step
+    from the posterior, and at the last step the decoder's negative log-likelihood.
+
+    Args:
+        output: the network's output at (x_t, t), `(B, C, ...)`, or `(B, 2C, ...)` = prediction
+            and raw variance with a learned range.
+        x0: data `(B, C, ...)` in [-1, 1].
+        x_t: the noisy data, the shape of `x0`.
+        rows: rows of `posterior_table` `(B, 7)`, one per sample, in the dtype of `x0`.
+        variance: reverse variance "small", "large" or "learned_range".
+        prediction: what the network predicts: "epsilon", "x0" or "v".
+        clip: bound on the predicted |x0| in data units, or None.
+        bin_width: distance of neighbouring data levels, in data units.
+
+    Returns:
+        `vb` `(B,)` in bits per dimension, and the predicted x0 in the shape of `x0`.
+    """
+    alpha, sigma, weight, log_small, log_large, log_range, last = (
+        column.reshape(-1, *[1] * (x0.ndim - 1)) for column in rows.unbind(1)
+    )
+    if variance == "learned_range":
+        output, v = output.chunk(2, dim=1)
+        fraction = (v + 1.0) / 2.0
+        log_variance = fraction * log_range + (1.0 - fraction) * log_small
+    else:
+        log_variance = (log_small if variance == "small" else log_large).expand_as(x0)
+    if prediction == "epsilon":
+        predicted = (x_t - sigma * output) / alpha
+    elif prediction == "v":
+        predicted = alpha * x_t - sigma * output
+    else:
+        predicted = output
+    if clip is not None:
+        predicted = predicted.clamp(-clip, clip)
+    # Both means hold the same multiple of x_t: leaving it out avoids a cancellation in float32.
+    divergence = normal_kl(weight * x0, log_small, weight * predicted, log_variance)
+    # At the last step weight = 1 and x_t drops out, so the predicted x0 is the decoder's mean.
+    decoder = -discretized_gaussian_log_likelihood(
+        x0, predicted, 0.5 * log_variance, bin_width=bin_width
+    )
+    vb = torch.where(last > 0, decoder, divergence)
+    return vb.flatten(1).mean(1) / math.log(2.0), predicted
+
+
+def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = None) -> Tensor:
+    """KL(q(x_T | x0) || N(0, I)) in bits per dimension, the bound's term without a network.
+
+    Args:
+        schedule: noise levels.
+        x0: data `(B, ...)`.
+        t: the time where sampling starts; None means T.
+
+    Returns:
+        `(B,)`, bits per dimension.
+    """
+    alpha_bar = float(schedule.alpha_bar(schedule.num_steps if t is None else t))
+    log_variance = x0.new_tensor(math.log1p(-alpha_bar))
+    zero = x0.new_zeros(())
+    kl = normal_kl(math.sqrt(alpha_bar) * x0, log_variance, zero, zero)
+    return kl.flatten(1).mean(1) / math.log(2.0)
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    """The tanh approximation of the normal distribution function."""
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
