@@ -1,6 +1,7 @@
 """Checks of arguments that several modules share, in the package's error grammar.
 
-``<function>: <argument> must <rule>, got <value>``: TypeError for the kind, ValueError for the value.
+``<function>: <argument> must <rule>, got <value>``: TypeError for the kind, ValueError for the
+value.
 """
 
 from __future__ import annotations

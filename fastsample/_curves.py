@@ -1,7 +1,7 @@
 """Curves of log alpha_bar over real time: the mathematics behind each kind of schedule.
 
-A curve takes times in (0, T] and returns log alpha_bar <= 0; `time_at` inverts it. Ranges are checked
-by the schedule.
+A curve takes times in (0, T] and returns log alpha_bar <= 0; `time_at` inverts it. The schedule
+checks ranges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fastsample._checks import FloatArray
+from fastsample._checks import FloatArray, check_real
 
 
 class Curve(Protocol):
@@ -161,3 +161,27 @@ class FlowCurve:
         """``t = r / (1 + r)`` with r = sigma / alpha."""
         with np.errstate(divide="ignore"):
             return 1.0 / (1.0 + 1.0 / np.sqrt(np.expm1(-log_alpha_bar)))
+
+
+def beta_range(function: str, start: float, end: float) -> tuple[float, float]:
+    """Both ends of a range of betas; only the last may be 1."""
+    first = check_real(function, "beta_start", start)
+    last = check_real(function, "beta_end", end)
+    if not 0.0 < first < 1.0:
+        raise ValueError(f"{function}: beta_start must be in (0, 1), got {first:g}")
+    if not 0.0 < last <= 1.0:
+        raise ValueError(f"{function}: beta_end must be in (0, 1], got {last:g}")
+    return first, last
+
+
+def table_from_betas(function: str, betas: FloatArray) -> TableCurve:
+    """The curve through the cumulative products of 1 - beta."""
+    valid = (betas > 0.0) & (betas < 1.0)
+    valid[-1] |= betas[-1] == 1.0
+    if not valid.all():
+        i = int(np.argmin(valid))
+        raise ValueError(
+            f"{function}: betas must be in (0, 1), the last at most 1, got betas[{i}] = {betas[i]}"
+        )
+    with np.errstate(divide="ignore"):
+        return TableCurve(np.concatenate(([0.0], np.cumsum(np.log1p(-betas)))))

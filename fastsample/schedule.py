@@ -1,7 +1,7 @@
 """Noise schedules: how much signal (alpha) and noise (sigma) is left at a real time t.
 
-Everything is computed from ``log alpha_bar`` in float64, with ``sigma^2 = -expm1(log alpha_bar)``: near
-t = 0 the difference ``1 - alpha_bar`` would lose up to twelve of sixteen digits.
+Everything is computed from ``log alpha_bar`` in float64, with ``sigma^2 = -expm1(log alpha_bar)``:
+near t = 0 the difference ``1 - alpha_bar`` would lose up to twelve of sixteen digits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsample._checks import FloatArray, check_array, check_integer, check_real, check_vector
-from fastsample._curves import Curve, FlowCurve, LinearCurve, TableCurve, VdmCurve
+from fastsample._curves import (
+    Curve,
+    FlowCurve,
+    LinearCurve,
+    TableCurve,
+    VdmCurve,
+    beta_range,
+    table_from_betas,
+)
 
 Argument: TypeAlias = int | float | tuple[float, ...]
 
@@ -34,8 +42,8 @@ def transition(
 ) -> Transition:
     r"""Pair quantities of two noise levels, s cleaner than t, for any alpha and sigma.
 
-    ``alpha_{t|s} = alpha_t / alpha_s``, ``sigma^2_{t|s} = sigma_t^2 - alpha_{t|s}^2 sigma_s^2`` and the
-    posterior variance ``sigma^2_{t|s} sigma_s^2 / sigma_t^2``: Kingma et al. 2021, "Variational
+    ``alpha_{t|s} = alpha_t / alpha_s``, ``sigma^2_{t|s} = sigma_t^2 - alpha_{t|s}^2 sigma_s^2`` and
+    the posterior variance ``sigma^2_{t|s} sigma_s^2 / sigma_t^2``: Kingma et al. 2021, "Variational
     Diffusion Models" (arXiv:2107.00630), appendix A. When alpha^2 + sigma^2 = 1 the last two are
     beta_{t|s} and beta-tilde of Ho et al. 2020 (arXiv:2006.11239), eq. (7).
 
@@ -61,9 +69,9 @@ def transition(
 class NoiseSchedule:
     """Noise levels ``x_t = alpha(t) x0 + sigma(t) eps`` for real t in [0, T].
 
-    t = 0 is data, for every schedule: ``alpha(0) = 1`` and ``sigma(0) = 0`` exactly, since that is where
-    a sampler lands. (`vdm` has a jump there: its level just above 0 is sigmoid(-gamma_min).) Integer t
-    of a discrete schedule is the step t of the papers, and a trained network's index is t - 1.
+    For every schedule t = 0 is data, ``alpha(0) = 1`` and ``sigma(0) = 0`` exactly, since a sampler
+    lands there. (`vdm` jumps there: its alpha_bar just above 0 is sigmoid(-gamma_min).) Integer t
+    of a discrete schedule is the step t of the papers; the index of a trained network is t - 1.
 
     Build one with the class methods. Schedules are immutable, and equal when they were built by the
     same class method from the same values.
@@ -87,22 +95,23 @@ class NoiseSchedule:
     ) -> NoiseSchedule:
         r"""Betas evenly spaced (Ho et al. 2020, arXiv:2006.11239), continuous in t.
 
-        Between the integers alpha_bar follows the Gamma-function form of Kong and Ping 2021, "On Fast
-        Sampling of Diffusion Probabilistic Models" (arXiv:2106.00132):
-        ``alpha_bar(t) = D^t Gamma(a + 1) / Gamma(a - t + 1)`` with ``D`` the increment of beta and
-        ``a = (1 - beta_start) / D``. Where that form exceeds 1, at ``t < 1`` when
-        ``beta_start <= D / 2``, log alpha_bar is linear in t instead, so that time stays invertible.
+        Between the integers alpha_bar follows the Gamma-function form of Kong and Ping 2021, "On
+        Fast Sampling of Diffusion Probabilistic Models" (arXiv:2106.00132): ``alpha_bar(t) = D^t
+        Gamma(a + 1) / Gamma(a - t + 1)`` with ``D`` the increment of beta and ``a = (1 -
+        beta_start) / D``. Where that form exceeds 1, at ``t < 1`` when ``beta_start <= D / 2``, log
+        alpha_bar is linear in t instead, so that time stays invertible.
 
         Args:
             num_steps: T, at least 1.
             beta_start: variance of step 1, in (0, 1).
-            beta_end: variance of step T, in (0, 1]; 1 gives a zero terminal SNR. May be the smaller.
+            beta_end: variance of step T, in (0, 1]; 1 gives a zero terminal SNR. May be the
+                smaller.
         """
         steps = check_integer("NoiseSchedule.linear", "num_steps", num_steps, 1)
-        start, end = _beta_range("NoiseSchedule.linear", beta_start, beta_end)
+        start, end = beta_range("NoiseSchedule.linear", beta_start, beta_end)
         arguments = (("num_steps", steps), ("beta_start", start), ("beta_end", end))
         if steps == 1 or start == end:  # the closed form divides by the increment
-            curve = _from_betas("NoiseSchedule.linear", np.linspace(start, end, steps))
+            curve = table_from_betas("NoiseSchedule.linear", np.linspace(start, end, steps))
             return cls("linear", arguments, curve)
         return cls("linear", arguments, LinearCurve(steps, start, end))
 
@@ -110,7 +119,7 @@ class NoiseSchedule:
     def scaled_linear(
         cls, num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
     ) -> NoiseSchedule:
-        """Square roots of beta evenly spaced: Stable Diffusion's, and "quad" in the DDIM repository.
+        """Square roots of beta evenly spaced: Stable Diffusion's, "quad" in the DDIM repository.
 
         Args:
             num_steps: T, at least 1.
@@ -118,15 +127,15 @@ class NoiseSchedule:
             beta_end: variance of step T, in (0, 1].
         """
         steps = check_integer("NoiseSchedule.scaled_linear", "num_steps", num_steps, 1)
-        start, end = _beta_range("NoiseSchedule.scaled_linear", beta_start, beta_end)
-        betas = np.linspace(start**0.5, end**0.5, steps) ** 2
+        start, end = beta_range("NoiseSchedule.scaled_linear", beta_start, beta_end)
+        betas: FloatArray = np.square(np.linspace(math.sqrt(start), math.sqrt(end), steps))
         arguments = (("num_steps", steps), ("beta_start", start), ("beta_end", end))
-        curve = _from_betas("NoiseSchedule.scaled_linear", np.minimum(betas, 1.0))
+        curve = table_from_betas("NoiseSchedule.scaled_linear", np.minimum(betas, 1.0))
         return cls("scaled_linear", arguments, curve)
 
     @classmethod
     def cosine(cls, num_steps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
-        """Nichol and Dhariwal 2021, "Improved DDPM" (arXiv:2102.09672), eq. (17), as OpenAI ships it.
+        """Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. (17), as improved-diffusion ships it.
 
         Args:
             num_steps: T, at least 1.
@@ -136,7 +145,7 @@ class NoiseSchedule:
         bound = check_real("NoiseSchedule.cosine", "max_beta", max_beta, 0.0, 1.0)
         f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.minimum(1 - f[1:] / f[:-1], bound)
-        curve = _from_betas("NoiseSchedule.cosine", betas)
+        curve = table_from_betas("NoiseSchedule.cosine", betas)
         return cls("cosine", (("num_steps", steps), ("max_beta", bound)), curve)
 
     @classmethod
@@ -144,11 +153,11 @@ class NoiseSchedule:
         """Any variances; between integer times log alpha_bar is linear in t.
 
         Args:
-            betas: `(T,)`, each in (0, 1); the last may be 1 (zero terminal SNR: there alpha_bar itself
-                is linear over the last step). ``betas[0]`` belongs to t = 1.
+            betas: `(T,)`, each in (0, 1); the last may be 1 (zero terminal SNR: there alpha_bar
+                itself is linear over the last step). ``betas[0]`` belongs to t = 1.
         """
         values = check_vector("NoiseSchedule.from_betas", "betas", betas)
-        curve = _from_betas("NoiseSchedule.from_betas", values)
+        curve = table_from_betas("NoiseSchedule.from_betas", values)
         return cls("from_betas", (("betas", tuple(values.tolist())),), curve)
 
     @classmethod
@@ -156,8 +165,9 @@ class NoiseSchedule:
         """Any cumulative products; between integer times log alpha_bar is linear in t.
 
         Args:
-            values: `(T,)`, strictly decreasing in (0, 1); the last may be 0 (zero terminal SNR: there
-                alpha_bar itself is linear over the last step). ``values[0]`` belongs to t = 1.
+            values: `(T,)`, strictly decreasing in (0, 1); the last may be 0 (zero terminal SNR:
+                there alpha_bar itself is linear over the last step). ``values[0]`` belongs to t =
+                1.
         """
         name = "NoiseSchedule.from_alpha_bar"
         table = check_vector(name, "values", values)
@@ -165,7 +175,8 @@ class NoiseSchedule:
         if not falling.all():
             i = int(np.argmin(falling))
             raise ValueError(
-                f"{name}: values must be below 1 and strictly decreasing, got values[{i}] = {table[i]}"
+                f"{name}: values must be below 1 and strictly decreasing, "
+                f"got values[{i}] = {table[i]}"
             )
         if table[-1] < 0.0:
             raise ValueError(f"{name}: values must not be negative, got values[-1] = {table[-1]}")
@@ -175,7 +186,7 @@ class NoiseSchedule:
 
     @classmethod
     def vdm(cls, gamma_min: float = -13.3, gamma_max: float = 5.0) -> NoiseSchedule:
-        """Continuous, T = 1, log SNR linear: ``alpha(t)^2 = sigmoid(-gamma(t))``, ``sigma^2`` the rest.
+        """Continuous, T = 1, log SNR linear: ``alpha(t)^2 = sigmoid(-gamma(t)) = 1 - sigma(t)^2``.
 
         Kingma et al. 2021 (arXiv:2107.00630): ``gamma(t) = gamma_min + (gamma_max - gamma_min) t``.
         At t = 0 exactly the schedule returns clean data, not gamma_min.
@@ -194,10 +205,10 @@ class NoiseSchedule:
 
     @classmethod
     def flow(cls) -> NoiseSchedule:
-        """Straight paths, T = 1: ``alpha(t) = 1 - t``, ``sigma(t) = t`` (Liu et al., arXiv:2209.03003).
+        """Straight paths (arXiv:2209.03003), T = 1: ``alpha(t) = 1 - t``, ``sigma(t) = t``.
 
-        alpha^2 + sigma^2 is not 1 here: `alpha_bar` is ``alpha^2 / (alpha^2 + sigma^2)``, that of the
-        variance-preserving process with the same signal-to-noise ratio.
+        alpha^2 + sigma^2 is not 1 here: `alpha_bar` is ``alpha^2 / (alpha^2 + sigma^2)``, that of
+        the variance-preserving process with the same signal-to-noise ratio.
         """
         return cls("flow", (), FlowCurve())
 
@@ -225,7 +236,15 @@ class NoiseSchedule:
     def sigma(self, t: npt.ArrayLike) -> FloatArray:
         """Noise level at t in [0, T]; the shape of t."""
         log = self._log_alpha_bar("sigma", t)
-        return 1.0 * np.asarray(t, np.float64) if self.kind == "flow" else np.sqrt(-np.expm1(log))
+        return (
+            1.0 * np.asarray(t, np.float64)
+            if self.kind == "flow"
+            else np.sqrt(np.abs(np.expm1(log)))
+        )
+
+    def levels(self, t: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """(alpha, sigma) at t in [0, T], the arguments of `transition`."""
+        return self.alpha(t), self.sigma(t)
 
     def log_snr(self, t: npt.ArrayLike) -> FloatArray:
         """log(alpha^2 / sigma^2) at t in [0, T]: +inf at t = 0, -inf where alpha is 0."""
@@ -236,7 +255,8 @@ class NoiseSchedule:
     def time_at(self, alpha_bar: npt.ArrayLike) -> FloatArray:
         """Time of a level, the inverse of `alpha_bar`; the shape of the argument.
 
-        Near t = 0 alpha_bar is close to 1 and its own rounding limits t: `time_at_log_snr` is sharper.
+        Near t = 0 alpha_bar is close to 1 and its own rounding limits t: `time_at_log_snr` is
+        sharper.
 
         Args:
             alpha_bar: levels in [alpha_bar(T), 1]; up to 1e-9 relative below the range gives T.
@@ -281,7 +301,8 @@ class NoiseSchedule:
         expected = _ARGUMENTS.get(data.get("kind", ""))
         if expected is None:
             raise ValueError(
-                f'{name}: data["kind"] must be one of {sorted(_ARGUMENTS)}, got {data.get("kind")!r}'
+                f'{name}: data["kind"] must be one of {sorted(_ARGUMENTS)}, '
+                f"got {data.get('kind')!r}"
             )
         if set(rest) != set(expected):
             raise ValueError(
@@ -310,7 +331,7 @@ class NoiseSchedule:
 
     def _time(self, log_alpha_bar: FloatArray) -> FloatArray:
         """Time of a level inside the range, kept in [0, T] against rounding."""
-        return np.clip(self._curve.time_at(log_alpha_bar), 0.0, self.T)[()]
+        return np.minimum(np.maximum(self._curve.time_at(log_alpha_bar), 0.0), self.T)[()]
 
 
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -322,27 +343,3 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "vdm": ("gamma_min", "gamma_max"),
     "flow": (),
 }
-
-
-def _beta_range(function: str, start: float, end: float) -> tuple[float, float]:
-    """Both ends of a range of betas; only the last may be 1."""
-    first = check_real(function, "beta_start", start)
-    last = check_real(function, "beta_end", end)
-    if not 0.0 < first < 1.0:
-        raise ValueError(f"{function}: beta_start must be in (0, 1), got {first:g}")
-    if not 0.0 < last <= 1.0:
-        raise ValueError(f"{function}: beta_end must be in (0, 1], got {last:g}")
-    return first, last
-
-
-def _from_betas(function: str, betas: FloatArray) -> TableCurve:
-    """The curve through the cumulative products of 1 - beta."""
-    valid = (betas > 0.0) & (betas < 1.0)
-    valid[-1] |= betas[-1] == 1.0
-    if not valid.all():
-        i = int(np.argmin(valid))
-        raise ValueError(
-            f"{function}: betas must be in (0, 1), the last at most 1, got betas[{i}] = {betas[i]}"
-        )
-    with np.errstate(divide="ignore"):
-        return TableCurve(np.concatenate(([0.0], np.cumsum(np.log1p(-betas)))))

@@ -236,7 +236,27 @@ def test_wrong_output_shape() -> None:
         loss(lambda x, index: x, torch.zeros(2, 1, 4, 4))
 
 
-@pytest.mark.parametrize("times", [[5.0, 3.0], [3.0, 0.0], [3.0, 3.0, 0.0], [1.0, 2.0, 0.0]])
-def test_posterior_table_wants_a_chain_down_to_zero(times: list[float]) -> None:
+@pytest.mark.parametrize("build", [DiffusionLoss, posterior_table])
+def test_a_continuous_schedule_has_no_steps(build) -> None:
+    with pytest.raises(ValueError, match="schedule must have integer steps, got"):
+        build(NoiseSchedule.vdm())
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[5.0, 3.0], [3.0, 3.0, 0.0], [1.0, 2.0, 0.0], [math.nan, 1.0, 0.0], [0.0], [[2.0, 0.0]]],
+)
+def test_posterior_table_wants_a_chain_down_to_zero(times: list) -> None:
     with pytest.raises(ValueError, match="posterior_table: times must decrease strictly to 0"):
         posterior_table(NoiseSchedule.linear(num_steps=100), times)
+
+
+def test_the_last_step_has_a_variance_of_choice() -> None:
+    schedule = NoiseSchedule.linear(num_steps=100)
+    with pytest.raises(ValueError, match=r"2 steps or more, .* a single step needs decoder_var"):
+        posterior_table(schedule, [60.0, 0.0])
+    with pytest.raises(ValueError, match=r"decoder_variance must be positive, got 0\.0"):
+        posterior_table(schedule, [60.0, 0.0], decoder_variance=0.0)
+    (row,) = posterior_table(schedule, [60.0, 0.0], decoder_variance=0.01)
+    sigma = schedule.sigma(60.0)
+    np.testing.assert_allclose(row[1:], [sigma, 1, *np.log([0.01, 0.01, sigma**2]), 1], rtol=1e-12)

@@ -24,6 +24,7 @@ DATA = json.loads((Path(__file__).parent / "data" / "digits.json").read_text())
 IMAGES = torch.tensor(DATA["unseen"]).reshape(10, 1, 8, 8) / 8 - 1
 MEANS = torch.tensor(DATA["means"]).reshape(10, 1, 8, 8) / 8 - 1
 LABELS = torch.arange(10)
+BOUNDS = {10: 0.5, 100: 0.5, 300: 0.3, 500: 0.2, 700: 0.1}  # time -> mean squared error
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,7 @@ def test_wrong_inputs(args: tuple, error: type[Exception], message: str) -> None
 
 @pytest.mark.parametrize("knobs", [{"channels": 20}, {"channels": 0}, {"embedding": 7}])
 def test_wrong_widths(knobs: dict) -> None:
-    with pytest.raises(ValueError, match="DigitsUNet: (channels|embedding) must be"):
+    with pytest.raises(ValueError, match=r"DigitsUNet: (channels|embedding) must be"):
         DigitsUNet(**knobs)
 
 
@@ -283,7 +284,7 @@ def test_a_flipped_weight_is_noticed(bundled: bytes, tmp_path: Path) -> None:
     damaged = bytearray(bundled)
     damaged[-1000] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="must have the checksum .* is damaged"):
+    with pytest.raises(ValueError, match=r"must have the checksum .* is damaged"):
         load_digits_model(path)
 
 
@@ -293,11 +294,14 @@ def test_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="path must be a complete safetensors file"):
         load_checkpoint(path)
     safetensors.torch.save_file({"w": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="must be a file of save_checkpoint, got .* None"):
+    with pytest.raises(ValueError, match=r"must be a file of save_checkpoint, got .* \[\]"):
         load_checkpoint(path)
-    header = {"format": "fastsample-checkpoint", "version": "2"}
+    header = {"fastsample-checkpoint": '{"version": 2, "metadata": {}, "sha256": ""}'}
     safetensors.torch.save_file({"w": torch.ones(1)}, path, header)
-    with pytest.raises(ValueError, match="version must be '1', got '2'"):
+    with pytest.raises(ValueError, match="version must be 1, got 2; the file needs another"):
+        load_checkpoint(path)
+    safetensors.torch.save_file({"w": torch.ones(1)}, path, {"fastsample-checkpoint": "[]"})
+    with pytest.raises(ValueError, match="path must have an intact header"):
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "missing")

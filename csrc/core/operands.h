@@ -41,6 +41,16 @@ struct StepOperands {
   void* x0;             // F
 };
 
+// A sample that makes no noise and has no row of its own needs no identity: the batch is then one long
+// sample, without a cut at each boundary.
+inline StepOperands joined(const StepOperands& o) {
+  StepOperands result = o;
+  if (o.control.seeds || o.control.row_per_sample || o.learned) return result;
+  const int64_t size = o.layout.batch * o.layout.size;
+  result.layout = {size > 0 ? 1 : 0, size, 1, size, false};
+  return result;
+}
+
 struct BackwardOperands {
   StepOperands forward;  // next and x0 unused
   const void* grad_next;  // T

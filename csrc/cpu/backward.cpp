@@ -19,6 +19,7 @@ void write_half(const StepOperands& o, const Tile& tile, int64_t half, void* gra
   T* sample = at<T>(gradient, tile.sample * width);
   const bool interleaved = o.learned && layout.channels_last;
   T* to = interleaved ? packed : sample + half * layout.size + tile.first;
+#pragma omp simd
   for (int64_t i = 0; i < tile.count; ++i) to[i] = narrow<T>(value(i));
   if (interleaved) scatter_half(packed, layout, tile, half, sample);
 }
@@ -33,6 +34,7 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
   const F* grad_x0 = at<F>(b.grad_x0, view.offset);
   T* grad_x = at<T>(b.grad_x, view.offset);
   F* grad_m = buffers.next;
+#pragma omp simd
   for (int64_t i = 0; i < tile.count; ++i) {
     const F g = widen(grad[i]);
     const F unclamped = raw_x0<F>(row, widen(view.x[i]), widen(m[i]));
@@ -54,9 +56,11 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
     write_half(o, tile, 1, b.grad_out, buffers.staged, [](int64_t) { return F(0); });
   }
   if (F* grad_h1 = at<F>(b.grad_h1, view.offset)) {
+#pragma omp simd
     for (int64_t i = 0; i < tile.count; ++i) grad_h1[i] = row.c1 * widen(grad[i]);
   }
   if (F* grad_h2 = at<F>(b.grad_h2, view.offset)) {
+#pragma omp simd
     for (int64_t i = 0; i < tile.count; ++i) grad_h2[i] = row.c2 * widen(grad[i]);
   }
   T* grad_noise = at<T>(b.grad_noise, view.offset);
@@ -69,6 +73,7 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
       });
     }
     if (!grad_noise) return;
+#pragma omp simd
     for (int64_t i = 0; i < tile.count; ++i) {
       grad_noise[i] = narrow<T>(deviation(i) * widen(grad[i]));
     }
@@ -79,7 +84,8 @@ template <typename T>
 void backward_all(const BackwardOperands& b, int threads) {
   const StepOperands& o = b.forward;
   const Tiling tiling(o.layout);
-#pragma omp parallel num_threads(thread_count(o.layout.batch * o.layout.size, threads))
+  const int team = thread_count(o.layout.batch * o.layout.size, threads);
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     Buffers<T> buffers;
 #pragma omp for schedule(static)

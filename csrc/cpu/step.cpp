@@ -56,6 +56,7 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
   const T* x = view.x;
   const int64_t count = view.count;
   if (row.d == 0 && !view.h1 && !view.h2 && !x0_out) {
+#pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
       const F from = widen(x[i]), output = widen(m[i]);
       target[i] = narrow<T>(mean(row, from, clamp(row, raw_x0(row, from, output)), output));
@@ -64,22 +65,27 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
   }
   F* next = buffers.next;
   F* x0 = x0_out ? x0_out : buffers.x0;
+#pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const F from = widen(x[i]), output = widen(m[i]);
     x0[i] = clamp(row, raw_x0(row, from, output));
     next[i] = mean(row, from, x0[i], output);
   }
   if (const F* h1 = view.h1) {
+#pragma omp simd
     for (int64_t i = 0; i < count; ++i) next[i] = fused(row.c1, h1[i], next[i]);
   }
   if (const F* h2 = view.h2) {
+#pragma omp simd
     for (int64_t i = 0; i < count; ++i) next[i] = fused(row.c2, h2[i], next[i]);
   }
   with_noise(view, buffers, [&](const auto* z, auto deviation) {
+#pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
       next[i] = fused(deviation(i), static_cast<F>(widen(z[i])), next[i]);
     }
   });
+#pragma omp simd
   for (int64_t i = 0; i < count; ++i) target[i] = narrow<T>(next[i]);
 }
 
@@ -90,7 +96,8 @@ void step_all(const StepOperands& o, int threads) {
   const int64_t elements = o.layout.batch * o.layout.size;
   const bool streams =
       o.next != o.x && elements * static_cast<int64_t>(sizeof(T)) >= stream_bytes;
-#pragma omp parallel num_threads(thread_count(elements, threads))
+  const int team = thread_count(elements, threads);
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     Buffers<T> buffers;
 #pragma omp for schedule(static)
@@ -107,26 +114,18 @@ void step_all(const StepOperands& o, int threads) {
   }
 }
 
-// Without noise of its own a sample has no identity: one long sample saves the cut at each boundary.
-StepOperands joined(const StepOperands& o) {
-  const Control& control = o.control;
-  StepOperands result = o;
-  const bool quiet = !control.row_per_sample && *control.row >= 0 &&
-                     *control.row < control.num_rows &&
-                     control.rows[*control.row * row_size + 10] == 0;
-  if ((quiet || !control.seeds) && !control.row_per_sample && !o.learned) {
-    const int64_t size = o.layout.batch * o.layout.size;
-    result.layout = {size > 0 ? 1 : 0, size, 1, size, false};
-    result.control.seeds = nullptr;
-  }
-  return result;
+// Whether the one row of the call draws no noise (on CUDA only the device could tell).
+bool quiet(const Control& control) {
+  const int64_t number = control.row_per_sample ? -1 : *control.row;
+  return number >= 0 && number < control.num_rows && control.rows[number * row_size + 10] == 0;
 }
 
 template <typename T>
 void fill_all(const NoiseOperands& o, int threads) {
   using F = arithmetic_t<T>;
   const Tiling tiling(o.layout);
-#pragma omp parallel num_threads(thread_count(o.layout.batch * o.layout.size, threads))
+  const int team = thread_count(o.layout.batch * o.layout.size, threads);
+#pragma omp parallel num_threads(team) if (team > 1)
   {
     alignas(64) float z[tile_size + 8];
     alignas(64) float scratch[tile_size + 8];
@@ -137,6 +136,7 @@ void fill_all(const NoiseOperands& o, int threads) {
                                         o.index[tile.sample], o.draw);
       fill_noise(stream, o.layout, tile, z, scratch);
       T* out = at<T>(o.out, tile.sample * o.layout.size + tile.first);
+#pragma omp simd
       for (int64_t i = 0; i < tile.count; ++i) out[i] = narrow<T>(static_cast<F>(z[i]));
     }
   }
@@ -145,7 +145,9 @@ void fill_all(const NoiseOperands& o, int threads) {
 }  // namespace
 
 void step(const StepOperands& operands, int threads) {
-  const StepOperands o = joined(operands);
+  StepOperands o = operands;
+  if (quiet(o.control)) o.control.seeds = nullptr;
+  o = joined(o);
   dispatch(o.dtype, [&](auto tag) { step_all<typename decltype(tag)::type>(o, threads); });
 }
 

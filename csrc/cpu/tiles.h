@@ -5,6 +5,7 @@
 
 #include "core/operands.h"
 #include "core/step.h"
+#include "cpu/philox.h"
 
 namespace fastsample {
 namespace cpu {
@@ -12,6 +13,9 @@ namespace FASTSAMPLE_ISA {
 
 constexpr int64_t tile_size = 1024;            // 4 KiB of float; a handful of such buffers fit in L1
 constexpr int64_t parallel_grain = 16 * 1024;  // elements worth waking a thread for
+
+// Loops over a tile carry `omp simd`: operands either do not overlap or are the same tensor, position by
+// position, which a compiler cannot know.
 
 // A run of consecutive memory positions of one sample.
 struct Tile {
@@ -45,16 +49,23 @@ struct Tiling {
   }
 };
 
+constexpr int64_t block_chunk = tile_size / 4;
+static_assert(block_chunk % philox_group == 0, "a chunk holds whole groups");
+
 // Normals of elements 4 * block .. 4 * (block + count) - 1.
 inline void fill_blocks(const Stream& stream, int64_t block, int64_t count, float* z) {
-  for (int64_t i = 0; i < count; ++i) {
-    const Words words = philox(stream, static_cast<uint32_t>(block + i));
-    const Pair front = normal_pair(words.r0, words.r1);
-    const Pair back = normal_pair(words.r2, words.r3);
-    z[4 * i] = front.first;
-    z[4 * i + 1] = front.second;
-    z[4 * i + 2] = back.first;
-    z[4 * i + 3] = back.second;
+  alignas(64) uint32_t r0[block_chunk], r1[block_chunk], r2[block_chunk], r3[block_chunk];
+  for (; count > 0; block += block_chunk, count -= block_chunk, z += tile_size) {
+    const int64_t now = std::min(count, block_chunk);
+    philox_words(stream, block, now, r0, r1, r2, r3);
+#pragma omp simd
+    for (int64_t i = 0; i < now; ++i) {
+      const Pair front = normal_pair(r0[i], r1[i]), back = normal_pair(r2[i], r3[i]);
+      z[4 * i] = front.first;
+      z[4 * i + 1] = front.second;
+      z[4 * i + 2] = back.first;
+      z[4 * i + 3] = back.second;
+    }
   }
 }
 
@@ -75,6 +86,7 @@ inline void fill_noise(const Stream& stream, const Layout& layout, const Tile& t
     const int64_t block = element / 4;
     fill_blocks(stream, block, (element + pixels + 3) / 4 - block, scratch);
     const float* run = scratch + element % 4;
+#pragma omp simd
     for (int64_t i = 0; i < pixels; ++i) z[i * width + c] = run[i];
   }
 }

@@ -117,6 +117,7 @@ template <typename T, typename Function>
 void with_guided(const View<T>& view, Buffers<T>& buffers, Function&& function) {
   using F = arithmetic_t<T>;
   if (!view.u) return function(view.c);
+#pragma omp simd
   for (int64_t i = 0; i < view.count; ++i) {
     buffers.m[i] = guide<F>(view.row, widen(view.c[i]), widen(view.u[i]));
   }
@@ -139,6 +140,7 @@ void with_noise(const View<T>& view, Buffers<T>& buffers, Function&& function) {
     const F d = view.row.d;
     return scaled([d](int64_t) { return d; });
   }
+#pragma omp simd
   for (int64_t i = 0; i < view.count; ++i) {
     buffers.deviation[i] = learned_deviation<F>(view.row, widen(view.v[i]));
   }

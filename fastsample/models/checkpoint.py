@@ -17,7 +17,7 @@ from torch import Tensor, nn
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _FORMAT = "fastsample-checkpoint"
-_VERSION = "1"
+_VERSION = 1
 
 
 def save_checkpoint(
@@ -29,9 +29,10 @@ def save_checkpoint(
 ) -> None:
     """Write weights and metadata to a safetensors file that `load_checkpoint` reads.
 
-    The header's metadata holds `format`, `version`, `metadata` (JSON) and `sha256` over the JSON
-    and every tensor; safetensors itself has no checksum. The file appears complete or not at
-    all: it is written beside its place and then renamed.
+    The header's metadata has one entry, "fastsample-checkpoint": JSON with `version`, `metadata`
+    and `sha256` over the metadata and every tensor, since safetensors itself has no checksum.
+    Equal weights and metadata make equal bytes. The file appears complete or not at all: it is
+    written beside its place and then renamed.
 
     Args:
         path: the file to make or replace; its folder must exist.
@@ -47,12 +48,14 @@ def save_checkpoint(
         name: _cast(value.detach().cpu(), dtype).contiguous() for name, value in state.items()
     }
     try:
-        text = json.dumps(metadata, sort_keys=True, allow_nan=False)
+        # Through JSON and back, so that the checksum is of what a reader will find.
+        metadata = json.loads(_canonical(metadata))
+        digest = _digest(metadata, tensors)
     except (TypeError, ValueError) as error:
         raise TypeError(f"save_checkpoint: metadata must fit into JSON, got {error}") from error
-    header = {"format": _FORMAT, "version": _VERSION, "metadata": text}
-    header["sha256"] = _digest(text, tensors)
-    data = safetensors.torch.save(tensors, header)
+    content = {"metadata": metadata, "sha256": digest, "version": _VERSION}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    data = safetensors.torch.save(tensors, {_FORMAT: _canonical(content)})
 
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -95,24 +98,31 @@ def load_checkpoint(path: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # safetensors' layout: 8 bytes of header length, little-endian, then the header as JSON.
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    if header.get("format") != _FORMAT:
+    if _FORMAT not in header:
         raise ValueError(
-            f"load_checkpoint: path must be a file of save_checkpoint, "
-            f"got {path} with format {header.get('format')!r}"
+            f"load_checkpoint: path must be a file of save_checkpoint, got {path} with the "
+            f"metadata {sorted(header)}"
         )
-    if header.get("version") != _VERSION:
+    try:
+        content = json.loads(header[_FORMAT])
+        version, metadata, digest = (content[key] for key in ("version", "metadata", "sha256"))
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"load_checkpoint: version must be {_VERSION!r}, got {header.get('version')!r}; "
+            f"load_checkpoint: path must have an intact header, got {path} ({error!r}); "
+            "copy or download it again"
+        ) from error
+    if version != _VERSION:
+        raise ValueError(
+            f"load_checkpoint: version must be {_VERSION}, got {version!r}; "
             "the file needs another version of fastsample"
         )
-    text = header.get("metadata", "")
-    found = _digest(text, tensors)
-    if header.get("sha256") != found:
+    found = _digest(metadata, tensors)
+    if digest != found:
         raise ValueError(
-            f"load_checkpoint: path must have the checksum {header.get('sha256')}, "
-            f"got {found}; {path} is damaged, copy or download it again"
+            f"load_checkpoint: path must have the checksum {digest}, got {found}; "
+            f"{path} is damaged, copy or download it again"
         )
-    return {name: _cast(value, torch.float32) for name, value in tensors.items()}, json.loads(text)
+    return {name: _cast(value, torch.float32) for name, value in tensors.items()}, metadata
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -120,9 +130,14 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+def _canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: one text for one value."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+
+def _digest(metadata: Any, tensors: dict[str, Tensor]) -> str:
     """SHA-256 of the metadata and of every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(_canonical(metadata).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())

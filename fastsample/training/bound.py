@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.schedule import NoiseSchedule
+from fastsample.schedule import NoiseSchedule, transition
 
 __all__ = [
     "discretized_gaussian_log_likelihood",
@@ -72,45 +72,60 @@ def discretized_gaussian_log_likelihood(
 
 
 def posterior_table(
-    schedule: NoiseSchedule, times: Sequence[float] | np.ndarray | None = None
+    schedule: NoiseSchedule,
+    times: Sequence[float] | np.ndarray | None = None,
+    *,
+    decoder_variance: float | None = None,
 ) -> np.ndarray:
     """What the bound needs at each step (t, s) of a chain of times, in float64.
 
     `x0_weight` is the coefficient of x0 in the mean of q(x_s | x_t, x0); the log variances are
     those of arXiv:2102.09672 (eq. 15): `log_small` of the posterior, `log_large` of the forward
-    step. The posterior variance of the last step is 0; as in improved-diffusion both variances
-    of that step become the posterior variance of the step before it, except in the upper end
-    `log_range` of a learned range, which keeps its own.
+    step. The posterior variance of the last step is 0, so one must be chosen. By default both
+    variances of that step become the posterior variance of the step before it, as in the
+    released code; the upper end `log_range` of a learned range keeps its own in any case.
 
     Args:
-        schedule: noise levels; only `alpha_bar` at the times is read.
-        times: `(K + 1,)`, strictly decreasing to 0, K >= 2; None means T, T-1, ..., 0.
+        schedule: noise levels; only `levels` at the times is read.
+        times: `(K + 1,)`, strictly decreasing to 0; None means T, T-1, ..., 0.
+        decoder_variance: variance of the last step, in squared data units; None is the released
+            code's choice, which needs K >= 2.
 
     Returns:
         `(K, 7)`, noisiest step first; columns alpha_t, sigma_t, x0_weight, log_small, log_large,
         log_range, last (1 in the last row, else 0).
 
     Raises:
-        ValueError: the times do not decrease to 0, or make fewer than 2 steps.
+        ValueError: the times do not decrease to 0, or are left to a schedule without integer
+            steps; a single step without `decoder_variance`, or one that is not positive.
     """
     if times is None:
+        if schedule.num_steps is None:
+            raise ValueError(
+                f"posterior_table: schedule must have integer steps, got {schedule}; pass times"
+            )
         times = np.arange(schedule.num_steps, -1, -1)
     times = np.asarray(times, dtype=np.float64)
-    if times.ndim != 1 or len(times) < 3 or times[-1] != 0 or np.any(np.diff(times) >= 0):
+    if times.ndim != 1 or len(times) < 2 or times[-1] != 0 or not np.all(np.diff(times) < 0):
+        raise ValueError(f"posterior_table: times must decrease strictly to 0, got {times}")
+    if decoder_variance is None and len(times) == 2:
         raise ValueError(
-            f"posterior_table: times must decrease strictly to 0 in at least 2 steps, got {times}"
+            f"posterior_table: times must make 2 steps or more, got {times}; "
+            "a single step needs decoder_variance"
         )
-    alpha_bar = np.asarray(schedule.alpha_bar(times), dtype=np.float64)
-    bar_t, bar_s = alpha_bar[:-1], alpha_bar[1:]
-    beta = 1.0 - bar_t / bar_s
-    small = beta * (1.0 - bar_s) / (1.0 - bar_t)
-    small[-1] = small[-2]
-    large = beta.copy()
-    large[-1] = small[-2]
-    weight = np.sqrt(bar_s) * beta / (1.0 - bar_t)
-    last = np.zeros_like(beta)
-    last[-1] = 1.0
-    columns = [np.sqrt(bar_t), np.sqrt(1.0 - bar_t), weight, *np.log([small, large, beta]), last]
+    if decoder_variance is not None and not decoder_variance > 0:
+        raise ValueError(
+            f"posterior_table: decoder_variance must be positive, got {decoder_variance}"
+        )
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = (
+        (levels[:-1], levels[1:]) for levels in schedule.levels(times)
+    )
+    pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
+    small, large = pair.posterior_variance.copy(), pair.variance.copy()
+    small[-1] = large[-1] = small[-2] if decoder_variance is None else decoder_variance
+    logs = np.log([small, large, pair.variance])
+    last = np.arange(len(small)) == len(small) - 1
+    columns = [alpha_t, sigma_t, alpha_s * pair.variance / sigma_t**2, *logs, last]
     return np.stack(columns, axis=1)
 
 
@@ -182,10 +197,10 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = No
     Returns:
         `(B,)`, bits per dimension.
     """
-    alpha_bar = float(schedule.alpha_bar(schedule.num_steps if t is None else t))
-    log_variance = x0.new_tensor(math.log1p(-alpha_bar))
+    alpha, sigma = (float(level) for level in schedule.levels(schedule.T if t is None else t))
+    log_variance = x0.new_tensor(2.0 * math.log(sigma))
     zero = x0.new_zeros(())
-    kl = normal_kl(math.sqrt(alpha_bar) * x0, log_variance, zero, zero)
+    kl = normal_kl(alpha * x0, log_variance, zero, zero)
     return kl.flatten(1).mean(1) / math.log(2.0)
 
 

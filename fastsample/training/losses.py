@@ -26,7 +26,7 @@ _CHOICES = {
 class DiffusionLoss:
     """L_simple, L_hybrid or L_vlb of a diffusion model, one value per sample.
 
-    Nichol and Dhariwal 2021 (arXiv:2102.09672): "simple" is eq. 8, the mean squared error;
+    Nichol and Dhariwal 2021 (arXiv:2102.09672): "simple" is eq. 14, the mean squared error;
     "hybrid" is eq. 16, L_simple + `vlb_weight` * L_vlb, where the bound trains the variance only
     (the prediction is detached in it); "vlb" is the bound itself, T times the term of a random
     step. Steps are drawn uniformly; the importance sampling of their Sec. 3.3 is not done. With
@@ -43,7 +43,7 @@ class DiffusionLoss:
         bin_width: distance of neighbouring data levels, in data units: 2/255 for 8-bit images.
 
     Raises:
-        ValueError: an unknown name, or "hybrid" without a learned variance.
+        ValueError: an unknown name, "hybrid" without a learned variance, or a continuous schedule.
     """
 
     def __init__(
@@ -67,13 +67,15 @@ class DiffusionLoss:
                 "DiffusionLoss: variance must be 'learned_range' with kind 'hybrid', "
                 f"got {variance!r}; a fixed variance has nothing to learn from the bound"
             )
+        if schedule.num_steps is None:
+            raise ValueError(f"DiffusionLoss: schedule must have integer steps, got {schedule}")
         self.schedule = schedule
         self.kind = kind
         self.variance: Variance = variance
         self.prediction = prediction
         self.vlb_weight = vlb_weight
         self.bin_width = bin_width
-        self.num_steps = int(schedule.num_steps)
+        self.num_steps = schedule.num_steps
         # Row t - 1 belongs to time t. Made in float64 once, rounded once per dtype and device.
         self._table = torch.from_numpy(posterior_table(schedule)[::-1].copy())
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -157,7 +159,9 @@ class DiffusionLoss:
         if t.is_floating_point():
             raise TypeError(f"DiffusionLoss: t must be integer times, got {t.dtype}")
         if t.shape != (batch,):
-            raise ValueError(f"DiffusionLoss: t must have the shape ({batch},), got {tuple(t.shape)}")
+            raise ValueError(
+                f"DiffusionLoss: t must have the shape ({batch},), got {tuple(t.shape)}"
+            )
         if t.device.type == "cpu" and batch and not 1 <= t.min() <= t.max() <= self.num_steps:
             raise ValueError(
                 f"DiffusionLoss: t must be in 1..{self.num_steps}, "

@@ -1,0 +1,99 @@
+// Which elements a GPU thread works on. Host-callable, so that tests check on any machine that every
+// element is visited exactly once and meets its own noise.
+//
+// Work is cut into packs of W elements that follow one another in C order inside one sample (W a multiple
+// of 4, the size of a Philox block). Contiguous tensors read a pack with 16-byte accesses. In channels_last
+// tensors a pack is 4 pixels of one channel and neighbouring packs are neighbouring channels, so that a
+// warp's accesses together cover whole cache lines.
+#pragma once
+
+#include "core/operands.h"
+
+namespace fastsample {
+
+// Division by a constant of numerators below 2^31: multiply, add, shift (Granlund & Montgomery 1994).
+struct Divider {
+  uint32_t divisor, multiplier, shift;
+
+  static Divider by(uint32_t divisor) {
+    uint32_t shift = 0;
+    while ((uint64_t{1} << shift) < divisor) ++shift;
+    const uint64_t multiplier =
+        ((uint64_t{1} << 32) * ((uint64_t{1} << shift) - divisor)) / divisor + 1;
+    return {divisor, static_cast<uint32_t>(multiplier), shift};
+  }
+
+  FS_HD uint32_t divide(uint32_t n) const {
+#if defined(__CUDA_ARCH__)
+    return (__umulhi(n, multiplier) + n) >> shift;
+#else
+    return static_cast<uint32_t>(((uint64_t{n} * multiplier >> 32) + n) >> shift);
+#endif
+  }
+};
+
+// How a batch is cut, computed once per launch.
+struct Cut {
+  Layout layout;
+  uint32_t packs;        // per sample
+  uint32_t items;        // in the batch, below 2^31
+  bool whole_quads;      // channels_last: packs never straddle channels
+  Divider by_packs;
+  Divider by_minor;      // channels_last: by channels (whole quads) or by pixels
+
+  static Cut of(const Layout& layout, int width) {
+    Cut cut{};
+    cut.layout = layout;
+    cut.packs = static_cast<uint32_t>((layout.size + width - 1) / width);
+    cut.items = static_cast<uint32_t>(layout.batch) * cut.packs;
+    cut.whole_quads = layout.channels_last && layout.pixels % 4 == 0;
+    cut.by_packs = Divider::by(cut.packs ? cut.packs : 1);
+    const int64_t minor = cut.whole_quads ? layout.channels : layout.pixels;
+    cut.by_minor = Divider::by(minor > 0 ? static_cast<uint32_t>(minor) : 1);
+    return cut;
+  }
+};
+
+// One pack: `first` is its first element in C order, `count` how many of its W elements exist.
+struct Pack {
+  uint32_t sample, first, count;
+  uint32_t channel, pixel;  // channels_last: of the first element
+};
+
+template <int width>
+FS_HD Pack contiguous_pack(const Cut& cut, uint32_t item) {
+  const uint32_t sample = cut.by_packs.divide(item);
+  const uint32_t first = (item - sample * cut.packs) * width;
+  const uint32_t left = static_cast<uint32_t>(cut.layout.size) - first;
+  return {sample, first, left < width ? left : width, 0, 0};
+}
+
+FS_HD Pack channels_last_pack(const Cut& cut, uint32_t item) {
+  Pack pack = contiguous_pack<4>(cut, item);
+  const uint32_t dividend = cut.whole_quads ? pack.first / 4 : pack.first;
+  const uint32_t quotient = cut.by_minor.divide(dividend);
+  const uint32_t remainder = dividend - quotient * cut.by_minor.divisor;
+  if (cut.whole_quads) {
+    pack.channel = remainder;
+    pack.pixel = quotient * 4;
+    pack.first = remainder * static_cast<uint32_t>(cut.layout.pixels) + pack.pixel;
+  } else {
+    pack.channel = quotient;
+    pack.pixel = remainder;
+  }
+  return pack;
+}
+
+// Memory position, within a sample, of element `first + j` of a channels_last pack. A tensor with two
+// halves (prediction and v) has twice the channels.
+FS_HD int64_t channels_last_position(const Cut& cut, const Pack& pack, uint32_t j, int halves,
+                                     int half) {
+  uint32_t channel = pack.channel, pixel = pack.pixel + j;
+  while (pixel >= static_cast<uint32_t>(cut.layout.pixels)) {
+    pixel -= static_cast<uint32_t>(cut.layout.pixels);
+    ++channel;
+  }
+  return int64_t{pixel} * (halves * cut.layout.channels) + half * cut.layout.channels + channel;
+}
+
+}  // namespace fastsample

@@ -1,0 +1,15 @@
+// The CUDA back end. `stream` is torch's raw stream handle: a cudaStream_t belongs to the device's one
+// primary context, which every copy of the runtime library shares.
+#pragma once
+
+#include "core/operands.h"
+
+namespace fastsample {
+namespace cuda {
+
+void step(const StepOperands&, int device, uintptr_t stream);
+void step_backward(const BackwardOperands&, int device, uintptr_t stream);
+void fill_noise(const NoiseOperands&, int device, uintptr_t stream);
+
+}  // namespace cuda
+}  // namespace fastsample

@@ -1,0 +1,106 @@
+"""Ancestral sampling on any grid: DDPM and the strided sampling of Improved DDPM."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsample._checks import check_vector
+from fastsample.grids import Grid
+from fastsample.plan import Plan
+from fastsample.rows import Check, Clip, Prediction
+from fastsample.samplers._compile import compile_plan, grid_levels
+from fastsample.schedule import NoiseSchedule, transition
+
+
+def ancestral(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    *,
+    variance: Literal["small", "large", "learned_range"] | npt.ArrayLike = "small",
+    clip: Clip = None,
+    prediction: Prediction = "epsilon",
+) -> Plan:
+    r"""Plan for ancestral (DDPM) sampling of the grid's sub-sequence of steps.
+
+    The mean is that of the posterior q(x_s | x_t, x0): eq. (7) of Ho et al. 2020 (arXiv:2006.11239)
+    with the pair (s, t) in place of neighbouring steps, as in Nichol and Dhariwal 2021, "Improved
+    Denoising Diffusion Probabilistic Models" (arXiv:2102.09672), section 4, for any alpha and
+    sigma: ``x_s = alpha_{t|s} sigma_s^2 / sigma_t^2 x + alpha_s sigma_{t|s}^2 / sigma_t^2 x0 + d
+    z``.
+
+    Args:
+        schedule: noise levels; only alpha and sigma at the grid's times are read.
+        grid: K times and the final 0.
+        variance: ``d^2`` of each row: "small" is the posterior's (beta-tilde), "large" is
+            ``sigma_{t|s}^2`` (beta); "learned_range" lies between them in the logarithm, at the
+            place that the second half of the output gives (eq. 15 there; v in [-1, 1], not
+            clamped). Or `(K,)` variances >= 0, noisiest first, whose last entry must be 0. All but
+            "small" break the variance law on purpose.
+        clip: bound on |x0| in data units, a pair (lo, hi), or None.
+        prediction: what the network's output is.
+
+    Returns:
+        A plan of K rows. Each draws noise but the last, which lands on x0.
+
+    Raises:
+        ValueError: for a value out of range, a grid that starts above T, or an epsilon prediction
+            where alpha is 0.
+    """
+    alphas, sigmas = grid_levels("ancestral", schedule, grid)
+    pair = transition(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
+    d = np.zeros(len(grid))
+    lv_lo, lv_hi = np.zeros(len(grid)), np.zeros(len(grid))
+    check: Check = "mean"
+    if isinstance(variance, str):
+        if variance == "small":
+            d[:-1] = np.sqrt(pair.posterior_variance[:-1])
+            check = "all"
+        elif variance == "large":
+            d[:-1] = np.sqrt(pair.variance[:-1])
+        elif variance == "learned_range":
+            d[:-1] = 1.0
+            lv_lo[:-1] = np.log(pair.posterior_variance[:-1])
+            lv_hi[:-1] = np.log(pair.variance[:-1])
+        else:
+            raise ValueError(
+                'ancestral: variance must be "small", "large", "learned_range" or an array, '
+                f"got {variance!r}"
+            )
+        name = f'"{variance}"'
+    else:
+        d = _deviations(variance, len(grid))
+        name = "array"
+    share = (sigmas[1:] / sigmas[:-1]) ** 2
+    return compile_plan(
+        "ancestral",
+        schedule,
+        grid.times,
+        prediction=prediction,
+        clip=clip,
+        method=f"ancestral(variance={name})",
+        check=check,
+        a=pair.alpha * share,
+        b=alphas[1:] * (pair.variance / sigmas[:-1] ** 2),
+        d=d,
+        lv_lo=lv_lo,
+        lv_hi=lv_hi,
+    )
+
+
+def _deviations(variance: npt.ArrayLike, num_steps: int) -> npt.NDArray[np.float64]:
+    """Square roots of per-step variances, checked."""
+    values = check_vector("ancestral", "variance", variance)
+    if values.shape != (num_steps,):
+        raise ValueError(f"ancestral: variance must have shape ({num_steps},), got {values.shape}")
+    if np.any(values < 0):
+        raise ValueError(f"ancestral: variance must not be negative, got {values.min():g}")
+    if values[-1] != 0.0:
+        # Also what an array in the wrong order runs into.
+        raise ValueError(
+            "ancestral: variance must be 0 in the last step, which lands on x0, "
+            f"got {values[-1]:g}; order it noisiest first"
+        )
+    return np.sqrt(values)

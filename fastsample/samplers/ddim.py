@@ -1,0 +1,120 @@
+"""DDIM: sampling from deterministic to DDPM-like, and its deterministic inversion."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastsample._checks import check_real
+from fastsample.grids import Grid
+from fastsample.plan import Plan
+from fastsample.rows import Clip, Prediction, check_prediction, eps_terms
+from fastsample.samplers._compile import compile_plan, grid_levels
+from fastsample.schedule import NoiseSchedule, transition
+
+
+def ddim(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    *,
+    eta: float = 0.0,
+    sigma_hat: bool = False,
+    clip: Clip = None,
+    rederive: bool = True,
+    prediction: Prediction = "epsilon",
+) -> Plan:
+    r"""Plan for DDIM: deterministic at `eta=0`, DDPM-like at `eta=1`.
+
+    Implements eq. (12) of Song et al. 2021, "Denoising Diffusion Implicit Models"
+    (arXiv:2010.02502), for any alpha and sigma: ``x_s = alpha_s x0 + sqrt(sigma_s^2 - d^2) eps + d
+    z`` with ``d`` equal to eta times the posterior standard deviation of the pair (s, t).
+
+    Args:
+        schedule: noise levels; only alpha and sigma at the grid's times are read.
+        grid: K times and the final 0.
+        eta: share of the posterior noise, in [0, 1], dimensionless.
+        sigma_hat: draw the larger noise ``sigma_{t|s}`` around the mean of `eta=1` (appendix D.3),
+            in every row but the last. It breaks the variance law on purpose. `eta` must be 0 or 1
+            then, and is not used.
+        clip: bound on |x0| in data units, a pair (lo, hi), or None.
+        rederive: take eps from the clipped x0, as improved-diffusion does; False keeps the
+            network's own eps, as the DDIM repository and diffusers do. They differ only where
+            clipping acts.
+        prediction: what the network's output is.
+
+    Returns:
+        A plan of K rows. With eta > 0 each draws noise but the last, which lands on x0.
+
+    Raises:
+        ValueError: for a value out of range, a grid that starts above T, or an epsilon prediction
+            where alpha is 0.
+    """
+    share = check_real("ddim", "eta", eta, 0.0, 1.0)
+    if sigma_hat and share not in (0.0, 1.0):
+        raise ValueError(f"ddim: eta must be 0 or 1 with sigma_hat=True, got {share:g}")
+    check_prediction("ddim", prediction)
+    alphas, sigmas = grid_levels("ddim", schedule, grid)
+    alpha_t, sigma_t, alpha_s, sigma_s = alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:]
+    pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
+    share = 1.0 if sigma_hat else share
+    d = np.sqrt(pair.variance) if sigma_hat else share * np.sqrt(pair.posterior_variance)
+    d[-1] = 0.0
+    # sqrt(sigma_s^2 - d^2), where the difference would cancel for eta near 1.
+    keep = sigma_s * np.sqrt((1.0 - share**2) + share**2 * pair.snr_ratio)
+    if rederive:
+        a, b, e = keep / sigma_t, alpha_s - keep * alpha_t / sigma_t, np.zeros_like(keep)
+    else:
+        from_x, from_output = eps_terms("ddim", prediction, alpha_t, sigma_t)
+        a, b, e = keep * from_x, alpha_s, keep * from_output
+    knobs = "sigma_hat=True" if sigma_hat else f"eta={share}"
+    return compile_plan(
+        "ddim",
+        schedule,
+        grid.times,
+        prediction=prediction,
+        clip=clip,
+        method=f"ddim({knobs})" if rederive else f"ddim({knobs}, rederive=False)",
+        check="mean" if sigma_hat else "all",
+        a=a,
+        b=b,
+        e=e,
+        d=d,
+    )
+
+
+def ddim_inversion(
+    schedule: NoiseSchedule, grid: Grid, *, prediction: Prediction = "epsilon"
+) -> Plan:
+    r"""Plan that carries data to noise: the deterministic rows of `ddim`, run upwards.
+
+    Eq. (13) of Song et al. 2021 (arXiv:2010.02502) with the network called at the cleaner time s:
+    ``x_t = alpha_t x0(x_s) + sigma_t eps(x_s)``. Data are fed as if they were x at the grid's first
+    nonzero time, as in improved-diffusion's `ddim_reverse_sample`, since a network has no index for
+    t = 0. Not an exact inverse of sampling: the two agree to first order in the step.
+
+    Args:
+        schedule: noise levels.
+        grid: K >= 2 times and the final 0, noisiest first like every grid.
+        prediction: what the network's output is.
+
+    Returns:
+        A plan of K - 1 rows whose nodes increase from the cleanest time to the noisiest.
+    """
+    check_prediction("ddim_inversion", prediction)
+    grid_levels("ddim_inversion", schedule, grid)
+    if len(grid) < 2:
+        raise ValueError(f"ddim_inversion: grid must hold at least 2 steps, got {len(grid)}")
+    nodes = grid.times[-2::-1]
+    alphas, sigmas = schedule.levels(nodes)
+    # eps straight from the output: rederiving it from x0 near the data would cancel.
+    from_x, from_output = eps_terms("ddim_inversion", prediction, alphas[:-1], sigmas[:-1])
+    return compile_plan(
+        "ddim_inversion",
+        schedule,
+        nodes,
+        prediction=prediction,
+        clip=None,
+        method="ddim_inversion",
+        a=sigmas[1:] * from_x,
+        b=alphas[1:],
+        e=sigmas[1:] * from_output,
+    )
