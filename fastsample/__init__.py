@@ -1,1 +1,39 @@
-"""Few-step sampling of trained diffusion models."""
+"""Few-step sampling of trained diffusion models.
+
+A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop runs the table::
+
+    import fastsample as fs
+
+    model = fs.load("digits")
+    images = fs.sample(model, steps=10, num_samples=16)
+"""
+
+from fastsample import grids
+from fastsample.denoiser import Denoiser, load
+from fastsample.grids import Grid
+from fastsample.loop import Step
+from fastsample.ops import build_info
+from fastsample.plan import Plan
+from fastsample.samplers import ancestral, ddim, ddim_inversion
+from fastsample.sampling import interpolate, invert, sample
+from fastsample.schedule import NoiseSchedule
+
+__version__: str = build_info()["version"]
+
+__all__ = [
+    "Denoiser",
+    "Grid",
+    "NoiseSchedule",
+    "Plan",
+    "Step",
+    "__version__",
+    "ancestral",
+    "build_info",
+    "ddim",
+    "ddim_inversion",
+    "grids",
+    "interpolate",
+    "invert",
+    "load",
+    "sample",
+]

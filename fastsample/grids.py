@@ -58,7 +58,7 @@ class Grid:
         Args:
             indices: integers >= 0; index i is time i + 1. The final 0 (data) is added.
         """
-        array = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices))
+        array = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
         if array.dtype.kind not in "iu" and array.size:
             raise TypeError(
                 f"Grid.from_indices: indices must be integers, got {array.dtype} data; "
@@ -98,7 +98,9 @@ class Grid:
 
 
 def uniform(T: float, num_steps: int) -> Grid:
-    """Times ``T k / K``, k = K..0, rounded half up when T is an int (all of them kept, no t = 1).
+    """Times ``T k / K``, k = K..0, rounded half up when T is an int.
+
+    Unlike the index lists of other projects it starts at T, and need not hold t = 1.
 
     Args:
         T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
@@ -134,7 +136,7 @@ def quadratic(T: float, num_steps: int) -> Grid:
 def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
     """K times evenly spaced in log SNR from T to the last trained time, then 0; real times.
 
-    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927), section 3.4. See `karras` for the end points.
+    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). See `karras` for the end points.
 
     Args:
         schedule: noise levels.
@@ -142,7 +144,7 @@ def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
     """
     steps = _scheduled_budget("grids.log_snr", schedule, num_steps)
     high, low = _log_snr_ends(schedule)
-    return _from_log_snr(schedule, np.linspace(high, low, steps))
+    return _from_log_snr(schedule, np.linspace(high, low, steps)[1:])
 
 
 def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
@@ -164,7 +166,7 @@ def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
         raise ValueError(f"grids.karras: rho must be positive, got {exponent:g}")
     scale = -0.5 / exponent
     high, low = (math.exp(scale * end) for end in _log_snr_ends(schedule))
-    return _from_log_snr(schedule, np.log(np.linspace(high, low, steps)) / scale)
+    return _from_log_snr(schedule, np.log(np.linspace(high, low, steps)[1:]) / scale)
 
 
 def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
@@ -243,9 +245,9 @@ def diffusers(
     """The timesteps of diffusers' `DDIMScheduler.set_timesteps` (0.42), plus 1.
 
     The spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps
-    are Flawed" (arXiv:2305.08891), table 2. Only "leading" uses `steps_offset`, as there. For a few
-    K the float stride of "trailing" there yields one more index, -1, which no network has: it is
-    dropped.
+    are Flawed" (arXiv:2305.08891), table 2. Only "leading" uses `steps_offset`, as there. For
+    some K (62 of those up to T = 1000) the float stride of "trailing" there yields one more index,
+    -1, which no network has: it is dropped.
 
     Args:
         T: `num_train_timesteps`.
@@ -326,10 +328,10 @@ def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
     return high, float(schedule.log_snr(unit))
 
 
-def _from_log_snr(schedule: NoiseSchedule, values: npt.NDArray[Any]) -> Grid:
+def _from_log_snr(schedule: NoiseSchedule, inner: npt.NDArray[Any]) -> Grid:
     """The grid of T, the times of the inner log SNRs, and 0."""
-    inner = schedule.time_at_log_snr(values[1:])
-    return Grid(np.concatenate(([schedule.T], inner, [0.0])))
+    times = schedule.time_at_log_snr(inner)
+    return Grid(np.concatenate(([schedule.T], times, [0.0])))
 
 
 def _parse(text: str, sections: str) -> int:

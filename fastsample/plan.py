@@ -28,6 +28,8 @@ from fastsample.schedule import NoiseSchedule
 __all__ = ["COLUMNS", "Check", "Clip", "Plan", "Prediction"]
 
 _FORMAT, _VERSION = "fastsample.plan", 1
+_ARRAYS = ("nodes", "alphas", "sigmas", "rows")
+_KEYS = ("method", "prediction", "check", "schedule", "columns", *_ARRAYS)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +67,7 @@ class Plan:
     schedule: NoiseSchedule | None = None
 
     def __post_init__(self) -> None:
-        for name in ("nodes", "rows", "alphas", "sigmas"):
+        for name in _ARRAYS:
             given = np.asarray(getattr(self, name))
             if given.dtype.kind == "f" and given.dtype.itemsize != 8:
                 raise TypeError(
@@ -232,7 +234,9 @@ class Plan:
 
     def __repr__(self) -> str:
         shown = [
-            name for name in COLUMNS if name in "pqab" or np.any(self.column(name) != NEUTRAL[name])
+            name
+            for name in COLUMNS
+            if name in ("p", "q", "a", "b") or np.any(self.column(name) != NEUTRAL[name])
         ]
         table = [["row", "time", *shown]]
         steps = range(len(self))
@@ -273,6 +277,8 @@ class Plan:
         Raises:
             ValueError: if the text is not a whole plan, or of a newer format.
         """
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"Plan.from_json: text must be a string, got {type(text).__name__}")
         rule = "Plan.from_json: text must be a plan written by to_json, got"
         try:
             data = json.loads(text)
@@ -288,19 +294,20 @@ class Plan:
             )
         try:
             return cls._from_dict(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{rule} broken content: {error}") from error
 
     @classmethod
     def _from_dict(cls, data: dict[str, Any]) -> Plan:
         """The plan of parsed JSON."""
+        missing = [name for name in _KEYS if name not in data]
+        if missing:
+            raise ValueError(f"{missing} missing")
         if tuple(data["columns"]) != COLUMNS:
             raise ValueError(f"columns must be {list(COLUMNS)}, got {data['columns']}")
-        infinite = {"inf": math.inf, "-inf": -math.inf}
-        rows = [[infinite[x] if isinstance(x, str) else x for x in row] for row in data["rows"]]
         arrays = {name: np.array(data[name], float) for name in ("nodes", "alphas", "sigmas")}
         return cls(
-            rows=np.array(rows, float),
+            rows=np.array([[float(x) for x in row] for row in data["rows"]]),
             prediction=data["prediction"],
             method=data["method"],
             check=data["check"],

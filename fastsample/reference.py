@@ -1,7 +1,7 @@
 """The operators of `fastsample.ops` in plain torch: the truth in tests and benchmarks.
 
-Also the path of devices without a kernel. Every step is readable and none is fused; the results equal the
-kernels' to rounding, the noise's integer words exactly.
+Also the path of devices without a kernel. Every step is readable and none is fused; the results
+equal the kernels' to rounding, the noise's integer words exactly.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def step_backward(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, out, uncond, noise, h1, h2 (empty where absent), by autograd through `step_x0`."""
+    """Gradients of x, out, uncond, noise, h1, h2 (empty where absent), by autograd."""
     operands = [x, out, uncond, noise, h1, h2]
     with torch.enable_grad():
         leaves = [None if t is None else t.detach().requires_grad_() for t in operands]
@@ -118,7 +118,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
 
 
 def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -> Tensor:
-    """Normals ``(B, *shape)`` in float32 for one draw per sample; design: words to Box-Muller pairs."""
+    """Normals ``(B, *shape)`` in float32, one draw per sample."""
     size = torch.Size(shape).numel()
     blocks = torch.arange((size + 3) // 4, device=index.device)
     column = index[:, None]

@@ -298,7 +298,7 @@ class NoiseSchedule:
         if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"{name}: data must be a mapping, got {type(data).__name__}")
         rest = {key: value for key, value in data.items() if key != "kind"}
-        expected = _ARGUMENTS.get(data.get("kind", ""))
+        expected = _ARGUMENTS.get(str(data.get("kind")))
         if expected is None:
             raise ValueError(
                 f'{name}: data["kind"] must be one of {sorted(_ARGUMENTS)}, '

@@ -1,0 +1,110 @@
+"""Conditions of a batch: per-sample arguments of the network, and the doubled batch of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Conditions:
+    """The network's extra keyword arguments for every call of a run.
+
+    Without guidance they are passed as they are. With guidance (Ho & Salimans 2022,
+    arXiv:2207.12598) one call runs the batch twice, unconditional half first, and `split` gives
+    the halves of its output as views.
+
+    Args:
+        function: who asks, for messages.
+        cond: keyword arguments; a tensor or list gives one entry per sample, a number all of them.
+        uncond: the same with "no condition"; None without guidance.
+        batch: number of samples.
+        device: where tensors go.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        cond: Mapping[str, Any] | None,
+        uncond: Mapping[str, Any] | None,
+        batch: int,
+        device: torch.device,
+    ) -> None:
+        self.guided = uncond is not None
+        given = _placed(function, "cond", cond or {}, batch, device)
+        if uncond is None:
+            self.arguments = given
+            return
+        absent = _placed(function, "uncond", uncond, batch, device)
+        if given.keys() != absent.keys():
+            raise ValueError(
+                f"{function}: cond must have the names of uncond {sorted(absent)}, "
+                f"got {sorted(given)}"
+            )
+        self.arguments = {
+            name: _doubled(function, name, absent[name], given[name]) for name in given
+        }
+
+    def doubled(self, x: Tensor) -> Tensor:
+        """What the network is fed: x, or x twice."""
+        return torch.cat((x, x)) if self.guided else x
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(conditional output, unconditional output or None)."""
+        if not self.guided:
+            return output, None
+        unconditional, conditional = output.chunk(2)
+        return conditional, unconditional
+
+
+def batch_of(cond: Mapping[str, Any] | None) -> int | None:
+    """How many samples the conditions are for; None when they do not say."""
+    for value in (cond or {}).values():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return value.shape[0]
+        if isinstance(value, (list, tuple)):
+            return len(value)
+    return None
+
+
+def _placed(
+    function: str, label: str, values: Mapping[str, Any], batch: int, device: torch.device
+) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise TypeError(
+            f"{function}: {label} must be a mapping of keyword arguments, "
+            f"got {type(values).__name__}"
+        )
+    placed: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool):
+            value = torch.as_tensor(value)
+        if isinstance(value, Tensor):
+            value = value.to(device)
+            if value.dim() == 0:
+                value = value.expand(batch)
+            if value.shape[0] != batch:
+                raise ValueError(
+                    f"{function}: {label}[{name!r}] must have one entry per sample ({batch}), "
+                    f"got {value.shape[0]}"
+                )
+        placed[name] = value
+    return placed
+
+
+def _doubled(function: str, name: str, absent: Any, given: Any) -> Any:
+    if isinstance(absent, Tensor) and isinstance(given, Tensor):
+        if absent.shape[1:] != given.shape[1:]:
+            raise ValueError(
+                f"{function}: cond[{name!r}] must have the entries of uncond "
+                f"{tuple(absent.shape[1:])}, got {tuple(given.shape[1:])}"
+            )
+        return torch.cat((absent, given))
+    if isinstance(absent, Tensor) or isinstance(given, Tensor) or absent != given:
+        raise ValueError(
+            f"{function}: cond[{name!r}] must be a tensor, or equal in cond and uncond, under "
+            "guidance: both halves of the batch share one call"
+        )
+    return given

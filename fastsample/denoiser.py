@@ -1,0 +1,273 @@
+"""The model's face: what a network is told, what it answers, and what it was trained for."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastsample._checks import FloatArray, check_integer
+from fastsample.models import load_digits_model
+from fastsample.rows import Clip, Prediction, check_prediction, clip_bounds
+from fastsample.schedule import NoiseSchedule
+
+TimeInput: TypeAlias = (
+    Literal["index", "rescaled", "fraction", "log_snr"] | Callable[[FloatArray], Any]
+)
+Variance: TypeAlias = Literal["small", "large", "learned_range"]
+
+
+class Denoiser:
+    """A trained network together with the conventions it was trained under.
+
+    Calling it with project times runs the network once. `fastsample.sample` takes one; so does
+    everything else here that needs a model.
+
+    Args:
+        model: callable ``(x, t, **cond) -> output``. ``x`` is ``(B, *shape)``, ``t`` is ``(B,)``
+            (see `time`); the output is a tensor of the shape of ``x``, or with twice its channels
+            when `variance` is "learned_range" (second half: v). An object with `.sample`, a dict
+            with "sample" or a tuple is unpacked.
+        schedule: the noise levels it was trained with.
+        shape: shape of one sample, without the batch.
+        prediction: what the output is: "epsilon", "x0", "v" or "flow".
+        variance: the reverse variance ancestral sampling uses: "small", "large" or "learned_range".
+        clip: range of the data, a bound on |x0|, a pair (lo, hi), or None.
+        time: what the network is told for project time t: "index" (t - 1, the 0-based step, int64
+            when every time of the run is whole, else float32, never rounded), "rescaled" ((t - 1)
+            1000 / T, float32), "fraction" (t / T), "log_snr" (log(alpha^2 / sigma^2)), or a
+            callable from the float64 array of times to an array.
+        uncond: keyword arguments that mean "no condition", for guidance; numbers stand for a whole
+            batch.
+        device: where to run; None is where the model's parameters are, else the CPU.
+
+    Raises:
+        TypeError: a model that cannot be called or an argument of the wrong kind.
+        ValueError: an unknown name or an impossible shape.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        schedule: NoiseSchedule,
+        shape: Sequence[int],
+        *,
+        prediction: Prediction = "epsilon",
+        variance: Variance = "small",
+        clip: Clip = None,
+        time: TimeInput = "index",
+        uncond: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"Denoiser: model must be callable, got {type(model).__name__}")
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"Denoiser: schedule must be a NoiseSchedule, got {schedule!r}")
+        check_prediction("Denoiser", prediction)
+        clip_bounds("Denoiser", clip)
+        if variance not in get_args(Variance):
+            raise ValueError(
+                f"Denoiser: variance must be one of {list(get_args(Variance))}, got {variance!r}"
+            )
+        if not callable(time) and time not in _TIME_INPUTS:
+            raise ValueError(
+                f"Denoiser: time must be one of {list(_TIME_INPUTS)} or a callable, got {time!r}"
+            )
+        self.model = model
+        self.schedule = schedule
+        self.shape = _checked_shape(shape)
+        self.prediction: Prediction = prediction
+        self.variance: Variance = variance
+        self.clip: Clip = clip
+        self.time: TimeInput = time
+        self.uncond = None if uncond is None else dict(uncond)
+        self._device = None if device is None else torch.device(device)
+        if self._device is not None and isinstance(model, nn.Module):
+            model.to(self._device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        if self._device is not None:
+            return self._device
+        tensor = _first_tensor(self.model)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the network's parameters; float32 when it has none."""
+        tensor = _first_tensor(self.model)
+        return torch.float32 if tensor is None else tensor.dtype
+
+    def network_times(self, times: FloatArray, device: torch.device | None = None) -> Tensor:
+        """What the network is told at project times ``(K,)``: a tensor ``(K,)`` on its device."""
+        device = device or self.device
+        times = np.asarray(times, dtype=np.float64)
+        if self.time == "index" and np.all(times == np.rint(times)):
+            return torch.as_tensor(times.astype(np.int64) - 1, device=device)
+        convert = self.time if callable(self.time) else _TIME_INPUTS[self.time]
+        values = convert(times) if callable(self.time) else convert(times, self.schedule)
+        told = torch.as_tensor(values)
+        if told.shape != times.shape:
+            raise ValueError(
+                f"Denoiser: time must give one value per time {times.shape}, "
+                f"got {tuple(told.shape)}"
+            )
+        return told.to(device, torch.float32 if told.is_floating_point() else told.dtype)
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: float | Sequence[float] | FloatArray,
+        cond: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """The network's output for ``x (B, *shape)`` at project time ``t``, one or `(B,)`."""
+        times = np.broadcast_to(np.asarray(t, dtype=np.float64), (x.shape[0],))
+        return self.call(x, self.network_times(times, x.device), cond or {})
+
+    def call(self, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """One network call with times as the network wants them ``(B,)``; the output is checked."""
+        output = self.model(x, told, **cond)
+        if not isinstance(output, Tensor):
+            output = _unpacked(output)
+        wide = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+        learned = self.variance == "learned_range"
+        if output.shape != (wide if learned else x.shape):
+            remedy = ""
+            if output.shape == wide:
+                remedy = '; if its second half is a learned variance, pass variance="learned_range"'
+            elif output.shape == x.shape:
+                remedy = '; a variance="learned_range" network gives [prediction | v]'
+            raise ValueError(
+                "Denoiser: the model's output must have shape "
+                f"{tuple(wide if learned else x.shape)} for x {tuple(x.shape)}, "
+                f"got {tuple(output.shape)}{remedy}"
+            )
+        if not output.is_floating_point():
+            raise TypeError(
+                f"Denoiser: the model's output must be a floating tensor, got {output.dtype}"
+            )
+        if output.device != x.device:
+            raise ValueError(
+                f"Denoiser: the model's output must be on {x.device}, got {output.device}"
+            )
+        return output if output.dtype == x.dtype else output.to(x.dtype)  # autocast
+
+    def __repr__(self) -> str:
+        name = getattr(type(self.model), "__name__", "model")
+        return (
+            f"Denoiser({name}, {self.schedule!r}, shape={self.shape}, "
+            f"prediction={self.prediction!r}, variance={self.variance!r}, clip={self.clip})"
+        )
+
+
+def load(name: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Denoiser:
+    """A trained model that comes with the package, or one of its checkpoints from a file.
+
+    Args:
+        name: "digits" (8 x 8 handwritten digits in [-1, 1], learned-range variance, optional
+            labels as ``cond={"y": ...}``), or the path of a file written by
+            `examples/train_digits.py`.
+        device: where to run; None is the CPU.
+
+    Raises:
+        FileNotFoundError: neither a bundled model nor a file.
+        ValueError: a damaged or foreign file.
+    """
+    if name != "digits" and not os.path.isfile(name):
+        raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
+    model, metadata = load_digits_model(None if name == "digits" else name)
+    return Denoiser(
+        model,
+        NoiseSchedule.from_dict(metadata["schedule"]),
+        metadata["shape"],
+        prediction=metadata["prediction"],
+        variance=metadata["variance"],
+        clip=_clip_from(metadata["clip"]),
+        uncond={"y": metadata["null_class"]},
+        device=device or "cpu",
+    )
+
+
+def as_denoiser(
+    model: Any, shape: Sequence[int] | None, schedule: NoiseSchedule | None, function: str
+) -> Denoiser:
+    """The model as a `Denoiser`; for a bare callable the schedule defaults to linear."""
+    if isinstance(model, Denoiser):
+        if shape is not None and _checked_shape(shape) != model.shape:
+            raise ValueError(
+                f"{function}: shape must be the model's {model.shape}, got {tuple(shape)}"
+            )
+        if schedule is not None and schedule != model.schedule:
+            raise ValueError(
+                f"{function}: schedule must be the model's {model.schedule!r}, got {schedule!r}"
+            )
+        return model
+    if hasattr(model, "scheduler") and (hasattr(model, "unet") or hasattr(model, "transformer")):
+        raise TypeError(
+            f"{function}: model must be a Denoiser or a callable (x, t) -> output, got the "
+            f"pipeline {type(model).__name__}; "
+            "wrap its network: Denoiser(pipe.unet, schedule, shape)"
+        )
+    if not callable(model):
+        raise TypeError(
+            f"{function}: model must be a Denoiser or a callable (x, t) -> output, "
+            f"got {type(model).__name__}"
+        )
+    if shape is None:
+        raise ValueError(f"{function}: shape must be given for a bare callable, got None")
+    return Denoiser(model, schedule or NoiseSchedule.linear(), shape)
+
+
+def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
+    return (times - 1.0) * (1000.0 / schedule.T)
+
+
+_TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], FloatArray]] = {
+    "index": lambda times, schedule: times - 1.0,
+    "rescaled": _rescaled,
+    "fraction": lambda times, schedule: times / schedule.T,
+    "log_snr": lambda times, schedule: schedule.log_snr(times),
+}
+
+
+def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(shape)
+    except TypeError:
+        raise TypeError(f"Denoiser: shape must be a sequence of sizes, got {shape!r}") from None
+    sizes = tuple(check_integer("Denoiser", "shape", size, 1) for size in sizes)
+    if not sizes:
+        raise ValueError("Denoiser: shape must have at least one dimension, got ()")
+    return sizes
+
+
+def _first_tensor(model: Any) -> Tensor | None:
+    """A floating parameter or buffer, which tells the model's device and dtype."""
+    if not isinstance(model, nn.Module):
+        return None
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((t for t in tensors if t.is_floating_point()), None)
+
+
+def _unpacked(output: Any) -> Tensor:
+    """The tensor inside a diffusers output, a dict or a tuple."""
+    inner = getattr(output, "sample", None)
+    if inner is None and isinstance(output, Mapping):
+        inner = output.get("sample")
+    if inner is None and isinstance(output, (tuple, list)) and output:
+        inner = output[0]
+    if not isinstance(inner, Tensor):
+        raise TypeError(
+            f"Denoiser: the model's output must be a tensor, got {type(output).__name__}"
+        )
+    return inner
+
+
+def _clip_from(value: Any) -> Clip:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,133 @@
+"""The one loop: it runs any plan, one network call and one kernel per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsample import ops
+from fastsample.conditioning import Conditions
+from fastsample.denoiser import Denoiser
+from fastsample.plan import Plan
+
+
+class Step(NamedTuple):
+    """What a callback sees after each row."""
+
+    row: int
+    """Number of the row just run, 0 = noisiest."""
+    time: float
+    """Project time the network was called at."""
+    x: Tensor
+    """Samples after the row `(B, *shape)`."""
+    x0: Tensor
+    """The row's clean estimate `(B, *shape)`, in arithmetic precision."""
+
+
+class Identity(NamedTuple):
+    """Which samples a batch holds: what their noise is a function of."""
+
+    seeds: Tensor
+    """int64, one element or `(B,)`."""
+    index: Tensor
+    """int64 `(B,)`."""
+
+
+class Tables(NamedTuple):
+    """A plan on the device; nothing in the loop waits for the host."""
+
+    rows: Tensor
+    """`(K, 13)`, float64 (float32 where the device has no float64)."""
+    numbers: Tensor
+    """`(K,)` int64 row numbers."""
+    told: Tensor
+    """`(K,)` what the network is told at each row."""
+
+
+def make_tables(denoiser: Denoiser, plan: Plan, device: torch.device) -> Tables:
+    """Upload a plan."""
+    return Tables(
+        torch.as_tensor(plan.rows.copy(), dtype=ops.rows_dtype(device), device=device),
+        torch.arange(len(plan), device=device),
+        denoiser.network_times(plan.times, device),
+    )
+
+
+def run(
+    denoiser: Denoiser,
+    plan: Plan,
+    x: Tensor,
+    *,
+    identity: Identity | None = None,
+    noise: Tensor | None = None,
+    conditions: Conditions | None = None,
+    in_place: bool = False,
+    inference: bool = False,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    callback: Callable[[Step], object] | None = None,
+) -> Tensor:
+    """Run every row of a plan from `x`, with exactly ``len(plan)`` network calls.
+
+    Differentiable when gradients are enabled (unless `inference`): the trainer's chain is this
+    loop.
+
+    Args:
+        denoiser: the model.
+        plan: the rows.
+        x: starting samples `(B, *shape)` on the model's device.
+        identity: seeds and indices for generated noise; may be None for deterministic plans or
+            with `noise`.
+        noise: explicit noise `(K, B, *shape)` instead.
+        conditions: extra arguments of the network.
+        in_place: overwrite `x` instead of allocating a tensor per row.
+        inference: call the network in inference mode.
+        watch: called with (row, model output, x_next) after each row; for diagnosis.
+        callback: called with a `Step` after each row.
+
+    Returns:
+        Samples `(B, *shape)`.
+    """
+    tables = make_tables(denoiser, plan, x.device)
+    conditions = conditions or Conditions("run", None, None, x.shape[0], x.device)
+    seeds, index = (None, None) if identity is None or noise is not None else identity
+    batch = x.shape[0] * (2 if conditions.guided else 1)
+    history: tuple[Tensor | None, Tensor | None] = (None, None)
+    for k in range(len(plan)):
+        with torch.inference_mode() if inference else nullcontext():
+            output = denoiser.call(
+                conditions.doubled(x), tables.told[k].expand(batch), conditions.arguments
+            )
+        conditional, unconditional = conditions.split(output)
+        h1, h2 = history
+        operands = {
+            "uncond": unconditional,
+            "seeds": seeds,
+            "index": index,
+            "noise": None if noise is None else noise[k],
+            "h1": h1,
+            "h2": h2,
+        }
+        if plan.needs_history or callback:
+            x, x0 = ops.step_x0(x, conditional, tables.rows, tables.numbers[k], **operands)
+            history = advanced(plan, history, x0)
+            if callback:
+                callback(Step(k, float(plan.times[k]), x, x0))
+        else:
+            target = x if in_place else None
+            x = ops.step(x, conditional, tables.rows, tables.numbers[k], target=target, **operands)
+        if watch:
+            watch(k, output, x)
+    return x
+
+
+def advanced(
+    plan: Plan, history: tuple[Tensor | None, Tensor | None], x0: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The x0's that the next row may look back at: newest first, no more than the plan needs."""
+    if plan.needs_history == 0:
+        return None, None
+    return x0, history[0] if plan.needs_history == 2 else None

@@ -1,0 +1,257 @@
+"""The native kernels as PyTorch operators: where torch and `fastsample._native` meet.
+
+Operators are declared once (`torch.library.Library.define`), functional, with fakes, and
+implemented for CPU and CUDA by the kernels, for devices without a kernel by
+`fastsample.reference`. The plan's rows and the row number are tensors on the device: twenty steps
+under ``torch.compile`` are one graph, a captured CUDA graph replays for every row, and nothing
+waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastsample import reference
+from fastsample.ops import native
+from fastsample.ops.checks import (
+    DTYPE_CODES,
+    check_identity,
+    check_step,
+    history_dtype,
+    rows_dtype,
+)
+
+__all__ = ["START_DRAW", "build_info", "noise", "rows_dtype", "step", "step_x0"]
+
+build_info = native.build_info
+
+START_DRAW = 0xFFFFFFFF
+"""The draw that makes the starting noise x_T; the noise of step k is draw k."""
+
+_REFERENCE_DEVICES = ("MPS", "XPU")
+
+_STEP_ARGUMENTS = (
+    "Tensor x, Tensor out, Tensor rows, Tensor row, Tensor? uncond, Tensor? seeds, Tensor? index, "
+    "Tensor? noise, Tensor? h1, Tensor? h2"
+)
+
+_library = torch.library.Library("fastsample", "DEF")
+_library.define(f"step({_STEP_ARGUMENTS}) -> Tensor")
+_library.define(f"step_x0({_STEP_ARGUMENTS}) -> (Tensor, Tensor)")
+_library.define(f"step_into(Tensor(a!) target, {_STEP_ARGUMENTS}) -> ()")
+_library.define(
+    f"step_backward(Tensor grad, Tensor? grad_x0, {_STEP_ARGUMENTS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "noise(Tensor seeds, Tensor index, SymInt[] size, int draw, ScalarType dtype, "
+    "bool channels_last) -> Tensor"
+)
+
+# The overload itself: naming it skips the packet's overload resolution, 1 us a call.
+_step_op = torch.ops.fastsample.step.default
+_step_x0_op = torch.ops.fastsample.step_x0.default
+_step_into_op = torch.ops.fastsample.step_into.default
+_step_backward_op = torch.ops.fastsample.step_backward.default
+_noise_op = torch.ops.fastsample.noise.default
+
+
+def step(
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    *,
+    uncond: Tensor | None = None,
+    seeds: Tensor | None = None,
+    index: Tensor | None = None,
+    noise: Tensor | None = None,
+    h1: Tensor | None = None,
+    h2: Tensor | None = None,
+    target: Tensor | None = None,
+) -> Tensor:
+    """Apply one row of a plan to a batch: the whole sampler step in one kernel.
+
+    All tensors lie on one device. Differentiable in ``x``, ``out``, ``uncond``, ``noise``, ``h1``,
+    ``h2`` (once). float32, bfloat16 and float16 compute in float32, float64 in float64.
+
+    Args:
+        x: current samples ``(B, *shape)``, contiguous or channels_last.
+        out: model output, shape of ``x``, or ``(B, 2 * shape[0], ...)`` holding [prediction | v]
+            when the variance is learned; the conditional output when ``uncond`` is given.
+        rows: plan table ``(K, 13)`` float64, columns as `fastsample.plan.COLUMNS`.
+        row: row number, int64, one element or one per sample ``(B,)``. Outside ``[0, K)``: NaN.
+        uncond: unconditional model output, shape of ``out``: ``m = u + w (out - u)``.
+        seeds: int64, one element or ``(B,)``, the bits of the 64-bit seed; with ``index``, turns on
+            generated noise.
+        index: int64 ``(B,)``, each sample's global index.
+        noise: shape and dtype of ``x``, used instead of generated noise.
+        h1: earlier x0 (multistep samplers), shape of ``x``, float32 (float64 for float64 ``x``).
+        h2: the x0 before that.
+        target: where to write the result (shape, dtype and strides of ``x``, may be ``x``); not
+            differentiable.
+
+    Returns:
+        x_next ``(B, *shape)``. A row with ``d > 0`` and neither ``seeds`` nor ``noise`` gives NaN.
+
+    Raises:
+        TypeError: a dtype other than those named.
+        ValueError: shapes or devices that do not match.
+
+    Equivalent to, per sample, with the row's coefficients::
+
+        m = out if uncond is None else uncond + w * (out - uncond)
+        x0 = (p * x + q * m).clamp(lo, hi)
+        x_next = a * x + b * x0 + e * m
+        if noise is not None:
+            x_next = x_next + d * noise
+    """
+    check_step("step", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    if _needs_grad(operands):
+        if target is not None:
+            raise ValueError(
+                "step: target must be None when a gradient is asked for, got a tensor; "
+                "the backward pass needs x as it was"
+            )
+        return _Step.apply(*operands)[0]
+    if target is None:
+        return _step_op(*operands)
+    if target.shape != x.shape or target.dtype != x.dtype or target.stride() != x.stride():
+        raise ValueError(
+            f"step: target must have the shape, dtype and strides of x {tuple(x.shape)}, "
+            f"got {tuple(target.shape)}"
+        )
+    _step_into_op(target, *operands)
+    return target
+
+
+def step_x0(
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    *,
+    uncond: Tensor | None = None,
+    seeds: Tensor | None = None,
+    index: Tensor | None = None,
+    noise: Tensor | None = None,
+    h1: Tensor | None = None,
+    h2: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `step`, also returning the clamped x0 estimate ``(B, *shape)`` in arithmetic precision."""
+    check_step("step_x0", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    if _needs_grad(operands):
+        return _Step.apply(*operands)
+    return _step_x0_op(*operands)
+
+
+def noise(
+    seeds: Tensor,
+    index: Tensor,
+    shape: Sequence[int],
+    *,
+    draw: int = START_DRAW,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Tensor:
+    """Standard normal noise ``(B, *shape)`` that belongs to the samples, not to the batch.
+
+    A pure function of (seed, sample index, draw, element): Philox4x32-10 (Salmon et al. 2011) and
+    Box-Muller, the same on every device, in every batch and memory format.
+
+    Args:
+        seeds: int64, one element or ``(B,)``: the bits of each sample's 64-bit seed.
+        index: int64 ``(B,)``: global sample indices.
+        shape: shape of one sample.
+        draw: which of the sample's noises, in ``[0, 2**32)``: a row number, or `START_DRAW` for
+        x_T.
+        dtype: float32, bfloat16, float16 or float64 (float32 values, widened).
+        channels_last: memory format of the result (3 or 4 sample dimensions).
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: mismatched devices or sizes.
+    """
+    if dtype not in DTYPE_CODES:
+        raise TypeError(f"noise: dtype must be a floating type of at most 64 bits, got {dtype}")
+    if not 0 <= draw < 2**32:
+        raise ValueError(f"noise: draw must be in [0, 2**32), got {draw}")
+    check_identity("noise", seeds, index, index.shape[0] if index.dim() == 1 else -1, index.device)
+    size = (index.shape[0], *shape)
+    if channels_last and len(size) not in native.CHANNELS_LAST:
+        raise ValueError(
+            f"noise: shape must have 3 or 4 dimensions for channels_last, got {tuple(shape)}"
+        )
+    return _noise_op(seeds, index, size, draw, dtype, channels_last)
+
+
+def _needs_grad(operands) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in operands)
+
+
+class _Step(torch.autograd.Function):
+    """Autograd outside the operator: cheaper than `register_autograd`, the op stays functional."""
+
+    @staticmethod
+    def forward(ctx, *operands):
+        ctx.save_for_backward(*operands)
+        return _step_x0_op(*operands)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, grad_x0):
+        operands = ctx.saved_tensors
+        grads = _step_backward_op(grad, grad_x0, *operands)
+        grad_x, grad_out, grad_uncond, grad_noise, grad_h1, grad_h2 = (
+            g if g.numel() else None for g in grads
+        )
+        return grad_x, grad_out, None, None, grad_uncond, None, None, grad_noise, grad_h1, grad_h2
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("step", native.step, _device)
+    _library.impl("step_x0", native.step_x0, _device)
+    _library.impl("step_into", native.step_into, _device)
+    _library.impl("step_backward", native.step_backward, _device)
+    _library.impl("noise", native.noise, _device)
+
+for _device in _REFERENCE_DEVICES:
+    _library.impl("step", lambda *operands: reference.step_x0(*operands)[0], _device)
+    _library.impl("step_x0", reference.step_x0, _device)
+    _library.impl(
+        "step_into", lambda target, *rest: target.copy_(reference.step_x0(*rest)[0]), _device
+    )
+    _library.impl("step_backward", reference.step_backward, _device)
+    _library.impl("noise", reference.noise, _device)
+
+torch.library.register_fake(
+    "fastsample::step", lambda x, out, *rest: native.new(x, out), lib=_library
+)
+torch.library.register_fake(
+    "fastsample::step_x0",
+    lambda x, out, *rest: (native.new(x, out), native.new(x, out, history_dtype(x))),
+    lib=_library,
+)
+torch.library.register_fake("fastsample::step_into", lambda target, *rest: None, lib=_library)
+torch.library.register_fake(
+    "fastsample::step_backward",
+    lambda grad, grad_x0, x, out, rows, row, uncond, seeds, index, noise, h1, h2: (
+        native.empty_gradients(x, out, uncond, noise, h1, h2)
+    ),
+    lib=_library,
+)
+torch.library.register_fake(
+    "fastsample::noise",
+    lambda seeds, index, size, draw, dtype, channels_last: native.new_noise(
+        index, size, dtype, channels_last
+    ),
+    lib=_library,
+)

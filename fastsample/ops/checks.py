@@ -1,0 +1,102 @@
+"""What the operators accept: Python says what is wrong, C++ only guards memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastsample.rows import COLUMNS
+
+# csrc/core/dtype.h holds the same numbers.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+def history_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of earlier x0's: the arithmetic type of a step on `x`."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def rows_dtype(device: torch.device) -> torch.dtype:
+    """Dtype of a plan's table on a device: float64, or float32 where there is no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def check_step(name, x, out, rows, row, uncond, seeds, index, noise, h1, h2) -> None:
+    """One quick look at what is nearly always right; `_explain` finds the fault when it is not."""
+    shape, dtype, device = x.shape, x.dtype, x.device
+    if not (
+        dtype in DTYPE_CODES
+        and len(shape) >= 2
+        and (out.shape == shape or out.shape == (shape[0], 2 * shape[1], *shape[2:]))
+        and out.dtype == dtype
+        and out.device == device
+        and rows.dtype == rows_dtype(device)
+        and rows.dim() == 2
+        and rows.shape[1] == len(COLUMNS)
+        and rows.device == device
+        and row.dtype == torch.int64
+        and (row.numel() == 1 or row.shape == shape[:1])
+        and row.device == device
+    ):
+        _explain(name, x, out, rows, row)
+    if uncond is not None:
+        _check_operand(name, "uncond", uncond, out.shape, dtype, device)
+    if noise is not None:
+        _check_operand(name, "noise", noise, shape, dtype, device)
+    if h1 is not None:
+        _check_operand(name, "h1", h1, shape, history_dtype(x), device)
+    if h2 is not None:
+        _check_operand(name, "h2", h2, shape, history_dtype(x), device)
+    if seeds is not None:
+        check_identity(name, seeds, index, shape[0], device)
+
+
+def _explain(name, x, out, rows, row) -> None:
+    shape = tuple(x.shape)
+    if x.dtype not in DTYPE_CODES:
+        raise TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"{name}: x must have a batch and a sample dimension, got shape {shape}")
+    if out.shape != x.shape and tuple(out.shape) != (shape[0], 2 * shape[1], *shape[2:]):
+        raise ValueError(
+            f"{name}: out must have the shape of x {shape}, or twice its channels when the "
+            f"variance is learned, got {tuple(out.shape)}"
+        )
+    _check_operand(name, "out", out, out.shape, x.dtype, x.device)
+    if rows.dim() != 2 or rows.shape[1] != len(COLUMNS):
+        raise ValueError(
+            f"{name}: rows must be a table (K, {len(COLUMNS)}), got {tuple(rows.shape)}"
+        )
+    _check_operand(name, "rows", rows, rows.shape, rows_dtype(x.device), x.device)
+    if row.numel() != 1 and row.shape != x.shape[:1]:
+        raise ValueError(
+            f"{name}: row must have one element or one per sample ({shape[0]},), "
+            f"got {tuple(row.shape)}"
+        )
+    _check_operand(name, "row", row, row.shape, torch.int64, x.device)
+
+
+def _check_operand(name, label, tensor, shape, dtype, device) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: {label} must be {dtype}, got {tensor.dtype}")
+    if tensor.shape != shape:
+        raise ValueError(
+            f"{name}: {label} must have shape {tuple(shape)}, got {tuple(tensor.shape)}"
+        )
+    if tensor.device != device:
+        raise ValueError(f"{name}: {label} must be on {device}, got {tensor.device}")
+
+
+def check_identity(name, seeds, index, batch, device) -> None:
+    """Refuse seeds and indices that are not int64, of the batch and on the device."""
+    for label, tensor in (("seeds", seeds), ("index", index)):
+        if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
+            raise TypeError(f"{name}: {label} must be an int64 tensor, got {tensor!r:.80}")
+        if tensor.device != device:
+            raise ValueError(f"{name}: {label} must be on {device}, got {tensor.device}")
+    if index.shape != (batch,):
+        raise ValueError(f"{name}: index must have shape ({batch},), got {tuple(index.shape)}")
+    if seeds.numel() != 1 and seeds.shape != (batch,):
+        raise ValueError(
+            f"{name}: seeds must have one element or shape ({batch},), got {tuple(seeds.shape)}"
+        )
