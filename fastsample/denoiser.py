@@ -110,9 +110,10 @@ class Denoiser:
         times = np.asarray(times, dtype=np.float64)
         if self.time == "index" and np.all(times == np.rint(times)):
             return torch.as_tensor(times.astype(np.int64) - 1, device=device)
-        convert = self.time if callable(self.time) else _TIME_INPUTS[self.time]
-        values = convert(times) if callable(self.time) else convert(times, self.schedule)
-        told = torch.as_tensor(values)
+        if callable(self.time):
+            told = torch.as_tensor(self.time(times))
+        else:
+            told = torch.as_tensor(_TIME_INPUTS[self.time](times, self.schedule))
         if told.shape != times.shape:
             raise ValueError(
                 f"Denoiser: time must give one value per time {times.shape}, "

@@ -143,6 +143,8 @@ def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
         num_steps: K, at least 1; at most T for a discrete schedule.
     """
     steps = _scheduled_budget("grids.log_snr", schedule, num_steps)
+    if steps == 1:
+        return Grid([schedule.T, 0.0])
     high, low = _log_snr_ends(schedule)
     return _from_log_snr(schedule, np.linspace(high, low, steps)[1:])
 
@@ -164,6 +166,8 @@ def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
     exponent = check_real("grids.karras", "rho", rho)
     if exponent <= 0.0:
         raise ValueError(f"grids.karras: rho must be positive, got {exponent:g}")
+    if steps == 1:
+        return Grid([schedule.T, 0.0])
     scale = -0.5 / exponent
     high, low = (math.exp(scale * end) for end in _log_snr_ends(schedule))
     return _from_log_snr(schedule, np.log(np.linspace(high, low, steps)[1:]) / scale)

@@ -67,7 +67,7 @@ def run(
     conditions: Conditions | None = None,
     in_place: bool = False,
     inference: bool = False,
-    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    watch: Callable[[int, Tensor, Tensor], object] | None = None,
     callback: Callable[[Step], object] | None = None,
 ) -> Tensor:
     """Run every row of a plan from `x`, with exactly ``len(plan)`` network calls.

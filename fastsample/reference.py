@@ -69,19 +69,19 @@ def step_backward(
     h2: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, out, uncond, noise, h1, h2 (empty where absent), by autograd."""
-    operands = [x, out, uncond, noise, h1, h2]
+
+
+    def leaf(tensor):
+        return None if tensor is None else tensor.detach().requires_grad_()
+
+    leaves = [leaf(t) for t in (x, out, uncond, noise, h1, h2)]
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in operands]
         lx, lout, luncond, lnoise, lh1, lh2 = leaves
         x_next, x0 = step_x0(lx, lout, rows, row, luncond, seeds, index, lnoise, lh1, lh2)
         cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
-        wanted = [leaf for leaf in leaves if leaf is not None]
-        found = iter(torch.autograd.grad((x_next, x0), wanted, cotangents, allow_unused=True))
-    result = []
-    for leaf in leaves:
-        gradient = x.new_empty(0) if leaf is None else next(found)
-        result.append(torch.zeros_like(leaf) if gradient is None else gradient)
-    return tuple(result)
+        wanted = [t for t in leaves if t is not None]
+        found = iter(torch.autograd.grad((x_next, x0), wanted, cotangents, materialize_grads=True))
+    return tuple(x.new_empty(0) if t is None else next(found) for t in leaves)
 
 
 def noise(

@@ -331,7 +331,8 @@ class NoiseSchedule:
 
     def _time(self, log_alpha_bar: FloatArray) -> FloatArray:
         """Time of a level inside the range, kept in [0, T] against rounding."""
-        return np.minimum(np.maximum(self._curve.time_at(log_alpha_bar), 0.0), self.T)[()]
+        times = np.where(log_alpha_bar < 0.0, self._curve.time_at(log_alpha_bar), 0.0)
+        return np.minimum(np.maximum(times, 0.0), self.T)[()]
 
 
 _ARGUMENTS: dict[str, tuple[str, ...]] = {

@@ -28,13 +28,17 @@ def assert_sound(schedule: NoiseSchedule) -> None:
     assert np.all(np.diff(snr) < 0)
     a, s = schedule.levels(t)
     np.testing.assert_allclose(a**2 / (a**2 + s**2), level, rtol=1e-13)
+    assert schedule.time_at(1.0) == schedule.time_at_log_snr(np.inf) == 0.0
     # An error of one rounding in a level becomes this much time.
     log = np.log(np.maximum(level, 1e-300))
     slope = np.min(-np.diff(log) / np.diff(t))
     tolerance = 16 * EPS * (max(1.0, np.abs(log).max()) / slope + schedule.T)
     np.testing.assert_allclose(schedule.time_at(level), t, rtol=0, atol=tolerance)
-    slope = np.min(-np.diff(snr[1:-1]) / np.diff(t[1:-1]))
-    tolerance = 16 * EPS * (max(1.0, np.abs(snr[1:-1]).max()) / slope + schedule.T)
+    # Terms of order one cancel in the closed form of steep linear betas, near t = 0.
+    cancelled = 4 * EPS / slope if schedule.kind == "linear" else 0.0
+    finite = np.isfinite(snr)
+    slope = np.min(-np.diff(snr[finite]) / np.diff(t[finite]))
+    tolerance = 16 * EPS * (max(1.0, np.abs(snr[finite]).max()) / slope + schedule.T) + cancelled
     np.testing.assert_allclose(schedule.time_at_log_snr(snr), t, rtol=0, atol=tolerance)
 
 
@@ -43,7 +47,7 @@ def test_sound(schedule):
     assert_sound(schedule)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=3000)
 @given(
     st.integers(1, 300),
     st.floats(1e-5, 0.3),
@@ -61,7 +65,7 @@ def test_sound_for_any_range_of_betas(num_steps, start, end, kind):
     np.testing.assert_allclose(got, table, rtol=1e-12, atol=1e-15)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=1500)
 @given(st.lists(st.floats(1e-5, 0.9), min_size=1, max_size=40), st.booleans())
 def test_sound_for_any_table(betas, zero_snr):
     last = [1.0] if zero_snr else []
@@ -71,7 +75,7 @@ def test_sound_for_any_table(betas, zero_snr):
     assert_sound(NoiseSchedule.from_alpha_bar(values))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=1500)
 @given(st.floats(-25, 0), st.floats(0.5, 25))
 def test_sound_for_any_vdm(gamma_min, gamma_max):
     t = np.linspace(0.0, 1.0, 41)
@@ -83,7 +87,7 @@ def test_sound_for_any_vdm(gamma_min, gamma_max):
     assert schedule.time_at_log_snr(1000.0) == 0.0
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=3000)
 @given(st.integers(21, 1000), st.floats(1e-4, 0.02), st.floats(1e-5, 1.0))
 def test_linear_follows_the_gamma_form(num_steps, start, fraction):
     mpmath = pytest.importorskip("mpmath")

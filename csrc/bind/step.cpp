@@ -1,12 +1,13 @@
-// Integers from Python become pointers here. Python has checked shapes, dtypes and devices; this file
-// only guards memory: a null pointer (a fake or meta tensor) is an error, never a crash.
-#include <array>
-#include <stdexcept>
+// Integers from Python become pointers here. Python has checked shapes, dtypes and devices; this
+// file only guards memory: a null pointer (a fake or meta tensor) is an error, never a crash.
+#include "core/step.h"
 
 #include <pybind11/stl.h>
 
+#include <array>
+#include <stdexcept>
+
 #include "bind/bind.h"
-#include "core/step.h"
 #include "cpu/backend.h"
 
 #if defined(FASTSAMPLE_WITH_CUDA)
@@ -28,7 +29,8 @@ T* pointer(uintptr_t address) {
 void require(const Layout& layout, std::initializer_list<const void*> pointers) {
   if (layout.batch == 0 || layout.size == 0) return;
   for (const void* p : pointers) {
-    if (!p) throw std::invalid_argument("native: a tensor without storage (fake or meta) was passed");
+    if (!p)
+      throw std::invalid_argument("native: a tensor without storage (fake or meta) was passed");
   }
 }
 
@@ -65,13 +67,9 @@ StepOperands step_operands(int dtype, int64_t batch, int64_t size, int64_t chann
   StepOperands o{};
   o.dtype = static_cast<DType>(dtype);
   o.layout = {batch, size, channels, pixels, channels_last};
-  o.control = {pointer<const double>(rows),
-               num_rows,
-               pointer<const int64_t>(row),
-               row_per_sample,
-               pointer<const int64_t>(seeds),
-               seed_per_sample,
-               pointer<const int64_t>(index)};
+  o.control = {
+      pointer<const double>(rows),   num_rows,        pointer<const int64_t>(row),  row_per_sample,
+      pointer<const int64_t>(seeds), seed_per_sample, pointer<const int64_t>(index)};
   o.learned = learned;
   o.x = pointer<void>(x);
   o.out = pointer<void>(out);
@@ -91,8 +89,8 @@ void register_step(py::module_& module) {
                         int64_t size, int64_t channels, int64_t pixels, bool channels_last,
                         bool learned, uintptr_t x, uintptr_t out, uintptr_t uncond, uintptr_t noise,
                         uintptr_t h1, uintptr_t h2, uintptr_t rows, int64_t num_rows, uintptr_t row,
-                        bool row_per_sample, uintptr_t seeds, bool seed_per_sample,
-                        uintptr_t index, uintptr_t next, uintptr_t x0) {
+                        bool row_per_sample, uintptr_t seeds, bool seed_per_sample, uintptr_t index,
+                        uintptr_t next, uintptr_t x0) {
     StepOperands o = step_operands(dtype, batch, size, channels, pixels, channels_last, learned, x,
                                    out, uncond, noise, h1, h2, rows, num_rows, row, row_per_sample,
                                    seeds, seed_per_sample, index);
@@ -102,32 +100,31 @@ void register_step(py::module_& module) {
     launch<StepOperands>(o, device, stream, threads, &cpu::step, FS_CUDA(step));
   });
 
-  module.def("step_backward", [](int device, uintptr_t stream, int threads, int dtype, int64_t batch,
-                                 int64_t size, int64_t channels, int64_t pixels, bool channels_last,
-                                 bool learned, uintptr_t x, uintptr_t out, uintptr_t uncond,
-                                 uintptr_t noise, uintptr_t h1, uintptr_t h2, uintptr_t rows,
-                                 int64_t num_rows, uintptr_t row, bool row_per_sample,
-                                 uintptr_t seeds, bool seed_per_sample, uintptr_t index,
-                                 uintptr_t grad_next, uintptr_t grad_x0, uintptr_t grad_x,
-                                 uintptr_t grad_out, uintptr_t grad_uncond, uintptr_t grad_noise,
-                                 uintptr_t grad_h1, uintptr_t grad_h2) {
-    BackwardOperands b{};
-    b.forward = step_operands(dtype, batch, size, channels, pixels, channels_last, learned, x, out,
-                              uncond, noise, h1, h2, rows, num_rows, row, row_per_sample, seeds,
-                              seed_per_sample, index);
-    b.grad_next = pointer<void>(grad_next);
-    b.grad_x0 = pointer<void>(grad_x0);
-    b.grad_x = pointer<void>(grad_x);
-    b.grad_out = pointer<void>(grad_out);
-    b.grad_uncond = pointer<void>(grad_uncond);
-    b.grad_noise = pointer<void>(grad_noise);
-    b.grad_h1 = pointer<void>(grad_h1);
-    b.grad_h2 = pointer<void>(grad_h2);
-    require(b.forward.layout, {b.grad_next, b.grad_x, b.grad_out});
-    if (b.forward.uncond) require(b.forward.layout, {b.grad_uncond});
-    launch<BackwardOperands>(b, device, stream, threads, &cpu::step_backward,
-                             FS_CUDA(step_backward));
-  });
+  module.def("step_backward",
+             [](int device, uintptr_t stream, int threads, int dtype, int64_t batch, int64_t size,
+                int64_t channels, int64_t pixels, bool channels_last, bool learned, uintptr_t x,
+                uintptr_t out, uintptr_t uncond, uintptr_t noise, uintptr_t h1, uintptr_t h2,
+                uintptr_t rows, int64_t num_rows, uintptr_t row, bool row_per_sample,
+                uintptr_t seeds, bool seed_per_sample, uintptr_t index, uintptr_t grad_next,
+                uintptr_t grad_x0, uintptr_t grad_x, uintptr_t grad_out, uintptr_t grad_uncond,
+                uintptr_t grad_noise, uintptr_t grad_h1, uintptr_t grad_h2) {
+               BackwardOperands b{};
+               b.forward = step_operands(dtype, batch, size, channels, pixels, channels_last,
+                                         learned, x, out, uncond, noise, h1, h2, rows, num_rows,
+                                         row, row_per_sample, seeds, seed_per_sample, index);
+               b.grad_next = pointer<void>(grad_next);
+               b.grad_x0 = pointer<void>(grad_x0);
+               b.grad_x = pointer<void>(grad_x);
+               b.grad_out = pointer<void>(grad_out);
+               b.grad_uncond = pointer<void>(grad_uncond);
+               b.grad_noise = pointer<void>(grad_noise);
+               b.grad_h1 = pointer<void>(grad_h1);
+               b.grad_h2 = pointer<void>(grad_h2);
+               require(b.forward.layout, {b.grad_next, b.grad_x, b.grad_out});
+               if (b.forward.uncond) require(b.forward.layout, {b.grad_uncond});
+               launch<BackwardOperands>(b, device, stream, threads, &cpu::step_backward,
+                                        FS_CUDA(step_backward));
+             });
 
   module.def("fill_noise", [](int device, uintptr_t stream, int threads, int dtype, int64_t batch,
                               int64_t size, int64_t channels, int64_t pixels, bool channels_last,

@@ -10,8 +10,8 @@
 #elif defined(_MSC_VER)
 #define FS_HD __forceinline
 #else
-// always_inline also keeps code compiled for AVX-512 from being shared, through the linker, with the
-// baseline build of the same header.
+// always_inline also keeps code compiled for AVX-512 from being shared, through the linker, with
+// the baseline build of the same header.
 #define FS_HD inline __attribute__((always_inline))
 #endif
 
@@ -41,16 +41,17 @@ FS_HD float bits_float(uint32_t bits) {
 #endif
 }
 
-// a * b + c rounded once. Explicit, with contraction off, so that a vector body and its scalar tail,
-// SSE2 and AVX-512, CPU and GPU all give the same bits.
+// a * b + c rounded once. Explicit, with contraction off, so that a vector body and its scalar
+// tail, SSE2 and AVX-512, CPU and GPU all give the same bits.
 FS_HD float fused(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
 #elif defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
   return __builtin_fmaf(a, b, c);
 #else
-  // No hardware fma (x86-64 baseline): the product of two floats is exact in double; rounding the sum
-  // to odd (Boldo & Melquiond 2008) before the final rounding makes the two roundings act as one.
+  // No hardware fma (x86-64 baseline): the product of two floats is exact in double; rounding the
+  // sum to odd (Boldo & Melquiond 2008) before the final rounding makes the two roundings act as
+  // one.
   const double product = static_cast<double>(a) * b;
   const double addend = c;
   const double sum = product + addend;

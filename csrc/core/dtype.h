@@ -1,4 +1,5 @@
-// The element types of the package, their codes at the Python boundary, and the arithmetic type of each.
+// The element types of the package, their codes at the Python boundary, and the arithmetic type of
+// each.
 #pragma once
 
 #include <stdexcept>

@@ -1,5 +1,6 @@
-// bfloat16 and float16 as storage: 16 bits in memory, float in arithmetic. Conversions round to nearest
-// even and keep NaN; on the host they are branch-free integer code, which compilers vectorise.
+// bfloat16 and float16 as storage: 16 bits in memory, float in arithmetic. Conversions round to
+// nearest even and keep NaN; on the host they are branch-free integer code, which compilers
+// vectorise.
 #pragma once
 
 #include <type_traits>
@@ -32,17 +33,19 @@ FS_HD float widen(Float16 value) {
 #else
   const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t sign = (value.bits & 0x8000u) << 16;
-  // The exponent is rebiased by 127 - 15 = 112, twice that for infinity and NaN; subnormals are exact
-  // multiples of 2^-24.
+  // The exponent is rebiased by 127 - 15 = 112, twice that for infinity and NaN; subnormals are
+  // exact multiples of 2^-24.
   const uint32_t rebias = magnitude >= 0x7c00u ? 0x70000000u : 0x38000000u;
   const uint32_t normal = (magnitude << 13) + rebias;
-  const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-8f;
+  const float subnormal =
+      static_cast<float>(static_cast<int32_t>(magnitude)) * 5.9604644775390625e-8f;
   return bits_float((magnitude < 0x400u ? float_bits(subnormal) : normal) | sign);
 #endif
 }
 
 template <typename T>
-FS_HD T narrow(typename std::conditional<std::is_same<T, double>::value, double, float>::type value);
+FS_HD T
+narrow(typename std::conditional<std::is_same<T, double>::value, double, float>::type value);
 
 template <>
 FS_HD float narrow<float>(float value) {
@@ -71,7 +74,8 @@ FS_HD Float16 narrow<Float16>(float value) {
 #if defined(__CUDA_ARCH__)
   return {__half_as_ushort(__float2half_rn(value))};
 #else
-  // After F. Giesen's float_to_half_fast3_rtne: adding 0.5 aligns a subnormal's last bit with float's.
+  // After F. Giesen's float_to_half_fast3_rtne: adding 0.5 aligns a subnormal's last bit with
+  // float's.
   const uint32_t bits = float_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;

@@ -1,17 +1,18 @@
-// Which elements a GPU thread works on. Host-callable, so that tests check on any machine that every
-// element is visited exactly once and meets its own noise.
+// Which elements a GPU thread works on. Host-callable, so that tests check on any machine that
+// every element is visited exactly once and meets its own noise.
 //
-// Work is cut into packs of W elements that follow one another in C order inside one sample (W a multiple
-// of 4, the size of a Philox block). Contiguous tensors read a pack with 16-byte accesses. In channels_last
-// tensors a pack is 4 pixels of one channel and neighbouring packs are neighbouring channels, so that a
-// warp's accesses together cover whole cache lines.
+// Work is cut into packs of W elements that follow one another in C order inside one sample (W a
+// multiple of 4, the size of a Philox block). Contiguous tensors read a pack with 16-byte accesses.
+// In channels_last tensors a pack is 4 pixels of one channel and neighbouring packs are
+// neighbouring channels, so that a warp's accesses together cover whole cache lines.
 #pragma once
 
 #include "core/operands.h"
 
 namespace fastsample {
 
-// Division by a constant of numerators below 2^31: multiply, add, shift (Granlund & Montgomery 1994).
+// Division by a constant of numerators below 2^31: multiply, add, shift (Granlund & Montgomery
+// 1994).
 struct Divider {
   uint32_t divisor, multiplier, shift;
 
@@ -35,11 +36,11 @@ struct Divider {
 // How a batch is cut, computed once per launch.
 struct Cut {
   Layout layout;
-  uint32_t packs;        // per sample
-  uint32_t items;        // in the batch, below 2^31
-  bool whole_quads;      // channels_last: packs never straddle channels
+  uint32_t packs;    // per sample
+  uint32_t items;    // in the batch, below 2^31
+  bool whole_quads;  // channels_last: packs never straddle channels
   Divider by_packs;
-  Divider by_minor;      // channels_last: by channels (whole quads) or by pixels
+  Divider by_minor;  // channels_last: by channels (whole quads) or by pixels
 
   static Cut of(const Layout& layout, int width) {
     Cut cut{};
@@ -84,8 +85,8 @@ FS_HD Pack channels_last_pack(const Cut& cut, uint32_t item) {
   return pack;
 }
 
-// Memory position, within a sample, of element `first + j` of a channels_last pack. A tensor with two
-// halves (prediction and v) has twice the channels.
+// Memory position, within a sample, of element `first + j` of a channels_last pack. A tensor with
+// two halves (prediction and v) has twice the channels.
 FS_HD int64_t channels_last_position(const Cut& cut, const Pack& pack, uint32_t j, int halves,
                                      int half) {
   uint32_t channel = pack.channel, pixel = pack.pixel + j;

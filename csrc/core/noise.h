@@ -1,9 +1,10 @@
-// Normal noise as a pure function of (key, sample index, draw, element): Philox4x32-10 and Box-Muller.
+// Normal noise as a pure function of (key, sample index, draw, element): Philox4x32-10 and
+// Box-Muller.
 //
-// Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". One call turns a 128-bit
-// counter and a 64-bit key into four words, which make the four normals of elements 4*block .. 4*block+3.
-// Only integer, add, multiply, fma and square root are used, each exact or correctly rounded, so every
-// back end gives the same bits.
+// Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". One call turns a
+// 128-bit counter and a 64-bit key into four words, which make the four normals of elements 4*block
+// .. 4*block+3. Only integer, add, multiply, fma and square root are used, each exact or correctly
+// rounded, so every back end gives the same bits.
 #pragma once
 
 #include "core/backend.h"
@@ -44,12 +45,13 @@ FS_HD Words philox(Words counter, uint32_t key0, uint32_t key1) {
 }
 
 FS_HD Words philox(const Stream& stream, uint32_t block) {
-  return philox({block, stream.index_low, stream.index_high, stream.draw}, stream.key0, stream.key1);
+  return philox({block, stream.index_low, stream.index_high, stream.draw}, stream.key0,
+                stream.key1);
 }
 
 // R(r) = sqrt(-2 ln u), u = (r + 0.5) / 2^32, to 1.2e-7 relative.
-// u = m 2^e with m in [2/3, 4/3); near u = 1 the distance 1 - u is taken from the integer, where it is
-// exact: a float that near 1 would leave R(r) with no correct digit.
+// u = m 2^e with m in [2/3, 4/3); near u = 1 the distance 1 - u is taken from the integer, where it
+// is exact: a float that near 1 would leave R(r) with no correct digit.
 FS_HD float radius(uint32_t r) {
   const bool near_one = r >= 0xaaaaaaabu;
   const uint32_t distance = near_one ? ~r : r;

@@ -8,7 +8,8 @@
 
 namespace fastsample {
 
-// A batch of samples, each `size` elements in C order, or (channels_last) `pixels` groups of `channels`.
+// A batch of samples, each `size` elements in C order, or (channels_last) `pixels` groups of
+// `channels`.
 struct Layout {
   int64_t batch, size, channels, pixels;
   bool channels_last;
@@ -30,19 +31,19 @@ struct StepOperands {
   DType dtype;
   Layout layout;
   Control control;
-  bool learned;         // out holds [prediction | v], 2 * channels
-  const void* x;        // T
-  const void* out;      // T, conditional output when `uncond` is there
-  const void* uncond;   // T
-  const void* noise;    // T, instead of generated noise
-  const void* h1;       // F
-  const void* h2;       // F
-  void* next;           // T; may be x
-  void* x0;             // F
+  bool learned;        // out holds [prediction | v], 2 * channels
+  const void* x;       // T
+  const void* out;     // T, conditional output when `uncond` is there
+  const void* uncond;  // T
+  const void* noise;   // T, instead of generated noise
+  const void* h1;      // F
+  const void* h2;      // F
+  void* next;          // T; may be x
+  void* x0;            // F
 };
 
-// A sample that makes no noise and has no row of its own needs no identity: the batch is then one long
-// sample, without a cut at each boundary.
+// A sample that makes no noise and has no row of its own needs no identity: the batch is then one
+// long sample, without a cut at each boundary.
 inline StepOperands joined(const StepOperands& o) {
   StepOperands result = o;
   if (o.control.seeds || o.control.row_per_sample || o.learned) return result;
@@ -52,7 +53,7 @@ inline StepOperands joined(const StepOperands& o) {
 }
 
 struct BackwardOperands {
-  StepOperands forward;  // next and x0 unused
+  StepOperands forward;   // next and x0 unused
   const void* grad_next;  // T
   const void* grad_x0;    // F
   void* grad_x;           // T

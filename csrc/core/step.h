@@ -79,7 +79,8 @@ FS_HD float exponential(float x) {
   const float bounded = low > 200.0f ? 200.0f : low;
   const float shifted = fused(bounded, 1.44269502f, 12582912.0f);  // 1.5 * 2^23: rounds to integer
   const float n = shifted - 12582912.0f;
-  const float r = fused(n, -1.42860677e-06f, fused(n, -0.693145752f, bounded));  // ln 2 in two parts
+  const float r =
+      fused(n, -1.42860677e-06f, fused(n, -0.693145752f, bounded));  // ln 2 in two parts
   float y = 1.38368504e-03f;
   y = fused(y, r, 8.37481581e-03f);
   y = fused(y, r, 4.16682251e-02f);
@@ -95,8 +96,8 @@ FS_HD float exponential(float x) {
   return y * scale1 * scale2;
 }
 
-// Standard deviation of a step whose network predicts the variance (learned range, Nichol & Dhariwal
-// 2021, arXiv:2102.09672, eq. 15 with v in [-1, 1]).
+// Standard deviation of a step whose network predicts the variance (learned range, Nichol &
+// Dhariwal 2021, arXiv:2102.09672, eq. 15 with v in [-1, 1]).
 template <typename F>
 FS_HD F learned_deviation(const Row<F>& row, F v) {
   const F share = fused(F(0.5), v, F(0.5));
@@ -104,7 +105,8 @@ FS_HD F learned_deviation(const Row<F>& row, F v) {
   return row.d * exponential(F(0.5) * log_variance);
 }
 
-// Gradients of one element. `grad` is dL/dx_next, `grad_x0` is dL/dx0 when x0 was asked for, else 0.
+// Gradients of one element. `grad` is dL/dx_next, `grad_x0` is dL/dx0 when x0 was asked for, else
+// 0.
 template <typename F>
 struct Gradients {
   F x, m;

@@ -16,7 +16,8 @@ struct Isa {
 };
 
 std::vector<Isa> detect() {
-  std::vector<Isa> found{{"baseline", baseline::step, baseline::step_backward, baseline::fill_noise}};
+  std::vector<Isa> found{
+      {"baseline", baseline::step, baseline::step_backward, baseline::fill_noise}};
 #if defined(FASTSAMPLE_X86)
   __builtin_cpu_init();
   // What -march=x86-64-v3 and -v4 may use.
@@ -55,7 +56,8 @@ void use_isa(const std::string& name) {
       return;
     }
   }
-  throw std::invalid_argument("use_isa: name must be an instruction set of this machine, got " + name);
+  throw std::invalid_argument("use_isa: name must be an instruction set of this machine, got " +
+                              name);
 }
 
 }  // namespace cpu

@@ -1,5 +1,5 @@
-// The CPU back end: the same loops compiled for several instruction sets, the widest that this machine
-// has chosen when the module loads.
+// The CPU back end: the same loops compiled for several instruction sets, the widest that this
+// machine has chosen when the module loads.
 #pragma once
 
 #include <string>
@@ -7,11 +7,11 @@
 
 #include "core/operands.h"
 
-#define FASTSAMPLE_DECLARE_ISA(name)                    \
-  namespace name {                                      \
-  void step(const StepOperands&, int threads);          \
+#define FASTSAMPLE_DECLARE_ISA(name)                        \
+  namespace name {                                          \
+  void step(const StepOperands&, int threads);              \
   void step_backward(const BackwardOperands&, int threads); \
-  void fill_noise(const NoiseOperands&, int threads);   \
+  void fill_noise(const NoiseOperands&, int threads);       \
   }
 
 namespace fastsample {

@@ -1,5 +1,5 @@
-// Gradients of the fused step on CPU: one pass over the operands of the forward step, nothing saved but
-// them. Noise is made again from its counter.
+// Gradients of the fused step on CPU: one pass over the operands of the forward step, nothing saved
+// but them. Noise is made again from its counter.
 #include "cpu/backend.h"
 #include "cpu/view.h"
 
@@ -92,8 +92,7 @@ void backward_all(const BackwardOperands& b, int threads) {
     for (int64_t number = 0; number < tiling.total; ++number) {
       const Tile tile = tiling[number];
       const View<T> view = make_view(o, tile, buffers);
-      with_guided(view, buffers,
-                  [&](const auto* m) { backward_tile(b, tile, view, m, buffers); });
+      with_guided(view, buffers, [&](const auto* m) { backward_tile(b, tile, view, m, buffers); });
     }
   }
 }

@@ -1,8 +1,9 @@
 // The fused step and the noise kernel on CPU, compiled once per instruction set.
 //
 // Bound: memory. Per float32 element 4 bytes of x and 4 of the model output are read and 4 written.
-// Intermediate values live in tile buffers inside the first-level cache, so an optional operand costs
-// its own bytes and nothing else, and each loop over a tile is one that the compiler vectorises.
+// Intermediate values live in tile buffers inside the first-level cache, so an optional operand
+// costs its own bytes and nothing else, and each loop over a tile is one that the compiler
+// vectorises.
 #include "cpu/backend.h"
 #include "cpu/view.h"
 
@@ -17,7 +18,8 @@ namespace FASTSAMPLE_ISA {
 namespace {
 
 // From this size on the output is written around the caches: it would not stay there anyway, and a
-// normal store first reads the line it overwrites (16 bytes moved per float32 element instead of 12).
+// normal store first reads the line it overwrites (16 bytes moved per float32 element instead of
+// 12).
 constexpr int64_t stream_bytes = int64_t{24} << 20;
 
 template <typename T>
@@ -94,8 +96,7 @@ void step_all(const StepOperands& o, int threads) {
   using F = arithmetic_t<T>;
   const Tiling tiling(o.layout);
   const int64_t elements = o.layout.batch * o.layout.size;
-  const bool streams =
-      o.next != o.x && elements * static_cast<int64_t>(sizeof(T)) >= stream_bytes;
+  const bool streams = o.next != o.x && elements * static_cast<int64_t>(sizeof(T)) >= stream_bytes;
   const int team = thread_count(elements, threads);
 #pragma omp parallel num_threads(team) if (team > 1)
   {
@@ -132,8 +133,8 @@ void fill_all(const NoiseOperands& o, int threads) {
 #pragma omp for schedule(static)
     for (int64_t number = 0; number < tiling.total; ++number) {
       const Tile tile = tiling[number];
-      const Stream stream = make_stream(o.seeds[o.seed_per_sample ? tile.sample : 0],
-                                        o.index[tile.sample], o.draw);
+      const Stream stream =
+          make_stream(o.seeds[o.seed_per_sample ? tile.sample : 0], o.index[tile.sample], o.draw);
       fill_noise(stream, o.layout, tile, z, scratch);
       T* out = at<T>(o.out, tile.sample * o.layout.size + tile.first);
 #pragma omp simd

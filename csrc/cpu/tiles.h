@@ -11,11 +11,11 @@ namespace fastsample {
 namespace cpu {
 namespace FASTSAMPLE_ISA {
 
-constexpr int64_t tile_size = 1024;            // 4 KiB of float; a handful of such buffers fit in L1
+constexpr int64_t tile_size = 1024;  // 4 KiB of float; a handful of such buffers fit in L1
 constexpr int64_t parallel_grain = 16 * 1024;  // elements worth waking a thread for
 
-// Loops over a tile carry `omp simd`: operands either do not overlap or are the same tensor, position by
-// position, which a compiler cannot know.
+// Loops over a tile carry `omp simd`: operands either do not overlap or are the same tensor,
+// position by position, which a compiler cannot know.
 
 // A run of consecutive memory positions of one sample.
 struct Tile {
@@ -70,8 +70,8 @@ inline void fill_blocks(const Stream& stream, int64_t block, int64_t count, floa
 }
 
 // Noise of a tile into `z`. The element number is the C-order one whatever the memory format, so a
-// channels_last tile takes each channel's run of pixels from that channel's own blocks. Both buffers
-// hold tile_size + 8 floats: a run that starts inside a block still fills whole blocks.
+// channels_last tile takes each channel's run of pixels from that channel's own blocks. Both
+// buffers hold tile_size + 8 floats: a run that starts inside a block still fills whole blocks.
 inline void fill_noise(const Stream& stream, const Layout& layout, const Tile& tile, float* z,
                        float* scratch) {
   if (!layout.channels_last) {

@@ -48,7 +48,8 @@ template <typename T>
 void gather_half(const T* out, const Layout& layout, const Tile& tile, int64_t half, T* packed) {
   const int64_t channels = layout.channels;
   const int64_t width = std::min(channels, tile.count), pixels = tile.count / width;
-  const T* from = out + tile.first / channels * 2 * channels + half * channels + tile.first % channels;
+  const T* from =
+      out + tile.first / channels * 2 * channels + half * channels + tile.first % channels;
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     for (int64_t c = 0; c < width; ++c) packed[pixel * width + c] = from[pixel * 2 * channels + c];
   }

@@ -1,5 +1,5 @@
-// The CUDA back end. `stream` is torch's raw stream handle: a cudaStream_t belongs to the device's one
-// primary context, which every copy of the runtime library shares.
+// The CUDA back end. `stream` is torch's raw stream handle: a cudaStream_t belongs to the device's
+// one primary context, which every copy of the runtime library shares.
 #pragma once
 
 #include "core/operands.h"

@@ -1,5 +1,6 @@
-// Gradients of the fused step on CUDA: one pass over the operands of the forward step; noise is made again
-// from its counter. Bound: memory; plain float32 moves 20 bytes per element (3 in, 2 out).
+// Gradients of the fused step on CUDA: one pass over the operands of the forward step; noise is
+// made again from its counter. Bound: memory; plain float32 moves 20 bytes per element (3 in, 2
+// out).
 #include "cuda/backend.h"
 #include "cuda/launch.cuh"
 
@@ -40,8 +41,7 @@ __global__ void __launch_bounds__(block_size)
     if (b.grad_x0) read<access, width, F>(b.grad_x0, cut, pack, 1, 0, grad_x0);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
-      const Gradients<F> result =
-          differentiate(row, raw_x0(row, x[j], m[j]), grad[j], grad_x0[j]);
+      const Gradients<F> result = differentiate(row, raw_x0(row, x[j], m[j]), grad[j], grad_x0[j]);
       x[j] = result.x;
       m[j] = result.m;
     }

@@ -1,4 +1,5 @@
-// What every CUDA kernel of the package shares: device guard, grid, and access to packs of elements.
+// What every CUDA kernel of the package shares: device guard, grid, and access to packs of
+// elements.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -49,8 +50,8 @@ inline unsigned grid_size(uint32_t items, int device) {
   return needed < wave ? needed : wave;
 }
 
-// How packs are read and written: 16-byte accesses, one element at a time (samples whose size or address
-// is not a multiple of a pack), or one element at a time in channels_last order.
+// How packs are read and written: 16-byte accesses, one element at a time (samples whose size or
+// address is not a multiple of a pack), or one element at a time in channels_last order.
 enum class Access { vector, scalar, channels_last };
 
 template <typename T>
@@ -69,8 +70,8 @@ FS_HD Pack pack_at(const Cut& cut, uint32_t item) {
 }
 
 template <Access access>
-__device__ __forceinline__ int64_t position(const Cut& cut, const Pack& pack, uint32_t j, int halves,
-                                            int half) {
+__device__ __forceinline__ int64_t position(const Cut& cut, const Pack& pack, uint32_t j,
+                                            int halves, int half) {
   const int64_t sample = int64_t{pack.sample} * halves * cut.layout.size;
   if constexpr (access == Access::channels_last) {
     return sample + channels_last_position(cut, pack, j, halves, half);
@@ -81,8 +82,8 @@ __device__ __forceinline__ int64_t position(const Cut& cut, const Pack& pack, ui
 
 // Reads W elements of one operand into `values`; elements beyond the pack's count are left alone.
 template <Access access, int width, typename E, typename F>
-__device__ __forceinline__ void read(const void* tensor, const Cut& cut, const Pack& pack, int halves,
-                                     int half, F (&values)[width]) {
+__device__ __forceinline__ void read(const void* tensor, const Cut& cut, const Pack& pack,
+                                     int halves, int half, F (&values)[width]) {
   const E* base = static_cast<const E*>(tensor);
   if constexpr (access == Access::vector) {
     constexpr int chunks = width * static_cast<int>(sizeof(E)) / 16;
@@ -127,8 +128,8 @@ __device__ __forceinline__ void write(void* tensor, const Cut& cut, const Pack& 
   }
 }
 
-// The pack's normals, made in registers: four per Philox call. `first` is a multiple of 4 for every kind
-// of pack.
+// The pack's normals, made in registers: four per Philox call. `first` is a multiple of 4 for every
+// kind of pack.
 template <int width, typename F>
 __device__ __forceinline__ void make_noise(const Stream& stream, const Pack& pack, F (&z)[width]) {
   static_assert(width % 4 == 0, "a pack holds whole Philox blocks");

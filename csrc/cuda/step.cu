@@ -1,8 +1,9 @@
 // The fused step and the noise kernel on CUDA.
 //
-// Bound: memory. A float32 element moves 12 bytes (x and the model output in, x_next out), a bfloat16
-// element 6. Noise costs arithmetic only: it is made in registers, four normals per Philox call, and never
-// touches memory. A row that draws no noise skips it at run time, so the same kernel runs a whole plan.
+// Bound: memory. A float32 element moves 12 bytes (x and the model output in, x_next out), a
+// bfloat16 element 6. Noise costs arithmetic only: it is made in registers, four normals per Philox
+// call, and never touches memory. A row that draws no noise skips it at run time, so the same
+// kernel runs a whole plan.
 #include "cuda/backend.h"
 #include "cuda/launch.cuh"
 
@@ -13,8 +14,8 @@ namespace {
 
 // ---- kernels ----
 
-// Operands beyond x and out. `plain` and `noisy` are what few-step sampling runs thousands of times;
-// `general` finds out at run time which of all operands are there.
+// Operands beyond x and out. `plain` and `noisy` are what few-step sampling runs thousands of
+// times; `general` finds out at run time which of all operands are there.
 enum class Kind { plain, noisy, general };
 
 template <typename T, Kind kind, Access access>
@@ -97,8 +98,8 @@ __global__ void __launch_bounds__(block_size) noise_kernel(const NoiseOperands o
   for (uint32_t item = blockIdx.x * block_size + threadIdx.x; item < cut.items;
        item += gridDim.x * block_size) {
     const Pack pack = pack_at<T, access>(cut, item);
-    const Stream stream = make_stream(o.seeds[o.seed_per_sample ? pack.sample : 0],
-                                      o.index[pack.sample], o.draw);
+    const Stream stream =
+        make_stream(o.seeds[o.seed_per_sample ? pack.sample : 0], o.index[pack.sample], o.draw);
     F z[width];
     make_noise(stream, pack, z);
     write<access, width, T>(o.out, cut, pack, 1, 0, z);

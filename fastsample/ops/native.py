@@ -136,7 +136,7 @@ def step_backward(grad, grad_x0, x, out, rows, row, uncond, seeds, index, noise,
     arguments = _native_arguments(fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h2)
     present = (x, out, uncond, noise, h1, h2)
     pointers = [0 if t is None else g.data_ptr() for t, g in zip(present, grads, strict=True)]
-    _native.step_backward(*arguments, grad.data_ptr(), _pointer(grad_x0), *pointers)
+    _native.step_backward(*arguments, _pointer(grad), _pointer(grad_x0), *pointers)
     return grads
 
 

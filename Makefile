@@ -1,0 +1,51 @@
+# `make demo` and `make test` do all set-up themselves, on a machine with Python 3.10 or newer and a C++
+# compiler. CUDA kernels are built when nvcc is on PATH; CUDAARCHS chooses their targets.
+PYTHON ?= python3
+FASTSAMPLE_CUDA ?= AUTO
+CUDAARCHS ?= 80-real;90
+VENV := .venv
+BIN := $(VENV)/bin
+# One build folder per configuration: a folder remembers the options it was made with.
+BUILD := build/cuda-$(FASTSAMPLE_CUDA)-$(subst ;,+,$(CUDAARCHS))
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
+INSTALLED := $(VENV)/.installed-$(notdir $(BUILD))
+
+.PHONY: demo test lint format bench install clean
+
+demo: install
+	$(BIN)/fastsample demo --out out/demo.png
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+bench: install
+	$(BIN)/python -m benchmarks.bench_step
+
+install: $(INSTALLED)
+
+$(VENV)/.environment: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -c constraints.txt --group dev
+	touch $@
+
+$(INSTALLED): $(VENV)/.environment $(SOURCES)
+	CUDAARCHS="$(CUDAARCHS)" $(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e . \
+	  -C build-dir=$(BUILD) -C cmake.define.FASTSAMPLE_CUDA=$(FASTSAMPLE_CUDA) \
+	  -C cmake.define.FASTSAMPLE_WERROR=$(if $(CI),ON,OFF)
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,7 @@
+"""``python -m fastsample``."""
+
+import sys
+
+from fastsample.cli import main
+
+sys.exit(main())
