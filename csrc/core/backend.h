@@ -76,10 +76,14 @@ FS_HD double fused(double a, double b, double c) {
 #endif
 }
 
-// Correctly rounded on both sides, as IEEE 754 asks.
+// Square root of a normal number far from overflow, correctly rounded. On CUDA this is what __fsqrt_rn
+// does for such numbers, without its branch for all others (6 instructions).
 FS_HD float root(float value) {
 #if defined(__CUDA_ARCH__)
-  return __fsqrt_rn(value);
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
+  const float estimate = value * inverse;
+  return __fmaf_rn(__fmaf_rn(-estimate, estimate, value), 0.5f * inverse, estimate);
 #else
   return std::sqrt(value);
 #endif

@@ -55,6 +55,14 @@ FS_HD F raw_x0(const Row<F>& row, F x, F m) {
 // Comparisons, not fmin/fmax: those replace NaN by a bound, torch.clamp keeps it.
 template <typename F>
 FS_HD F clamp(const Row<F>& row, F x0) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same<F, float>::value) {  // two instructions instead of four
+    float bounded;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(bounded) : "f"(x0), "f"(row.lo));
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(bounded) : "f"(row.hi));
+    return bounded;
+  }
+#endif
   const F low = x0 < row.lo ? row.lo : x0;
   return low > row.hi ? row.hi : low;
 }

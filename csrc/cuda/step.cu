@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(block_size) step_kernel(const StepOperands o, 
   for (uint32_t item = blockIdx.x * block_size + threadIdx.x; item < cut.items;
        item += gridDim.x * block_size) {
     const Pack pack = pack_at<T, access>(cut, item);
-    if (o.control.row_per_sample) {
+    if (general && o.control.row_per_sample) {
       number = row_of(o.control, pack.sample);
       row = load_row<F>(o.control.rows, o.control.num_rows, number);
     }
@@ -132,8 +132,8 @@ void step(const StepOperands& o, int device, uintptr_t stream_handle) {
   require_countable(o.layout);
   const DeviceGuard guard(device);
   const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
-  const bool general =
-      o.learned || o.uncond || o.noise || o.h1 || o.h2 || o.x0 || o.layout.channels_last;
+  const bool general = o.control.row_per_sample || o.learned || o.uncond || o.noise || o.h1 ||
+                       o.h2 || o.x0 || o.layout.channels_last;
   dispatch(o.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (o.layout.channels_last) {
