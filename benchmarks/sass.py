@@ -2,10 +2,10 @@
 
     python benchmarks/sass.py [--arch sm_90] [--json FILE] [--mix KERNEL]
 
-Compiles csrc/cuda/*.cu with nvcc, takes registers and spills from ptxas and counts the instructions of
-each kernel's element loop in the disassembly: everything between the loop's first instruction and its
-backward branch, divided by the elements of one pass. nvdisasm comes from PATH or from PyPI's
-nvidia-cuda-nvdisasm. A kernel with spills or local memory makes the exit status 1.
+Compiles csrc/cuda/*.cu with nvcc, takes registers and spills from ptxas and counts the instructions
+of each kernel's element loop in the disassembly: everything between the loop's first instruction
+and its backward branch, divided by the elements of one pass. nvdisasm comes from PATH or from
+PyPI's nvidia-cuda-nvdisasm. A kernel with spills or local memory makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def describe(mangled: str) -> tuple[str, int] | None:
 
 
 def resources(log: str) -> dict[str, dict[str, int]]:
-    """ptxas -v: registers, stack frame and spills of every kernel."""
+    """From ``ptxas -v``: registers, stack frame and spills of every kernel."""
     found = {}
     for block in log.split("Compiling entry function")[1:]:
         name = re.search(r"'(\S+)'", block).group(1)

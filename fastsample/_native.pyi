@@ -1,5 +1,5 @@
-# The native module's functions as Python sees them; csrc/bind/ defines them. Addresses are integers,
-# 0 for "no tensor"; device -1 is the CPU.
+# The native module's functions as Python sees them; csrc/bind/ defines them. Addresses are
+# integers, 0 for "no tensor"; device -1 is the CPU.
 from collections.abc import Sequence
 from typing import Any
 

@@ -50,7 +50,7 @@ def make_grid(denoiser: Denoiser, steps: Any, grid: str, function: str) -> Grid:
         return steps
     if isinstance(steps, (Sequence, np.ndarray)) and not isinstance(steps, str):
         return Grid(steps)
-    if grid not in GRIDS:
+    if not isinstance(grid, str) or grid not in GRIDS:
         raise ValueError(f"{function}: grid must be one of {sorted(GRIDS)}, got {grid!r}")
     limit = denoiser.schedule.num_steps
     return GRIDS[grid](denoiser.schedule, check_integer(function, "steps", steps, 1, limit))
@@ -130,7 +130,7 @@ def agreed_batch(num_samples, start, noise, cond, sample_index, seed) -> int:
     """The number of samples that the arguments agree on."""
     sizes = {"num_samples": num_samples, "cond": batch_of(cond)}
     if num_samples is not None:
-        check_integer("sample", "num_samples", num_samples, 0)
+        sizes["num_samples"] = check_integer("sample", "num_samples", num_samples, 0)
     for name, tensor, axis in (("start", start, 0), ("noise", noise, 1)):
         if tensor is not None:
             if not isinstance(tensor, Tensor):
@@ -156,7 +156,7 @@ def make_identity(seed: Any, sample_index: Any, batch: int, device: torch.device
         first = check_integer("sample", "sample_index", _item(sample_index), 0, 2**63 - 1 - batch)
         index = torch.arange(first, first + batch)
     else:
-        index = torch.as_tensor(sample_index)
+        index = torch.as_tensor(sample_index) if len(sample_index) else torch.arange(0)
         if index.is_floating_point() or index.dtype == torch.bool:
             raise TypeError(f"sample: sample_index must hold integers, got {index.dtype}")
         if index.dim() != 1 or (len(index) and int(index.min()) < 0):
@@ -164,7 +164,8 @@ def make_identity(seed: Any, sample_index: Any, batch: int, device: torch.device
                 "sample: sample_index must be a vector of indices >= 0, got "
                 f"{index.tolist() if index.numel() < 9 else tuple(index.shape)}"
             )
-    return Identity(torch.tensor(words, device=device), index.to(device, torch.int64))
+    seeds = torch.tensor(words, dtype=torch.int64, device=device)  # int64 even if there are none
+    return Identity(seeds, index.to(device, torch.int64))
 
 
 def _item(value: Any) -> Any:

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sample.add_argument("--grid", choices=sorted(GRIDS), default="uniform")
     sample.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0..1")
     sample.add_argument("--index", type=int, default=0, help="global index of the first sample")
-    sample.add_argument("--label", type=int, help="condition on this class")
+    sample.add_argument(
+        "--label", type=int, choices=range(10), help="draw this digit", metavar="0..9"
+    )
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale")
     sample.set_defaults(run=_sample)
 

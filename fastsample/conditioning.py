@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,7 @@ class Conditions:
         device: torch.device,
     ) -> None:
         self.guided = uncond is not None
-        given = _placed(function, "cond", cond or {}, batch, device)
+        given = _placed(function, "cond", {} if cond is None else cond, batch, device)
         if uncond is None:
             self.arguments = given
             return
@@ -61,8 +62,10 @@ class Conditions:
 
 def batch_of(cond: Mapping[str, Any] | None) -> int | None:
     """How many samples the conditions are for; None when they do not say."""
-    for value in (cond or {}).values():
-        if isinstance(value, Tensor) and value.dim() > 0:
+    if not isinstance(cond, Mapping):  # `Conditions` says what is wrong with anything else
+        return None
+    for value in cond.values():
+        if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0:
             return value.shape[0]
         if isinstance(value, (list, tuple)):
             return len(value)
@@ -79,7 +82,9 @@ def _placed(
         )
     placed: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool):
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = torch.tensor(value)  # a copy: the caller may write to theirs
+        elif isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool):
             value = torch.as_tensor(value)
         if isinstance(value, Tensor):
             value = value.to(device)

@@ -74,7 +74,7 @@ class Denoiser:
             raise ValueError(
                 f"Denoiser: variance must be one of {list(get_args(Variance))}, got {variance!r}"
             )
-        if not callable(time) and time not in _TIME_INPUTS:
+        if not callable(time) and time not in list(_TIME_INPUTS):
             raise ValueError(
                 f"Denoiser: time must be one of {list(_TIME_INPUTS)} or a callable, got {time!r}"
             )
@@ -222,7 +222,7 @@ def as_denoiser(
         )
     if shape is None:
         raise ValueError(f"{function}: shape must be given for a bare callable, got None")
-    return Denoiser(model, schedule or NoiseSchedule.linear(), shape)
+    return Denoiser(model, NoiseSchedule.linear() if schedule is None else schedule, shape)
 
 
 def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:

@@ -10,7 +10,12 @@ from torch import Tensor
 
 
 def save_grid(
-    samples: Tensor, path: str | os.PathLike[str], *, columns: int = 10, scale: int = 1, gap: int = 2
+    samples: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    columns: int = 10,
+    scale: int = 1,
+    gap: int = 2,
 ) -> Path:
     """Write samples as a grid of images, row by row.
 

@@ -70,7 +70,6 @@ def step_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, out, uncond, noise, h1, h2 (empty where absent), by autograd."""
 
-
     def leaf(tensor):
         return None if tensor is None else tensor.detach().requires_grad_()
 

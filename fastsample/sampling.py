@@ -109,8 +109,8 @@ def sample(
     place = torch.device(device) if device is not None else denoiser.device
     if place.type == "cuda" and place.index is None:
         place = torch.device("cuda", torch.cuda.current_device())
-    kind = dtype or (start.dtype if start is not None else denoiser.dtype)
     batch = agreed_batch(num_samples, start, noise, cond, sample_index, seed)
+    kind = dtype or (start.dtype if start is not None else denoiser.dtype)
     identity = make_identity(seed, sample_index, batch, place)
     conditions = Conditions("sample", cond, absent, batch, place)
     check_tensor("start", start, (batch, *denoiser.shape), kind, place)
@@ -201,7 +201,8 @@ def invert(
         ValueError: fewer than 2 steps, shapes that do not fit, or a network that returns NaN.
     """
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
-        raise TypeError(f"invert: x0 must be a floating tensor, got {type(x0).__name__}")
+        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+        raise TypeError(f"invert: x0 must be a floating tensor, got {got}")
     if isinstance(steps, Plan):
         raise TypeError("invert: steps must be a number, a Grid or times, got a Plan")
     shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
@@ -231,9 +232,9 @@ def invert(
 def interpolate(z1: Tensor, z2: Tensor, weights: Tensor | Sequence[float]) -> Tensor:
     """Spherical interpolation between two noise tensors.
 
-    Eq. 67 of Song et al. 2021 (arXiv:2010.02502). The angle is between the whole tensors, flattened, as in the DDIM repository; interpolate single
-    samples, then sample from the result as `start`. Tensors nearly parallel are interpolated
-    linearly.
+    Eq. 67 of Song et al. 2021 (arXiv:2010.02502). The angle is between the whole tensors,
+    flattened, as in the DDIM repository; interpolate single samples, then sample from the result
+    as `start`. Tensors nearly parallel are interpolated linearly.
 
     Args:
         z1: noise ``(*shape)``.

@@ -147,6 +147,7 @@ void fill_all(const NoiseOperands& o, int threads) {
 
 void step(const StepOperands& operands, int threads) {
   StepOperands o = operands;
+  if (o.layout.batch == 0 || o.layout.size == 0) return;  // the row may be a null pointer then
   if (quiet(o.control)) o.control.seeds = nullptr;
   o = joined(o);
   dispatch(o.dtype, [&](auto tag) { step_all<typename decltype(tag)::type>(o, threads); });

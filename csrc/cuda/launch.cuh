@@ -159,11 +159,18 @@ inline bool aligned(std::initializer_list<const void*> pointers) {
   return bits % 16 == 0;
 }
 
-inline void require_countable(const Layout& layout) {
+// Whether element numbers inside a sample, and packs in the batch, stay below 2^31: Divider is
+// exact there and 32-bit indices do not wrap.
+inline bool countable(const Layout& layout) {
   const int64_t packs = (layout.size + 3) / 4;
-  if (packs < (int64_t{1} << 30) && layout.batch * packs < (int64_t{1} << 31)) return;
+  return packs < (int64_t{1} << 29) && layout.batch * packs < (int64_t{1} << 31);
+}
+
+inline void require_countable(const Layout& layout) {
+  if (countable(layout)) return;
   throw std::invalid_argument(
-      "native: a CUDA call takes at most 2**31 packs of 4 elements; split the batch");
+      "native: a CUDA call takes samples below 2**31 elements, and below 2**31 packs of 4 in all; "
+      "split the batch");
 }
 
 }  // namespace cuda

@@ -116,7 +116,8 @@ void launch_step(const StepOperands& o, int device, cudaStream_t stream) {
 
 template <typename T, Kind kind>
 void launch_contiguous(const StepOperands& o, int device, cudaStream_t stream) {
-  const StepOperands flat = joined(o);
+  // As one long sample a huge batch would wrap its 32-bit element numbers.
+  const StepOperands flat = countable(joined(o).layout) ? joined(o) : o;
   if (flat.layout.size % pack_width<T> == 0 &&
       aligned({o.x, o.out, o.uncond, o.noise, o.h1, o.h2, o.next, o.x0})) {
     launch_step<T, kind, Access::vector>(flat, device, stream);

@@ -233,11 +233,16 @@ for _device in _REFERENCE_DEVICES:
     _library.impl("noise", reference.noise, _device)
 
 torch.library.register_fake(
-    "fastsample::step", lambda x, out, *rest: native.new(x, out), lib=_library
+    "fastsample::step",
+    lambda x, out, *rest: native.new(x, native.channels_last_format(x, out)),
+    lib=_library,
 )
 torch.library.register_fake(
     "fastsample::step_x0",
-    lambda x, out, *rest: (native.new(x, out), native.new(x, out, history_dtype(x))),
+    lambda x, out, *rest: (
+        native.new(x, native.channels_last_format(x, out)),
+        native.new(x, native.channels_last_format(x, out), history_dtype(x)),
+    ),
     lib=_library,
 )
 torch.library.register_fake("fastsample::step_into", lambda target, *rest: None, lib=_library)

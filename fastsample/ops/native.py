@@ -26,15 +26,12 @@ def channels_last_format(x: Tensor, out: Tensor) -> torch.memory_format | None:
     return None
 
 
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _place(device: torch.device) -> tuple[int, int, int]:
+def _place(x: Tensor) -> tuple[int, int, int]:
     """(CUDA device or -1, raw stream, CPU threads)."""
-    if device.type == "cpu":
+    if x.is_cpu:
         return -1, 0, torch.get_num_threads()
-    return device.index, _raw_stream(device.index), 0
+    index = x.device.index
+    return index, _raw_stream(index), 0
 
 
 def _raw_stream(index: int) -> int:
@@ -43,18 +40,44 @@ def _raw_stream(index: int) -> int:
     return current(index) if current else torch.cuda.current_stream(index).cuda_stream
 
 
-def _packed(fmt, *tensors: Tensor | None) -> list[Tensor | None]:
-    if fmt is None:
-        return [t if t is None or t.is_contiguous() else t.contiguous() for t in tensors]
-    return [None if t is None else t.contiguous(memory_format=fmt) for t in tensors]
+def _packed(fmt: torch.memory_format | None, tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=fmt or torch.contiguous_format)
 
 
-def _native_arguments(fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h2) -> tuple:
-    """Arguments common to the forward and backward kernels; tensors must be packed already."""
-    batch, channels = x.shape[0], x.shape[1]
+def _launch(function, fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h2, *results):
+    """Call a step kernel: pack what is strided, then turn everything into integers.
+
+    One flat function because it runs once per row on the host: an attribute of a tensor costs
+    0.1 us and a call as much.
+    """
+    if fmt is not None or not (x.is_contiguous() and out.is_contiguous()):
+        x, out = _packed(fmt, x), _packed(fmt, out)
+    if not (rows.is_contiguous() and row.is_contiguous()):
+        rows, row = rows.contiguous(), row.contiguous()
+    at_uncond = at_noise = at_h1 = at_h2 = at_seeds = at_index = 0
+    seed_per_sample = False
+    # Packed tensors keep their names, so that they live until the kernel has them.
+    if uncond is not None:
+        uncond = _packed(fmt, uncond)
+        at_uncond = uncond.data_ptr()
+    if noise is not None:
+        noise = _packed(fmt, noise)
+        at_noise = noise.data_ptr()
+    if h1 is not None:
+        h1 = _packed(fmt, h1)
+        at_h1 = h1.data_ptr()
+    if h2 is not None:
+        h2 = _packed(fmt, h2)
+        at_h2 = h2.data_ptr()
+    if seeds is not None:
+        seeds, index = seeds.contiguous(), index.contiguous()
+        seed_per_sample = seeds.numel() != 1
+        at_seeds, at_index = seeds.data_ptr(), index.data_ptr()
+    shape = x.shape
+    batch, channels = shape[0], shape[1]
     size = x.numel() // batch if batch else 0
-    return (
-        *_place(x.device),
+    function(
+        *_place(x),
         DTYPE_CODES[x.dtype],
         batch,
         size,
@@ -64,53 +87,49 @@ def _native_arguments(fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h
         out.shape[1] != channels,
         x.data_ptr(),
         out.data_ptr(),
-        _pointer(uncond),
-        _pointer(noise),
-        _pointer(h1),
-        _pointer(h2),
+        at_uncond,
+        at_noise,
+        at_h1,
+        at_h2,
         rows.data_ptr(),
         rows.shape[0],
         row.data_ptr(),
         row.numel() != 1,
-        _pointer(seeds),
-        seeds is not None and seeds.numel() != 1,
-        _pointer(index),
+        at_seeds,
+        seed_per_sample,
+        at_index,
+        *results,
     )
 
 
-def _run_step(target, x0, x, out, rows, row, uncond, seeds, index, noise, h1, h2) -> None:
-    fmt = channels_last_format(x, out)
-    x, out, uncond, noise, h1, h2 = _packed(fmt, x, out, uncond, noise, h1, h2)
-    rows, row, seeds, index = _packed(None, rows, row, seeds, index)
-    arguments = _native_arguments(fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h2)
-    _native.step(*arguments, target.data_ptr(), _pointer(x0))
-
-
-def new(x: Tensor, out: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def new(x: Tensor, fmt: torch.memory_format | None, dtype: torch.dtype | None = None) -> Tensor:
     """An output like `x`, in the format the kernel will write."""
-    fmt = channels_last_format(x, out) or torch.contiguous_format
-    return torch.empty_like(x, dtype=dtype, memory_format=fmt)
+    if fmt is None and dtype is None and x.is_contiguous():
+        return torch.empty_like(x)
+    return torch.empty_like(x, dtype=dtype, memory_format=fmt or torch.contiguous_format)
 
 
 def step(x, out, *rest):
     """Operator step."""
-    target = new(x, out)
-    _run_step(target, None, x, out, *rest)
+    fmt = channels_last_format(x, out)
+    target = new(x, fmt)
+    _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), 0)
     return target
 
 
 def step_x0(x, out, *rest):
     """Operator step_x0."""
-    target, x0 = new(x, out), new(x, out, history_dtype(x))
-    _run_step(target, x0, x, out, *rest)
+    fmt = channels_last_format(x, out)
+    target, x0 = new(x, fmt), new(x, fmt, history_dtype(x))
+    _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), x0.data_ptr())
     return target, x0
 
 
 def step_into(target, x, out, *rest):
     """Operator step_into."""
-    fmt = channels_last_format(x, out) or torch.contiguous_format
-    if target.is_contiguous(memory_format=fmt):
-        _run_step(target, None, x, out, *rest)
+    fmt = channels_last_format(x, out)
+    if target.is_contiguous(memory_format=fmt or torch.contiguous_format):
+        _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), 0)
     else:
         target.copy_(step(x, out, *rest))
 
@@ -118,10 +137,9 @@ def step_into(target, x, out, *rest):
 def empty_gradients(x, out, uncond, noise, h1, h2):
     """Outputs of step_backward, empty for operands that are not there."""
     fmt = channels_last_format(x, out) or torch.contiguous_format
-    absent = x.new_empty(0)
 
     def like(tensor):
-        return absent.clone() if tensor is None else torch.empty_like(tensor, memory_format=fmt)
+        return x.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=fmt)
 
     return like(x), like(out), like(uncond), like(noise), like(h1), like(h2)
 
@@ -130,13 +148,18 @@ def step_backward(grad, grad_x0, x, out, rows, row, uncond, seeds, index, noise,
     """Operator step_backward."""
     fmt = channels_last_format(x, out)
     grads = empty_gradients(x, out, uncond, noise, h1, h2)
-    x, out, uncond, noise, h1, h2 = _packed(fmt, x, out, uncond, noise, h1, h2)
-    grad, grad_x0 = _packed(fmt, grad, grad_x0)
-    rows, row, seeds, index = _packed(None, rows, row, seeds, index)
-    arguments = _native_arguments(fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    grad = _packed(fmt, grad)
+    grad_x0 = None if grad_x0 is None else _packed(fmt, grad_x0)
     present = (x, out, uncond, noise, h1, h2)
     pointers = [0 if t is None else g.data_ptr() for t, g in zip(present, grads, strict=True)]
-    _native.step_backward(*arguments, _pointer(grad), _pointer(grad_x0), *pointers)
+    _launch(
+        _native.step_backward,
+        fmt,
+        *(x, out, rows, row, uncond, seeds, index, noise, h1, h2),
+        grad.data_ptr(),
+        0 if grad_x0 is None else grad_x0.data_ptr(),
+        *pointers,
+    )
     return grads
 
 
@@ -152,7 +175,7 @@ def noise(seeds, index, size, draw, dtype, channels_last):
     per_sample = target.numel() // size[0] if size[0] else 0
     channels = size[1] if len(size) > 1 else 1
     _native.fill_noise(
-        *_place(index.device),
+        *_place(index),
         DTYPE_CODES[dtype],
         size[0],
         per_sample,

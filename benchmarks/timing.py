@@ -1,0 +1,131 @@
+"""The one timer of the benchmarks: medians with quartiles, and facts about the machine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import fastsample as fs
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def interleaved(
+    candidates: dict[str, Callable[[int], object]],
+    *,
+    device: torch.device,
+    seconds: float = 1.0,
+    least: int = 7,
+) -> dict[str, list[float]]:
+    """Seconds per call of several candidates, measured in turns so that drift hits all alike.
+
+    Each candidate is called with a running number, by which it rotates its buffers.
+
+    Args:
+        candidates: name -> function of the call number.
+        device: CPU times are wall clock; on CUDA a call is timed by events.
+        seconds: time to spend on each candidate.
+        least: rounds at the least.
+    """
+    for function in candidates.values():
+        for i in range(3):
+            function(i)
+    _synchronise(device)
+    rounds = {
+        name: max(least, int(seconds / _once(lambda f=f: f(0), device)))
+        for name, f in candidates.items()
+    }
+    rounds = {name: min(count, 400) for name, count in rounds.items()}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for i in range(max(rounds.values())):
+        for name, function in candidates.items():
+            if i < rounds[name]:
+                times[name].append(_once(lambda f=function, n=i: f(n), device))
+    return times
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles in microseconds."""
+    low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return {"median_us": middle * 1e6, "low_us": low * 1e6, "high_us": high * 1e6}
+
+
+def host_cost(function: Callable[[], object], calls: int = 2000, repeats: int = 9) -> float:
+    """Microseconds of host time per call: best of several runs over a work-free size."""
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in range(calls):
+            function()
+        best = min(best, (time.perf_counter() - began) / calls)
+    return best * 1e6
+
+
+def facts(device: torch.device) -> dict[str, object]:
+    """What a figure means nothing without."""
+    found: dict[str, object] = {
+        "date": datetime.date.today().isoformat(),
+        "commit": _command("git", "rev-parse", "--short", "HEAD"),
+        "modified": bool(_command("git", "status", "--porcelain", "--", "csrc", "fastsample")),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "fastsample": fs.build_info(),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["driver"] = _command(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        )
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def write(name: str, result: dict[str, object]) -> Path:
+    """Results as JSON beside the benchmarks."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def _once(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        function()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _command(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")

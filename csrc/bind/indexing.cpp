@@ -1,0 +1,89 @@
+// The GPU's index arithmetic, for tests on machines without a GPU: which elements each thread
+// visits and where they lie in memory. No sampler calls these.
+#include "core/indexing.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <vector>
+
+#include "bind/bind.h"
+
+namespace py = pybind11;
+
+namespace fastsample {
+
+namespace {
+
+// (sample, C-order element, memory position within the sample) of one lane.
+using Visit = std::array<int64_t, 3>;
+
+template <int width>
+std::vector<Visit> contiguous_visits(const Cut& cut, uint32_t item) {
+  const Pack pack = contiguous_pack<width>(cut, item);
+  std::vector<Visit> lanes;
+  for (uint32_t j = 0; j < pack.count; ++j) {
+    lanes.push_back({pack.sample, pack.first + j, pack.first + j});
+  }
+  return lanes;
+}
+
+std::vector<Visit> channels_last_visits(const Cut& cut, uint32_t item) {
+  const Pack pack = channels_last_pack(cut, item);
+  std::vector<Visit> lanes;
+  for (uint32_t j = 0; j < pack.count; ++j) {
+    lanes.push_back({pack.sample, pack.first + j, channels_last_position(cut, pack, j, 1, 0)});
+  }
+  return lanes;
+}
+
+// What item number `item` of a launch visits, lane by lane, for every item.
+std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int64_t channels,
+                                               int64_t pixels, bool channels_last, int width) {
+  if (width != 4 && (width != 8 || channels_last)) {
+    throw std::invalid_argument("pack_positions: width must be 4, or 8 for contiguous tensors");
+  }
+  const Cut cut = Cut::of({batch, size, channels, pixels, channels_last}, width);
+  std::vector<std::vector<Visit>> packs;
+  for (uint32_t item = 0; item < cut.items; ++item) {
+    packs.push_back(channels_last ? channels_last_visits(cut, item)
+                    : width == 4  ? contiguous_visits<4>(cut, item)
+                                  : contiguous_visits<8>(cut, item));
+  }
+  return packs;
+}
+
+// Memory position within a sample of one half of a tensor that holds [prediction | v],
+// channels_last.
+std::vector<int64_t> half_positions(int64_t channels, int64_t pixels, int half) {
+  const Cut cut = Cut::of({1, channels * pixels, channels, pixels, true}, 4);
+  std::vector<int64_t> positions(static_cast<size_t>(channels * pixels), -1);
+  for (uint32_t item = 0; item < cut.items; ++item) {
+    const Pack pack = channels_last_pack(cut, item);
+    for (uint32_t j = 0; j < pack.count; ++j) {
+      positions.at(pack.first + j) = channels_last_position(cut, pack, j, 2, half);
+    }
+  }
+  return positions;
+}
+
+std::vector<uint32_t> divide(const std::vector<uint32_t>& numerators, uint32_t divisor) {
+  if (divisor == 0) throw std::invalid_argument("divide: divisor must be positive, got 0");
+  const Divider divider = Divider::by(divisor);
+  std::vector<uint32_t> quotients;
+  for (const uint32_t n : numerators) quotients.push_back(divider.divide(n));
+  return quotients;
+}
+
+}  // namespace
+
+void register_indexing(py::module_& module) {
+  module.def("pack_positions", &pack_positions, py::arg("batch"), py::arg("size"),
+             py::arg("channels"), py::arg("pixels"), py::arg("channels_last"), py::arg("width"));
+  module.def("half_positions", &half_positions, py::arg("channels"), py::arg("pixels"),
+             py::arg("half"));
+  module.def("divide", &divide, py::arg("numerators"), py::arg("divisor"));
+}
+
+}  // namespace fastsample

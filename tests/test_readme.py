@@ -1,0 +1,29 @@
+"""README's Python runs as printed, and names only what exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_readme_opens_with_the_two_commands():
+    opening = README[: README.index("```python")]
+    assert "make demo" in opening
+    assert "make test" in opening
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_python_block_runs(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Each block may use what the blocks before it made, as a reader would.
+    exec(compile("\n".join(BLOCKS[: number + 1]), "README.md", "exec"), {})
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert not missing
