@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
     "quadratic": lambda schedule, steps: grids.quadratic(_end(schedule), steps),
     "log_snr": grids.log_snr,
     "karras": grids.karras,
-    "leading": lambda schedule, steps: grids.diffusers(_whole_end(schedule), steps, "leading"),
-    "trailing": lambda schedule, steps: grids.diffusers(_whole_end(schedule), steps, "trailing"),
-    "linspace": lambda schedule, steps: grids.diffusers(_whole_end(schedule), steps, "linspace"),
+    "leading": lambda schedule, steps: _diffusers(schedule, steps, "leading"),
+    "trailing": lambda schedule, steps: _diffusers(schedule, steps, "trailing"),
+    "linspace": lambda schedule, steps: _diffusers(schedule, steps, "linspace"),
 }
 """Names for the `grid` argument; the last three are diffusers' timestep spacings."""
 
@@ -38,10 +38,15 @@ def _end(schedule: NoiseSchedule) -> float:
     return schedule.T if schedule.num_steps is None else schedule.num_steps
 
 
-def _whole_end(schedule: NoiseSchedule) -> int:
+def _diffusers(
+    schedule: NoiseSchedule, steps: int, spacing: Literal["leading", "trailing", "linspace"]
+) -> Grid:
     if schedule.num_steps is None:
-        raise ValueError(f"sample: grid must be a continuous one for {schedule!r}; try 'uniform'")
-    return schedule.num_steps
+        raise ValueError(
+            f"sample: grid must be a continuous one for {schedule!r}, got {spacing!r}; "
+            'try "uniform"'
+        )
+    return grids.diffusers(schedule.num_steps, steps, spacing)
 
 
 def make_grid(denoiser: Denoiser, steps: Any, grid: str, function: str) -> Grid:
@@ -67,7 +72,10 @@ def make_plan(
     common = {"clip": bound, "prediction": denoiser.prediction}
     if method == "ddim":
         if variance is not None:
-            raise ValueError('sample: variance must be None with method="ddim"; eta sets its noise')
+            raise ValueError(
+                f'sample: variance must be None with method="ddim", got {variance!r}; '
+                "eta sets its noise"
+            )
         return ddim(denoiser.schedule, times, eta=eta, **common)
     if method == "ancestral":
         if eta:

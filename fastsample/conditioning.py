@@ -82,7 +82,7 @@ def _placed(
         )
     placed: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, (np.ndarray, np.generic)):
+        if isinstance(value, (np.ndarray, np.number)):
             value = torch.tensor(value)  # a copy: the caller may write to theirs
         elif isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool):
             value = torch.as_tensor(value)

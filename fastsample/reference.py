@@ -127,7 +127,7 @@ def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -
     # float64 where the device has it: float32 cannot hold r + 0.5.
     real = torch.float32 if index.device.type == "mps" else torch.float64
     first, second = (_box_muller(r, angle, real) for r, angle in ((r0, r1), (r2, r3)))
-    z = torch.stack((*first, *second), dim=-1).reshape(index.shape[0], -1)[:, :size]
+    z = torch.stack((*first, *second), dim=-1).flatten(1)[:, :size]
     return z.reshape(index.shape[0], *shape).float()
 
 

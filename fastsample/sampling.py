@@ -282,11 +282,16 @@ def _name_bad_row(denoiser, plan, starting, identity, noise, conditions, functio
                     f"(t = {plan.times[k]:g})"
                 )
 
+    first = starting().detach().clone()
+    if not torch.isfinite(first).all():
+        given = "start" if function == "sample" else "x0"
+        found = "NaN" if torch.isnan(first).any() else "infinity"
+        raise ValueError(f"{function}: {given} must be finite, got {found}")
     with torch.no_grad():
         run(
             denoiser,
             plan,
-            starting().detach().clone(),
+            first,
             identity=identity,
             noise=noise,
             conditions=conditions,

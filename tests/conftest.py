@@ -1,4 +1,4 @@
-"""Fixtures of every test: where tensors live, seeds, and the exact arithmetic of matmuls."""
+"""Fixtures of every test: devices, seeds, threads, instruction sets, exact matmuls."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
     torch.manual_seed(20240)
+    # Tensors here are small: a second thread gains nothing, and on a busy machine it is waited for.
+    # Tests about threads ask for them.
+    torch.set_num_threads(1)
     # TensorFloat-32 keeps 10 bits of a float32 product: comparisons with the CPU would fail.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -43,9 +46,8 @@ def _reproducible() -> None:
 @pytest.fixture
 def threads():
     """Sets torch's thread count for one test."""
-    before = torch.get_num_threads()
     yield torch.set_num_threads
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

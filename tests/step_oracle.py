@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample import reference
+from fastsample import ops, reference
 from fastsample.rows import COLUMNS
 
 ROUNDINGS = 6.0
@@ -28,11 +28,26 @@ class Truth(NamedTuple):
     x0_bound: Tensor
 
 
+def forward_and_backward(given: dict[str, Tensor]) -> list[Tensor]:
+    """What the kernels make of these operands: x_next, x0, and the gradient of each operand."""
+    x_next, x0 = ops.step_x0(**given)
+    leaves = {
+        name: t.detach().clone().requires_grad_() if t.is_floating_point() and name != "rows" else t
+        for name, t in given.items()
+    }
+    wanted = [t for t in leaves.values() if t.requires_grad]
+    # The results themselves as cotangents: some numbers that no device rounds in its own way.
+    gradients = torch.autograd.grad(ops.step_x0(**leaves), wanted, (x_next, x0))
+    return [x_next, x0, *gradients]
+
+
 def widened(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.cpu().double() if t.is_floating_point() else t.cpu() for n, t in given.items()}
 
 
-def truth(given: dict[str, Tensor], k: float = ROUNDINGS) -> Truth:
+def truth(
+    given: dict[str, Tensor], k: float = ROUNDINGS, noise_tolerance: float = NOISE_TOLERANCE
+) -> Truth:
     """Of a step on operands of any dtype and device."""
     wide = widened(given)
     x_next, x0 = reference.step_x0(**wide)
@@ -42,7 +57,7 @@ def truth(given: dict[str, Tensor], k: float = ROUNDINGS) -> Truth:
     x0_bound = k * eps * size["x0"]
     next_bound = k * eps * (size["mean"] + size["history"] + size["noise"])
     if "seeds" in given and "noise" not in given:
-        next_bound = next_bound + NOISE_TOLERANCE * size["deviation"]
+        next_bound = next_bound + noise_tolerance * size["deviation"]
     if dtype in (torch.bfloat16, torch.float16):
         # The result is rounded once more, float16 below its normal range to a fixed spacing.
         info = torch.finfo(dtype)

@@ -31,7 +31,6 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "more channels than a tile": (2, 1030, 3, 1),
     "channels past two tiles": (1, 2052, 2, 3),
     "volumes": (2, 3, 4, 3, 5),
-    "enough for two threads": (2, 4, 65, 67),
 }
 
 
@@ -109,14 +108,23 @@ ROWS = torch.cat(
 """Rows with and without clip, guidance, raw output, history and noise; row 0 draws none."""
 
 
+def runnable(names: set[str]) -> tuple[int, ...]:
+    """Rows that give numbers with these operands: all, or without noise the one that draws none."""
+    return (1, 0, 2, 3) if names & {"noise", "seeds", "seeds per sample"} else (0,)
+
+
 def operands(
     shape: tuple[int, ...],
     names: set[str],
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    row: int = 1,
+    row: int | None = None,
 ) -> dict[str, Tensor]:
-    """Arguments of `ops.step` by name, contiguous; the values do not depend on dtype or device."""
+    """Arguments of `ops.step` by name, contiguous; the values do not depend on dtype or device.
+
+    `row` is by default the first of `runnable`.
+    """
+    row = runnable(names)[0] if row is None else row
     generator = torch.Generator().manual_seed(sum(shape) + len(shape))
     batch = shape[0]
     wide = (batch, 2 * shape[1], *shape[2:]) if "learned" in names else shape

@@ -24,7 +24,9 @@ def test_the_callback_sees_every_row():
         torch.testing.assert_close(seen[k].x0, x0, atol=1e-5, rtol=1e-5)
     # Watching changes nothing, and what was seen stays as it was.
     assert torch.equal(fs.sample(model, plan, num_samples=2), got)
-    assert all(torch.equal(s.x, x) and torch.equal(s.x0, y) for s, (x, y) in zip(seen, kept))  # noqa: B905
+    for step, (x, x0) in zip(seen, kept, strict=True):
+        assert torch.equal(step.x, x)
+        assert torch.equal(step.x0, x0)
     assert len({s.x.data_ptr() for s in seen} | {s.x0.data_ptr() for s in seen}) == 6
 
 

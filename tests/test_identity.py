@@ -55,8 +55,8 @@ def test_any_number_of_threads(name):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            # Above the size at which the kernels share out their work.
-            results.append(draw(name, num_samples=400, seed=5))
+            # Enough elements for the kernels to share them out between three threads.
+            results.append(draw(name, num_samples=500, seed=5))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from networks import LINEAR, Gaussian, Spy, denoiser, halve_wide, model_b, per_sample
+from networks import LINEAR, Gaussian, Spy, denoiser, halve, halve_wide, model_b, per_sample
+from refusals import MODEL, START, check_refusal, refusals
 
 import fastsample as fs
 from fastsample import grids
@@ -56,7 +59,7 @@ def test_decoding_comes_nearer_with_more_steps():
         encoded = fs.invert(model_b(), X0, K, shape=(8,))
         decoded = fs.sample(model_b(), K, shape=(8,), start=encoded)
         errors.append(float((decoded - X0).abs().max()))
-    assert all(finer < 0.75 * coarser for coarser, finer in zip(errors, errors[1:], strict=False))
+    assert all(finer < 0.75 * coarser for coarser, finer in pairwise(errors))
 
 
 def test_it_finds_the_quantiles_of_gaussian_data():
@@ -152,3 +155,79 @@ def test_interpolants_are_samples_to_start_from():
     z1, z2 = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).double()
     got = fs.sample(model_b(), 5, shape=(8,), start=fs.interpolate(z1, z2, [0.0, 0.5, 1.0]))
     assert torch.equal(got[:1], fs.sample(model_b(), 5, shape=(8,), start=z1[None]))
+
+
+# ---- what is refused
+
+INVERT = {
+    "integers": (
+        lambda: fs.invert(MODEL, torch.ones(1, 2, 3).long()),
+        TypeError,
+        r"invert: x0 must be a floating tensor, got torch\.int64",
+    ),
+    "list": (
+        lambda: fs.invert(MODEL, [1.0]),
+        TypeError,
+        r"invert: x0 must be a floating tensor, got list",
+    ),
+    "shape": (
+        lambda: fs.invert(MODEL, torch.ones(1, 3, 3)),
+        ValueError,
+        r"invert: x0 must have shape \(1, 2, 3\), got \(1, 3, 3\)",
+    ),
+    "device": (
+        lambda: fs.invert(MODEL, START.to("meta")),
+        ValueError,
+        r"invert: x0 must be on cpu, got meta",
+    ),
+    "one step": (
+        lambda: fs.invert(MODEL, START, 1),
+        ValueError,
+        r"grid must hold at least 2 steps, got 1",
+    ),
+    "bool steps": (
+        lambda: fs.invert(MODEL, START, True),
+        TypeError,
+        r"invert: steps must be an integer, got True",
+    ),
+    "too many": (
+        lambda: fs.invert(MODEL, START, 1001),
+        ValueError,
+        r"invert: steps must be in \[1, 1000\], got 1001",
+    ),
+    "plan": (
+        lambda: fs.invert(MODEL, START, fs.ddim_inversion(LINEAR, grids.uniform(1000, 3))),
+        TypeError,
+        r"invert: steps must be a number, a Grid or times, got a Plan",
+    ),
+    "NaN data": (
+        lambda: fs.invert(MODEL, START * torch.nan),
+        ValueError,
+        r"invert: x0 must be finite, got NaN",
+    ),
+    "NaN model": (
+        lambda: fs.invert(lambda x, t: x * torch.nan, START, [900, 5, 2, 0]),
+        ValueError,
+        r"invert: the model's output must be finite, got NaN in row 0 of 2 \(t = 2\)",
+    ),
+    "pipeline": (
+        lambda: fs.invert(SimpleNamespace(unet=halve, scheduler=object()), START),
+        TypeError,
+        r"invert: model must be a Denoiser .*, got the pipeline SimpleNamespace",
+    ),
+    "noises of two shapes": (
+        lambda: fs.interpolate(torch.ones(2), torch.ones(3), [0.5]),
+        ValueError,
+        r"interpolate: z2 must have the shape of z1 \(2,\), got \(3,\)",
+    ),
+    "one weight": (
+        lambda: fs.interpolate(torch.ones(2), torch.ones(2), 0.5),
+        ValueError,
+        r"interpolate: weights must have shape \(W,\), got \(\)",
+    ),
+}
+
+
+@refusals(invert=INVERT)
+def test_refused(call, error, match):
+    check_refusal(call, error, match)

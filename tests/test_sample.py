@@ -160,6 +160,11 @@ def test_the_number_of_samples_follows_from_any_argument(options):
     assert fs.sample(halve, 2, shape=(2,), **options).shape == (3, 2)
 
 
+def test_empty_lists_are_an_empty_batch():
+    for options in ({"seed": []}, {"sample_index": []}, {"cond": {"y": []}}):
+        assert fs.sample(halve, 2, shape=(2,), eta=1.0, **options).shape == (0, 2)
+
+
 def test_one_sample_by_default():
     assert fs.sample(halve, 2, shape=(2,)).shape == (1, 2)
     assert fs.sample(halve, 2, shape=(2,), cond={"y": 3}).shape == (1, 2)

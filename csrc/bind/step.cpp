@@ -9,6 +9,7 @@
 
 #include "bind/bind.h"
 #include "cpu/backend.h"
+#include "cpu/threads.h"
 
 #if defined(FASTSAMPLE_WITH_CUDA)
 #include "cuda/backend.h"
@@ -34,16 +35,17 @@ void require(const Layout& layout, std::initializer_list<const void*> pointers) 
   }
 }
 
-// Runs on CPU for device < 0, else on that CUDA device and stream.
+constexpr int cpu_device = -1;
+constexpr int emulated_device = -2;  // tests only: the CUDA threads' code in a loop on the host
+
+// Runs on the CPU, emulated, or on that CUDA device and stream.
 template <typename Operands>
 void launch(const Operands& operands, int device, uintptr_t stream, int threads,
-            void (*on_cpu)(const Operands&, int),
+            void (*on_cpu)(const Operands&, int), void (*on_threads)(const Operands&),
             [[maybe_unused]] void (*on_cuda)(const Operands&, int, uintptr_t)) {
   py::gil_scoped_release release;
-  if (device < 0) {
-    on_cpu(operands, threads);
-    return;
-  }
+  if (device == cpu_device) return on_cpu(operands, threads);
+  if (device == emulated_device) return on_threads(operands);
 #if defined(FASTSAMPLE_WITH_CUDA)
   on_cuda(operands, device, stream);
 #else
@@ -97,7 +99,7 @@ void register_step(py::module_& module) {
     o.next = pointer<void>(next);
     o.x0 = pointer<void>(x0);
     require(o.layout, {o.next});
-    launch<StepOperands>(o, device, stream, threads, &cpu::step, FS_CUDA(step));
+    launch<StepOperands>(o, device, stream, threads, &cpu::step, &emulated::step, FS_CUDA(step));
   });
 
   module.def("step_backward",
@@ -123,24 +125,25 @@ void register_step(py::module_& module) {
                require(b.forward.layout, {b.grad_next, b.grad_x, b.grad_out});
                if (b.forward.uncond) require(b.forward.layout, {b.grad_uncond});
                launch<BackwardOperands>(b, device, stream, threads, &cpu::step_backward,
-                                        FS_CUDA(step_backward));
+                                        &emulated::step_backward, FS_CUDA(step_backward));
              });
 
-  module.def("fill_noise", [](int device, uintptr_t stream, int threads, int dtype, int64_t batch,
-                              int64_t size, int64_t channels, int64_t pixels, bool channels_last,
-                              uintptr_t seeds, bool seed_per_sample, uintptr_t index, uint32_t draw,
-                              uintptr_t out) {
-    NoiseOperands o{};
-    o.dtype = static_cast<DType>(dtype);
-    o.layout = {batch, size, channels, pixels, channels_last};
-    o.seeds = pointer<const int64_t>(seeds);
-    o.seed_per_sample = seed_per_sample;
-    o.index = pointer<const int64_t>(index);
-    o.draw = draw;
-    o.out = pointer<void>(out);
-    require(o.layout, {o.seeds, o.index, o.out});
-    launch<NoiseOperands>(o, device, stream, threads, &cpu::fill_noise, FS_CUDA(fill_noise));
-  });
+  module.def("fill_noise",
+             [](int device, uintptr_t stream, int threads, int dtype, int64_t batch, int64_t size,
+                int64_t channels, int64_t pixels, bool channels_last, uintptr_t seeds,
+                bool seed_per_sample, uintptr_t index, uint32_t draw, uintptr_t out) {
+               NoiseOperands o{};
+               o.dtype = static_cast<DType>(dtype);
+               o.layout = {batch, size, channels, pixels, channels_last};
+               o.seeds = pointer<const int64_t>(seeds);
+               o.seed_per_sample = seed_per_sample;
+               o.index = pointer<const int64_t>(index);
+               o.draw = draw;
+               o.out = pointer<void>(out);
+               require(o.layout, {o.seeds, o.index, o.out});
+               launch<NoiseOperands>(o, device, stream, threads, &cpu::fill_noise,
+                                     &emulated::fill_noise, FS_CUDA(fill_noise));
+             });
 
   module.def("philox", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     const Words words =

@@ -76,8 +76,8 @@ FS_HD double fused(double a, double b, double c) {
 #endif
 }
 
-// Square root of a normal number far from overflow, correctly rounded. On CUDA this is what __fsqrt_rn
-// does for such numbers, without its branch for all others (6 instructions).
+// Square root of a normal number far from overflow, correctly rounded. On CUDA this is what
+// __fsqrt_rn does for such numbers, without its branch for all others (6 instructions).
 FS_HD float root(float value) {
 #if defined(__CUDA_ARCH__)
   float inverse;

@@ -218,8 +218,8 @@ class _Attention(nn.Module):
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer with its weights and bias set to zero."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 

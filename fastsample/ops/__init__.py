@@ -182,7 +182,7 @@ def noise(
         raise TypeError(f"noise: dtype must be a floating type of at most 64 bits, got {dtype}")
     if not 0 <= draw < 2**32:
         raise ValueError(f"noise: draw must be in [0, 2**32), got {draw}")
-    check_identity("noise", seeds, index, index.shape[0] if index.dim() == 1 else -1, index.device)
+    check_identity("noise", seeds, index)
     size = (index.shape[0], *shape)
     if channels_last and len(size) not in native.CHANNELS_LAST:
         raise ValueError(
@@ -209,9 +209,11 @@ class _Step(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, grad_x0):
         operands = ctx.saved_tensors
+        x, out, _, _, uncond, _, _, noise, h1, h2 = operands
         grads = _step_backward_op(grad, grad_x0, *operands)
         grad_x, grad_out, grad_uncond, grad_noise, grad_h1, grad_h2 = (
-            g if g.numel() else None for g in grads
+            None if operand is None else g
+            for operand, g in zip((x, out, uncond, noise, h1, h2), grads, strict=True)
         )
         return grad_x, grad_out, None, None, grad_uncond, None, None, grad_noise, grad_h1, grad_h2
 

@@ -87,15 +87,21 @@ def _check_operand(name, label, tensor, shape, dtype, device) -> None:
         raise ValueError(f"{name}: {label} must be on {device}, got {tensor.device}")
 
 
-def check_identity(name, seeds, index, batch, device) -> None:
-    """Refuse seeds and indices that are not int64, of the batch and on the device."""
-    for label, tensor in (("seeds", seeds), ("index", index)):
+def check_identity(name, seeds, index, batch=None, device=None) -> None:
+    """Refuse seeds and indices that are not int64, of the batch and on the device.
+
+    By default both are what the index says.
+    """
+    for label, tensor in (("index", index), ("seeds", seeds)):
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:
             raise TypeError(f"{name}: {label} must be an int64 tensor, got {tensor!r:.80}")
+        device = tensor.device if device is None else device
         if tensor.device != device:
             raise ValueError(f"{name}: {label} must be on {device}, got {tensor.device}")
-    if index.shape != (batch,):
-        raise ValueError(f"{name}: index must have shape ({batch},), got {tuple(index.shape)}")
+    if index.dim() != 1 or (batch is not None and len(index) != batch):
+        wanted = "(B,)" if batch is None else f"({batch},)"
+        raise ValueError(f"{name}: index must have shape {wanted}, got {tuple(index.shape)}")
+    batch = len(index)
     if seeds.numel() != 1 and seeds.shape != (batch,):
         raise ValueError(
             f"{name}: seeds must have one element or shape ({batch},), got {tuple(seeds.shape)}"

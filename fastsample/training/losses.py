@@ -72,7 +72,7 @@ class DiffusionLoss:
         self.schedule = schedule
         self.kind = kind
         self.variance: Variance = variance
-        self.prediction = prediction
+        self.prediction: Prediction = prediction
         self.vlb_weight = vlb_weight
         self.bin_width = bin_width
         self.num_steps = schedule.num_steps

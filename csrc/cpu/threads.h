@@ -1,0 +1,14 @@
+// The CUDA back end's per-thread code on the host; see threads.cpp.
+#pragma once
+
+#include "core/operands.h"
+
+namespace fastsample {
+namespace emulated {
+
+void step(const StepOperands&);
+void step_backward(const BackwardOperands&);
+void fill_noise(const NoiseOperands&);
+
+}  // namespace emulated
+}  // namespace fastsample
