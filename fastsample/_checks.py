@@ -49,7 +49,10 @@ def check_real(
 
 def check_array(function: str, name: str, value: Any, *, infinite: bool = False) -> FloatArray:
     """The value as a float64 array of any shape without NaN."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        raise TypeError(f"{function}: {name} must hold real numbers, got {value!r:.80}") from None
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{function}: {name} must hold real numbers, got {array.dtype} data")
     array = array.astype(np.float64)

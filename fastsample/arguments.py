@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample import grids
-from fastsample._checks import check_integer
+from fastsample._checks import check_array, check_integer
 from fastsample.conditioning import batch_of
 from fastsample.denoiser import Denoiser
 from fastsample.grids import Grid
 from fastsample.loop import Identity
+from fastsample.ops.checks import DTYPE_CODES
 from fastsample.plan import Plan
 from fastsample.rows import Clip
 from fastsample.samplers import ancestral, ddim
@@ -34,6 +35,36 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
 """Names for the `grid` argument; the last three are diffusers' timestep spacings."""
 
 
+def make_device(function: str, device: torch.device | str | None) -> torch.device | None:
+    """The device, with its index, checked to be there; None stays None."""
+    if device is None:
+        return None
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"{function}: device must be the name of a device, got {device!r}"
+        ) from None
+    if place.type == "meta":
+        raise ValueError(f"{function}: device must hold values, got meta")
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"{function}: device must be there, got {device}; torch sees no GPU")
+        if place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+    return place
+
+
+def make_dtype(dtype: torch.dtype | None, start: Any, denoiser: Denoiser) -> torch.dtype:
+    """The samples' dtype: as asked for, else that of `start`, else the model's."""
+    kind = dtype or (start.dtype if isinstance(start, Tensor) else denoiser.dtype)
+    if kind not in DTYPE_CODES:
+        raise TypeError(
+            f"sample: dtype must be one of {[str(known) for known in DTYPE_CODES]}, got {kind}"
+        )
+    return kind
+
+
 def _end(schedule: NoiseSchedule) -> float:
     return schedule.T if schedule.num_steps is None else schedule.num_steps
 
@@ -43,8 +74,7 @@ def _diffusers(
 ) -> Grid:
     if schedule.num_steps is None:
         raise ValueError(
-            f"sample: grid must be a continuous one for {schedule!r}, got {spacing!r}; "
-            'try "uniform"'
+            f"grids.diffusers: schedule must have whole steps, got {schedule!r}; try uniform"
         )
     return grids.diffusers(schedule.num_steps, steps, spacing)
 
@@ -53,6 +83,8 @@ def make_grid(denoiser: Denoiser, steps: Any, grid: str, function: str) -> Grid:
     """The times: given as they are, or K of them spread as `grid` says."""
     if isinstance(steps, Grid):
         return steps
+    if isinstance(steps, Tensor) and steps.dim() > 0:
+        steps = steps.tolist()
     if isinstance(steps, (Sequence, np.ndarray)) and not isinstance(steps, str):
         return Grid(steps)
     if not isinstance(grid, str) or grid not in GRIDS:
@@ -68,7 +100,7 @@ def make_plan(
     if isinstance(steps, Plan):
         return _checked_plan(denoiser, steps)
     times = make_grid(denoiser, steps, grid, "sample")
-    bound: Clip = denoiser.clip if isinstance(clip, str) and clip == "auto" else clip
+    bound = denoiser.clip if isinstance(clip, str) and clip == "auto" else cast("Clip", clip)
     common = {"clip": bound, "prediction": denoiser.prediction}
     if method == "ddim":
         if variance is not None:
@@ -114,21 +146,32 @@ def _checked_plan(denoiser: Denoiser, plan: Plan) -> Plan:
     return plan
 
 
-def unconditional(
-    denoiser: Denoiser, guidance: Any, uncond: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
-    """The arguments that mean "no condition" under guidance; None without guidance."""
-    if guidance is None:
+def make_guidance(
+    denoiser: Denoiser,
+    plan: Plan,
+    guidance: Any,
+    uncond: Mapping[str, Any] | None,
+) -> tuple[Plan, Mapping[str, Any] | None]:
+    """The plan with its scales, and the arguments that mean "no condition" (None: no guidance)."""
+    if guidance is None and not plan.is_guided:
         if uncond is not None:
             raise ValueError("sample: guidance must be given with uncond, got None")
-        return None
+        return plan, None
+    if guidance is not None:
+        scale = check_array("sample", "guidance", guidance)
+        if scale.shape not in ((), (len(plan),)):
+            raise ValueError(
+                f"sample: guidance must be one number or one per row ({len(plan)},), "
+                f"got shape {scale.shape}"
+            )
+        plan = plan.with_guidance(scale)
     absent = denoiser.uncond if uncond is None else uncond
     if absent is None:
         raise ValueError(
             "sample: uncond must be given with guidance, got None; it holds the keyword arguments "
             "that mean no condition"
         )
-    return absent
+    return plan, absent
 
 
 # ---- from arguments to samples with an identity ----
@@ -156,6 +199,8 @@ def agreed_batch(num_samples, start, noise, cond, sample_index, seed) -> int:
 
 def make_identity(seed: Any, sample_index: Any, batch: int, device: torch.device) -> Identity:
     """Seeds and global indices of the samples, on the device."""
+    if isinstance(seed, (Sequence, Tensor, np.ndarray)) and np.ndim(seed) > 1:
+        raise ValueError(f"sample: seed must be a number or a vector, got {np.ndim(seed)} dims")
     many = np.ndim(seed) == 1
     words = [_signed(value) for value in (seed if many else [seed])]
     if sample_index is None:
@@ -164,14 +209,16 @@ def make_identity(seed: Any, sample_index: Any, batch: int, device: torch.device
         first = check_integer("sample", "sample_index", _item(sample_index), 0, 2**63 - 1 - batch)
         index = torch.arange(first, first + batch)
     else:
-        index = torch.as_tensor(sample_index) if len(sample_index) else torch.arange(0)
-        if index.is_floating_point() or index.dtype == torch.bool:
-            raise TypeError(f"sample: sample_index must hold integers, got {index.dtype}")
-        if index.dim() != 1 or (len(index) and int(index.min()) < 0):
+        if np.ndim(sample_index) != 1:
             raise ValueError(
-                "sample: sample_index must be a vector of indices >= 0, got "
-                f"{index.tolist() if index.numel() < 9 else tuple(index.shape)}"
+                "sample: sample_index must be a number or a vector, "
+                f"got {np.ndim(sample_index)} dims"
             )
+        numbers = [
+            check_integer("sample", "sample_index", _item(value), 0, 2**63 - 1)
+            for value in sample_index
+        ]
+        index = torch.tensor(numbers, dtype=torch.int64)
     seeds = torch.tensor(words, dtype=torch.int64, device=device)  # int64 even if there are none
     return Identity(seeds, index.to(device, torch.int64))
 

@@ -82,10 +82,14 @@ def _placed(
         )
     placed: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, (np.ndarray, np.number)):
-            value = torch.tensor(value)  # a copy: the caller may write to theirs
-        elif isinstance(value, (int, float, list, tuple)) and not isinstance(value, bool):
-            value = torch.as_tensor(value)
+        numeric = (int, float, list, tuple, np.ndarray, np.number)
+        if isinstance(value, numeric) and not isinstance(value, bool):
+            try:
+                value = torch.tensor(value)  # a copy: the caller may write to theirs
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise TypeError(
+                    f"{function}: {label}[{name!r}] must hold numbers, got {value!r:.80} ({error})"
+                ) from None
         if isinstance(value, Tensor):
             value = value.to(device)
             if value.dim() == 0:

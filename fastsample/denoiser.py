@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastsample._checks import FloatArray, check_integer
+from fastsample._checks import FloatArray, check_array, check_integer
 from fastsample.models import load_digits_model
 from fastsample.rows import Clip, Prediction, check_prediction, clip_bounds
 from fastsample.schedule import NoiseSchedule
@@ -26,7 +26,8 @@ class Denoiser:
     """A trained network together with the conventions it was trained under.
 
     Calling it with project times runs the network once. `fastsample.sample` takes one; so does
-    everything else here that needs a model.
+    everything else here that needs a model. `sample` calls the network in inference mode; one that
+    takes gradients inside must leave it: ``with torch.inference_mode(False), torch.enable_grad()``.
 
     Args:
         model: callable ``(x, t, **cond) -> output``. ``x`` is ``(B, *shape)``, ``t`` is ``(B,)``
@@ -85,6 +86,8 @@ class Denoiser:
         self.variance: Variance = variance
         self.clip: Clip = clip
         self.time: TimeInput = time
+        if uncond is not None and not isinstance(uncond, Mapping):
+            raise TypeError(f"Denoiser: uncond must be a mapping, got {uncond!r}")
         self.uncond = None if uncond is None else dict(uncond)
         self._device = None if device is None else torch.device(device)
         if self._device is not None and isinstance(model, nn.Module):
@@ -128,7 +131,23 @@ class Denoiser:
         cond: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """The network's output for ``x (B, *shape)`` at project time ``t``, one or `(B,)`."""
-        times = np.broadcast_to(np.asarray(t, dtype=np.float64), (x.shape[0],))
+        if x.dim() < 2 or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"Denoiser: x must have shape (B, {', '.join(map(str, self.shape))}), "
+                f"got {tuple(x.shape)}"
+            )
+        times = check_array("Denoiser", "t", t)
+        if times.shape not in ((), (x.shape[0],)):
+            raise ValueError(
+                f"Denoiser: t must be one time or one per sample ({x.shape[0]},), "
+                f"got shape {times.shape}"
+            )
+        if np.any(times <= 0) or np.any(times > self.schedule.T):
+            raise ValueError(
+                f"Denoiser: t must be in (0, {self.schedule.T:g}], got {times.min():g} to "
+                f"{times.max():g}; a network has no index for clean data"
+            )
+        times = np.broadcast_to(times, (x.shape[0],))
         return self.call(x, self.network_times(times, x.device), cond or {})
 
     def call(self, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
@@ -180,6 +199,8 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         FileNotFoundError: neither a bundled model nor a file.
         ValueError: a damaged or foreign file.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise TypeError(f"load: name must be a string or a path, got {name!r}")
     if name != "digits" and not os.path.isfile(name):
         raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
     model, metadata = load_digits_model(None if name == "digits" else name)

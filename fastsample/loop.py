@@ -25,7 +25,8 @@ class Step(NamedTuple):
     x: Tensor
     """Samples after the row `(B, *shape)`."""
     x0: Tensor
-    """The row's clean estimate `(B, *shape)`, in arithmetic precision."""
+    """The row's clean estimate `(B, *shape)`, in arithmetic precision. Multistep plans read it
+    again in later rows: copy it to change it."""
 
 
 class Identity(NamedTuple):
@@ -121,6 +122,8 @@ def run(
             x = ops.step(x, conditional, tables.rows, tables.numbers[k], target=target, **operands)
         if watch:
             watch(k, output, x)
+        # Before the next call: two outputs alive at once would be the peak of the whole run.
+        del output, conditional, unconditional, operands
     return x
 
 

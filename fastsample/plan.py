@@ -173,6 +173,11 @@ class Plan:
         return bool(np.any(self.column("d") > 0))
 
     @property
+    def is_guided(self) -> bool:
+        """Whether any row mixes in an unconditional output."""
+        return bool(np.any(self.column("w") != 1.0))
+
+    @property
     def learns_variance(self) -> bool:
         """Whether any row reads a learned variance from the second half of the output."""
         return bool(np.any((self.column("lv_lo") < self.column("lv_hi")) & (self.column("d") > 0)))

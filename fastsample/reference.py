@@ -69,14 +69,13 @@ def step_backward(
     h2: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of x, out, uncond, noise, h1, h2 (empty where absent), by autograd."""
-
-    def leaf(tensor):
-        return None if tensor is None else tensor.detach().requires_grad_()
-
-    leaves = [leaf(t) for t in (x, out, uncond, noise, h1, h2)]
+    x, out = x.detach().requires_grad_(), out.detach().requires_grad_()
+    uncond, noise, h1, h2 = (
+        None if t is None else t.detach().requires_grad_() for t in (uncond, noise, h1, h2)
+    )
+    leaves = (x, out, uncond, noise, h1, h2)
     with torch.enable_grad():
-        lx, lout, luncond, lnoise, lh1, lh2 = leaves
-        x_next, x0 = step_x0(lx, lout, rows, row, luncond, seeds, index, lnoise, lh1, lh2)
+        x_next, x0 = step_x0(x, out, rows, row, uncond, seeds, index, noise, h1, h2)
         cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
         wanted = [t for t in leaves if t is not None]
         found = iter(torch.autograd.grad((x_next, x0), wanted, cotangents, materialize_grads=True))

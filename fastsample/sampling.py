@@ -14,10 +14,12 @@ from fastsample.arguments import (
     Steps,
     agreed_batch,
     check_tensor,
+    make_device,
+    make_dtype,
     make_grid,
+    make_guidance,
     make_identity,
     make_plan,
-    unconditional,
 )
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser, as_denoiser
@@ -87,8 +89,8 @@ def sample(
         cond: keyword arguments for the network, one entry per sample (or a number for all).
         uncond: the same for "no condition"; None is the model's own.
         device: where to run; None is where the model is.
-        dtype: dtype of the samples; None is the model's. Step arithmetic is float32 (float64 for
-            float64) in any case.
+        dtype: dtype of the samples; None is that of `start`, else the model's. Step arithmetic is
+            float32 (float64 for float64) in any case.
         progress: show a progress bar.
         callback: called after each row with a `Step` (row, time, x, x0).
         graph: capture network and step in a CUDA graph and replay it K times.
@@ -103,14 +105,12 @@ def sample(
     """
     denoiser = as_denoiser(model, shape, schedule, "sample")
     plan = make_plan(denoiser, steps, method, grid, eta, clip, variance)
-    absent = unconditional(denoiser, guidance, uncond)
-    if guidance is not None:
-        plan = plan.with_guidance(guidance)
-    place = torch.device(device) if device is not None else denoiser.device
-    if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", torch.cuda.current_device())
+    plan, absent = make_guidance(denoiser, plan, guidance, uncond)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"sample: callback must be callable, got {callback!r}")
+    place = make_device("sample", device) or denoiser.device
     batch = agreed_batch(num_samples, start, noise, cond, sample_index, seed)
-    kind = dtype or (start.dtype if start is not None else denoiser.dtype)
+    kind = make_dtype(dtype, start, denoiser)
     identity = make_identity(seed, sample_index, batch, place)
     conditions = Conditions("sample", cond, absent, batch, place)
     check_tensor("start", start, (batch, *denoiser.shape), kind, place)
@@ -207,12 +207,11 @@ def invert(
         raise TypeError("invert: steps must be a number, a Grid or times, got a Plan")
     shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
     denoiser = as_denoiser(model, shape, schedule, "invert")
+    times = make_grid(denoiser, steps, grid, "invert")
+    if len(times) < 2:
+        raise ValueError(f"invert: steps must be at least 2, got {len(times)}")
     check_tensor("x0", x0, (x0.shape[0], *denoiser.shape), x0.dtype, denoiser.device, "invert")
-    plan = ddim_inversion(
-        denoiser.schedule,
-        make_grid(denoiser, steps, grid, "invert"),
-        prediction=denoiser.prediction,
-    )
+    plan = ddim_inversion(denoiser.schedule, times, prediction=denoiser.prediction)
     conditions = Conditions("invert", cond, None, x0.shape[0], x0.device)
     with torch.no_grad(), _bar(progress, plan) as bar:
         x = run(
@@ -245,8 +244,17 @@ def interpolate(z1: Tensor, z2: Tensor, weights: Tensor | Sequence[float]) -> Te
         ``(W, *shape)``.
 
     Raises:
-        ValueError: shapes that differ, or weights that are not a vector.
+        TypeError: noise that is no floating tensor.
+        ValueError: shapes, dtypes or devices that differ, or weights that are not a vector.
     """
+    for name, tensor in (("z1", z1), ("z2", z2)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise TypeError(f"interpolate: {name} must be a floating tensor, got {tensor!r:.80}")
+    if z1.dtype != z2.dtype or z1.device != z2.device:
+        raise ValueError(
+            f"interpolate: z2 must be {z1.dtype} on {z1.device} like z1, "
+            f"got {z2.dtype} on {z2.device}"
+        )
     if z1.shape != z2.shape:
         raise ValueError(
             f"interpolate: z2 must have the shape of z1 {tuple(z1.shape)}, got {tuple(z2.shape)}"

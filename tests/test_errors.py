@@ -46,7 +46,7 @@ STEPS = {
     "discrete grid": (
         bare(schedule=FLOW, grid="trailing"),
         ValueError,
-        r"sample: grid must be a continuous one for NoiseSchedule\.flow\(\)",
+        r"schedule must have whole steps, got NoiseSchedule\.flow\(\)",
     ),
 }
 PLANS = {
@@ -196,18 +196,18 @@ SAMPLES = {
     "indices below 0": (
         sample(sample_index=[3, -1]),
         ValueError,
-        r"sample: sample_index must be a vector of indices >= 0, got \[3, -1\]",
+        r"sample: sample_index must be in \[0, 9223372036854775807\], got -1",
     ),
     "index float": (sample(sample_index=1.5), TypeError, r"sample_index must be an integer, got 1"),
     "indices float": (
         sample(sample_index=[1.5]),
         TypeError,
-        r"sample: sample_index must hold integers, got torch\.float32",
+        r"sample: sample_index must be an integer, got 1\.5",
     ),
     "indices 2-D": (
         sample(sample_index=[[1, 2]]),
         ValueError,
-        r"must be a vector of .*\[\[1, 2\]\]",
+        r"sample: sample_index must be a number or a vector, got 2 dims",
     ),
 }
 

@@ -196,17 +196,17 @@ WRONG = {
     "too many scales": (
         {"guidance": [1.0] * 5, "cond": Y1, "uncond": Y0},
         ValueError,
-        r": w must be a number or have shape \(4,\), got shape \(5,\)",
+        r"sample: guidance must be one number or one per row \(4,\), got shape \(5,\)",
     ),
     "a scale that is no number": (
         {"guidance": "strong", "cond": Y1, "uncond": Y0},
         TypeError,
-        r": w must hold real numbers, got ",
+        r"sample: guidance must hold real numbers, got ",
     ),
     "a scale that is not finite": (
         {"guidance": float("nan"), "cond": Y1, "uncond": Y0},
         ValueError,
-        r": w must be finite, got nan",
+        r"sample: guidance must be finite, got nan",
     ),
     "cond no mapping": (
         {"cond": [1.0, 2.0]},

@@ -183,7 +183,7 @@ INVERT = {
     "one step": (
         lambda: fs.invert(MODEL, START, 1),
         ValueError,
-        r"grid must hold at least 2 steps, got 1",
+        r"invert: steps must be at least 2, got 1",
     ),
     "bool steps": (
         lambda: fs.invert(MODEL, START, True),

@@ -12,7 +12,7 @@ import torch
 
 from fastsample.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss
-from fastsample.training.bound import (
+from fastsample.bound import (
     discretized_gaussian_log_likelihood,
     normal_kl,
     posterior_table,

@@ -27,7 +27,7 @@ def assert_same(found, expected):
 
 
 @ALL_DTYPES
-@EVERY_COMBINATION
+@pytest.mark.parametrize("combination", ["plain", "seeds", "learned, guidance", "everything"])
 def test_threads(threads, combination, dtype):
     for layout in ("contiguous", "channels_last"):
         given = laid_out(operands(SHAPE, OPERANDS[combination], dtype), layout)
@@ -88,7 +88,7 @@ def test_instruction_sets_at_special_values(isa, combination, dtype):
     given = operands((2, 4099), OPERANDS[combination], dtype)
     info = torch.finfo(dtype)
     specials = [0.0, -0.0, info.tiny, info.tiny * info.eps, info.max, torch.inf, torch.nan, 1.0]
-    values = torch.tensor([s * sign for s in specials for sign in (1, -1)]).to(dtype)
+    values = torch.tensor([s * sign for s in specials for sign in (1, -1)], dtype=torch.float64)
     for name in given.keys() - {"rows", "row", "seeds", "index"}:
         t = given[name]
         chosen = values[torch.randint(len(values), t.shape)].to(t.dtype)

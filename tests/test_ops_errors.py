@@ -92,7 +92,11 @@ BAD_STEPS = {
         r"index must have shape \(2,\), got \(3,\)$",
     ),
     "seeds without index": ({"index": None}, TypeError, "index must be an int64 tensor, got None$"),
-    "floating seeds": ({"seeds": zeros(1)}, TypeError, r"seeds must be an int64 tensor, got tensor"),
+    "floating seeds": (
+        {"seeds": zeros(1)},
+        TypeError,
+        r"seeds must be an int64 tensor, got tensor",
+    ),
     "a number for seeds": ({"seeds": 3}, TypeError, "seeds must be an int64 tensor, got 3$"),
     "too many seeds": (
         {"seeds": torch.arange(5)},
@@ -162,6 +166,11 @@ def test_target(target):
     message = r"^step: target must have the shape, dtype and strides of x \(2, 3, 4, 5\), got \(2"
     with pytest.raises(ValueError, match=message):
         ops.step(**good(target=target))
+
+
+def test_target_elsewhere():
+    with pytest.raises(ValueError, match=r"^step: target must be on cpu, got meta$"):
+        ops.step(**good(target=zeros(*SHAPE, device="meta")))
 
 
 def test_target_with_gradients():

@@ -126,6 +126,8 @@ def step(
             f"step: target must have the shape, dtype and strides of x {tuple(x.shape)}, "
             f"got {tuple(target.shape)}"
         )
+    if target.device != x.device:
+        raise ValueError(f"step: target must be on {x.device}, got {target.device}")
     _step_into_op(target, *operands)
     return target
 

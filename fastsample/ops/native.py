@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -191,7 +193,7 @@ def noise(seeds, index, size, draw, dtype, channels_last):
     return target
 
 
-def build_info() -> dict[str, object]:
+def build_info() -> dict[str, Any]:
     """How this copy was built and what it runs on.
 
     Returns:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.schedule import NoiseSchedule
-from fastsample.training.bound import Prediction, Variance, posterior_table, vlb_terms
+from fastsample.bound import Prediction, Variance, posterior_table, vlb_terms
 
 __all__ = ["DiffusionLoss"]
 
