@@ -34,10 +34,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastsample.bound import posterior_table, prior_bits_per_dim, vlb_terms
 from fastsample.models import DigitsUNet, save_checkpoint
 from fastsample.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss
-from fastsample.bound import posterior_table, prior_bits_per_dim, vlb_terms
 
 TRAIN_SIZE = 1500
 SPLIT_SEED = 0

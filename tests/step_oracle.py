@@ -1,8 +1,8 @@
 """What a step must give, and how far rounding may take it from that.
 
-The truth is `fastsample.reference` in float64. The bound of an element follows from its own terms,
-``k eps (|a x| + |b x0| + |e m| + |c1 h1| + |c2 h2| + |sd z|)``: the formula has at most 12 roundings
-of half an eps each along any path from an operand to the result, so k = 6.
+The truth is `fastsample.reference` in float64. The bound of an element follows from its own
+terms, ``k eps (|a x| + |b x0| + |e m| + |c1 h1| + |c2 h2| + |sd z|)``: the formula has at most 12
+roundings of half an eps each along any path from an operand to the result, so k = 6.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The operators under torch.compile: twenty rows are one graph, and compiled code gives the same."""
+"""The operators under torch.compile: twenty rows are one graph, with the results of eager code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fastsample import ops
 
 STEPS = 20
 
-# Warnings of torch 2.13's own dynamo: it instantiates an autograd.Function that it traces, and looks
-# at the .grad of every tensor it meets (it hides that warning, which does not help where it raises).
+# Warnings of torch 2.13's own dynamo: it instantiates an autograd.Function that it traces, and
+# looks at the .grad of every tensor it meets (hiding the warning, which does not help where it
+# raises).
 _instantiates_functions = pytest.mark.filterwarnings(
     "ignore:.*autograd.function.Function'> should not be instantiated:DeprecationWarning"
 )

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fastsample.schedule import NoiseSchedule
-from fastsample.training import DiffusionLoss
 from fastsample.bound import (
     discretized_gaussian_log_likelihood,
     normal_kl,
@@ -19,6 +17,8 @@ from fastsample.bound import (
     prior_bits_per_dim,
     vlb_terms,
 )
+from fastsample.schedule import NoiseSchedule
+from fastsample.training import DiffusionLoss
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "losses.json").read_text())["cases"]
 

@@ -225,7 +225,7 @@ def test_noise(name):
 
 
 def test_unknown_instruction_set():
-    with pytest.raises(ValueError, match="instruction set of this machine, got sse9$"):
+    with pytest.raises(ValueError, match=r"instruction set of this machine, got sse9$"):
         _native.use_isa("sse9")
     assert fs.build_info()["cpu"] in fs.build_info()["cpu_available"]
 
