@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastsample.schedule import NoiseSchedule
 from fastsample.bound import Prediction, Variance, posterior_table, vlb_terms
+from fastsample.schedule import NoiseSchedule
 
 __all__ = ["DiffusionLoss"]
 
