@@ -10,7 +10,7 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
 
 from fastsample import grids
 from fastsample.denoiser import Denoiser, load
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.loop import Step
 from fastsample.ops import build_info
 from fastsample.plan import Plan

@@ -13,7 +13,7 @@ from fastsample import grids
 from fastsample._checks import check_array, check_integer
 from fastsample.conditioning import batch_of
 from fastsample.denoiser import Denoiser
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.loop import Identity
 from fastsample.ops.checks import DTYPE_CODES
 from fastsample.plan import Plan

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.schedule import NoiseSchedule, transition
+from fastsample.schedule import NoiseSchedule
+from fastsample.transition import transition
 
 __all__ = [
     "discretized_gaussian_log_likelihood",

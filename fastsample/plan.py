@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass, replace
-from typing import Any, cast, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsample._checks import FloatArray, check_array, frozen
+from fastsample.plan_text import ARRAYS, NOT_A_PLAN, decode, encode, table
 from fastsample.rows import (
     COLUMNS,
-    NEUTRAL,
     TOLERANCE,
     Check,
     Clip,
@@ -26,10 +24,6 @@ from fastsample.rows import (
 from fastsample.schedule import NoiseSchedule
 
 __all__ = ["COLUMNS", "Check", "Clip", "Plan", "Prediction"]
-
-_FORMAT, _VERSION = "fastsample.plan", 1
-_ARRAYS = ("nodes", "alphas", "sigmas", "rows")
-_KEYS = ("method", "prediction", "check", "schedule", "columns", *_ARRAYS)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +61,7 @@ class Plan:
     schedule: NoiseSchedule | None = None
 
     def __post_init__(self) -> None:
-        for name in _ARRAYS:
+        for name in ARRAYS:
             given = np.asarray(getattr(self, name))
             if given.dtype.kind == "f" and given.dtype.itemsize != 8:
                 raise TypeError(
@@ -238,101 +232,41 @@ class Plan:
         return (*arrays, self.prediction, self.method, self.check, self.schedule)
 
     def __repr__(self) -> str:
-        shown = [
-            name
-            for name in COLUMNS
-            if name in ("p", "q", "a", "b") or np.any(self.column(name) != NEUTRAL[name])
-        ]
-        table = [["row", "time", *shown]]
-        steps = range(len(self))
-        for i in steps if len(self) <= 12 else [*steps[:5], None, *steps[-5:]]:
-            if i is None:
-                table.append(["...", *[""] * (len(shown) + 1)])
-                continue
-            move = f"{self.nodes[i]:.6g} -> {self.nodes[i + 1]:.6g}"
-            table.append([str(i), move, *(f"{self.column(name)[i]:.5g}" for name in shown)])
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in table]
         kind = "stochastic" if self.is_stochastic else "deterministic"
         title = f"Plan {self.method}: {len(self)} network calls, {self.prediction}, {kind}"
-        return "\n".join([title, _formula(shown), *lines])
+        return f"{title}\n{table(self.nodes, self.rows)}"
 
     def to_json(self) -> str:
         """A strict JSON text that `from_json` reads back bit for bit."""
-        data = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "method": self.method,
-            "prediction": self.prediction,
-            "check": self.check,
-            "schedule": None if self.schedule is None else self.schedule.to_dict(),
-            "columns": COLUMNS,
-            "nodes": self.nodes.tolist(),
-            "alphas": self.alphas.tolist(),
-            "sigmas": self.sigmas.tolist(),
-            # JSON has no infinity.
-            "rows": [[x if math.isfinite(x) else str(x) for x in r] for r in self.rows.tolist()],
-        }
-        return json.dumps(data, allow_nan=False)
+        return encode(
+            {
+                "method": self.method,
+                "prediction": self.prediction,
+                "check": self.check,
+                "schedule": None if self.schedule is None else self.schedule.to_dict(),
+                "nodes": self.nodes,
+                "alphas": self.alphas,
+                "sigmas": self.sigmas,
+                "rows": self.rows,
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """The plan that `to_json` wrote; checked again like any other.
 
         Raises:
+            TypeError: if the text is not a string.
             ValueError: if the text is not a whole plan, or of a newer format.
         """
-        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"Plan.from_json: text must be a string, got {type(text).__name__}")
-        rule = "Plan.from_json: text must be a plan written by to_json, got"
+        fields = decode(text)
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{rule} no JSON ({error})") from error
-        fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-        if fields.get("format") != _FORMAT:
-            raise ValueError(f'{rule} JSON without "format": "{_FORMAT}"')
-        if fields.get("version") != _VERSION:
-            raise ValueError(
-                f"Plan.from_json: text must be of format version {_VERSION}, got "
-                f"{fields.get('version')!r}; a newer fastsample may read it"
-            )
-        try:
-            return cls._from_dict(fields)
+            schedule = fields.pop("schedule")
+            return cls(schedule=schedule and NoiseSchedule.from_dict(schedule), **fields)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{rule} broken content: {error}") from error
-
-    @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> Plan:
-        """The plan of parsed JSON."""
-        missing = [name for name in _KEYS if name not in data]
-        if missing:
-            raise ValueError(f"{missing} missing")
-        if tuple(data["columns"]) != COLUMNS:
-            raise ValueError(f"columns must be {list(COLUMNS)}, got {data['columns']}")
-        arrays = {name: np.array(data[name], float) for name in ("nodes", "alphas", "sigmas")}
-        return cls(
-            rows=np.array([[float(x) for x in row] for row in data["rows"]]),
-            prediction=data["prediction"],
-            method=data["method"],
-            check=data["check"],
-            schedule=data["schedule"] and NoiseSchedule.from_dict(data["schedule"]),
-            **arrays,
-        )
+            raise ValueError(f"{NOT_A_PLAN} broken content: {error}") from error
 
 
 def _short(values: FloatArray) -> str:
     """A few of the values, for messages."""
     return np.array2string(values, precision=6, threshold=8, edgeitems=3)
-
-
-def _formula(columns: list[str]) -> str:
-    """What a row computes, with only the columns that are in use."""
-    terms = {"a": "a x", "b": "b x0", "e": "e m", "c1": "c1 h1", "c2": "c2 h2", "d": "d z"}
-    if "lv_hi" in columns:
-        terms["d"] = "d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo))/2) z"
-    x0 = "p x + q m"
-    parts = ["m = u + w (c - u)"] if "w" in columns else []
-    parts.append(f"x0 = clamp({x0}, lo, hi)" if {"lo", "hi"} & {*columns} else f"x0 = {x0}")
-    parts.append("x_next = " + " + ".join(terms[name] for name in columns if name in terms))
-    return ",  ".join(parts)

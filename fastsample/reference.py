@@ -45,7 +45,7 @@ def step_x0(
         d = d * torch.exp((lv_lo + (v + 1) / 2 * (lv_hi - lv_lo)) / 2)
     if noise is None and seeds is not None:
         assert index is not None
-        z = _normal(seeds, index, x.shape[1:], row.expand(x.shape[0])).to(dtype)
+        z = _normal(seeds, index, x.shape[1:], row.reshape(-1).expand(x.shape[0])).to(dtype)
     elif noise is not None:
         z = noise.to(dtype)
     else:
@@ -140,5 +140,8 @@ def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 def _coefficients(rows: Tensor, row: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The 13 coefficients, each shaped to broadcast over x."""
-    table = rows.index_select(0, row.reshape(-1)).to(dtype)
+    number = row.reshape(-1)
+    table = rows.index_select(0, number.clamp(0, len(rows) - 1)).to(dtype)
+    there = (number >= 0) & (number < len(rows))
+    table = torch.where(there[:, None], table, torch.nan)  # as the kernel: nobody may ask the host
     return tuple(c.reshape(-1, *([1] * (x.dim() - 1))) for c in table.unbind(1))

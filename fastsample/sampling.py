@@ -24,7 +24,7 @@ from fastsample.arguments import (
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser, as_denoiser
 from fastsample.graph import run_graph
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.loop import Step, run
 from fastsample.plan import Plan
 from fastsample.rows import Clip

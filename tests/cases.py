@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 
 from fastsample import grids
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Prediction
 from fastsample.samplers import ancestral, ddim

@@ -11,9 +11,10 @@ import oracles
 import pytest
 
 from fastsample import grids
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.samplers import ancestral, ddim, ddim_inversion
-from fastsample.schedule import NoiseSchedule, transition
+from fastsample.schedule import NoiseSchedule
+from fastsample.transition import transition
 
 DATA = json.loads((Path(__file__).parent / "data" / "samplers.json").read_text())
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsample import grids
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()

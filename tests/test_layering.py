@@ -16,9 +16,9 @@ NATIVE = "fastsample._native"
 # named stand above these.
 ORDER = (
     {"_checks", "reference", "conditioning"},
-    {"_curves"},
+    {"_curves", "transition", "grid", "rows"},
     {"schedule"},
-    {"grids", "rows"},
+    {"grids", "plan_text"},
     {"plan"},
     {"samplers"},
     {"ops", "models"},
@@ -28,11 +28,11 @@ ORDER = (
     {"sampling"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = {"_checks", "_curves", "schedule", "grids", "rows", "plan", "samplers"}
+PURE = set().union(*ORDER[:6]) - {"reference", "conditioning"}
 # Joins torch and the kernels.
 DOORS = {"ops"}
 # On top: nothing below may know of them.
-TOP = {"training", "integrations", "cli", "images", "plots", "__main__"}
+TOP = {"bound", "training", "integrations", "cli", "images", "plots", "__main__"}
 
 
 def module_name(path: Path) -> str:

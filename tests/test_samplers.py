@@ -6,7 +6,7 @@ import pytest
 from cases import PREDICTIONS, SCHEDULES
 
 from fastsample import grids
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.rows import output_terms
 from fastsample.samplers import ancestral, ddim, ddim_inversion
 from fastsample.schedule import NoiseSchedule

@@ -121,6 +121,8 @@ def step(
         return _Step.apply(*operands)[0]
     if target is None:
         return _step_op(*operands)
+    if target.requires_grad and torch.is_grad_enabled():
+        raise ValueError("step: target must not require grad, got one that does; it is overwritten")
     if target.shape != x.shape or target.dtype != x.dtype or target.stride() != x.stride():
         raise ValueError(
             f"step: target must have the shape, dtype and strides of x {tuple(x.shape)}, "
@@ -172,7 +174,7 @@ def noise(
         index: int64 ``(B,)``: global sample indices.
         shape: shape of one sample.
         draw: which of the sample's noises, in ``[0, 2**32)``: a row number, or `START_DRAW` for
-        x_T.
+            x_T.
         dtype: float32, bfloat16, float16 or float64 (float32 values, widened).
         channels_last: memory format of the result (3 or 4 sample dimensions).
 
@@ -205,6 +207,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *operands):
         ctx.save_for_backward(*operands)
+        ctx.set_materialize_grads(False)
         return _step_x0_op(*operands)
 
     @staticmethod
@@ -212,6 +215,8 @@ class _Step(torch.autograd.Function):
     def backward(ctx, grad, grad_x0):
         operands = ctx.saved_tensors
         x, out, _, _, uncond, _, _, noise, h1, h2 = operands
+        if grad is None:  # only x0 was used
+            grad = torch.zeros_like(x)
         grads = _step_backward_op(grad, grad_x0, *operands)
         grad_x, grad_out, grad_uncond, grad_noise, grad_h1, grad_h2 = (
             None if operand is None else g

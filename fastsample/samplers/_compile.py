@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy.typing as npt
 
 from fastsample._checks import FloatArray
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import (
     Check,

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsample._checks import check_vector
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Check, Clip, Prediction
 from fastsample.samplers._compile import compile_plan, grid_levels
-from fastsample.schedule import NoiseSchedule, transition
+from fastsample.schedule import NoiseSchedule
+from fastsample.transition import transition
 
 
 def ancestral(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from fastsample._checks import check_real
-from fastsample.grids import Grid
+from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Clip, Prediction, check_prediction, eps_terms
 from fastsample.samplers._compile import compile_plan, grid_levels
-from fastsample.schedule import NoiseSchedule, transition
+from fastsample.schedule import NoiseSchedule
+from fastsample.transition import transition
 
 
 def ddim(
