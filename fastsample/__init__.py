@@ -11,11 +11,12 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
 from fastsample import grids
 from fastsample.denoiser import Denoiser, load
 from fastsample.grid import Grid
+from fastsample.interpolation import interpolate
 from fastsample.loop import Step
 from fastsample.ops import build_info
 from fastsample.plan import Plan
 from fastsample.samplers import ancestral, ddim, ddim_inversion
-from fastsample.sampling import interpolate, invert, sample
+from fastsample.sampling import invert, sample
 from fastsample.schedule import NoiseSchedule
 
 __version__: str = build_info()["version"]
