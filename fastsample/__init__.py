@@ -8,7 +8,7 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
     images = fs.sample(model, steps=10, num_samples=16)
 """
 
-from fastsample import grids
+from fastsample import grids, training
 from fastsample.denoiser import Denoiser, load
 from fastsample.grid import Grid
 from fastsample.interpolation import interpolate
@@ -37,4 +37,5 @@ __all__ = [
     "invert",
     "load",
     "sample",
+    "training",
 ]

@@ -35,26 +35,6 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
 """Names for the `grid` argument; the last three are diffusers' timestep spacings."""
 
 
-def make_device(function: str, device: torch.device | str | None) -> torch.device | None:
-    """The device, with its index, checked to be there; None stays None."""
-    if device is None:
-        return None
-    try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(
-            f"{function}: device must be the name of a device, got {device!r}"
-        ) from None
-    if place.type == "meta":
-        raise ValueError(f"{function}: device must hold values, got meta")
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"{function}: device must be there, got {device}; torch sees no GPU")
-        if place.index is None:
-            place = torch.device("cuda", torch.cuda.current_device())
-    return place
-
-
 def make_dtype(dtype: torch.dtype | None, start: Any, denoiser: Denoiser) -> torch.dtype:
     """The samples' dtype: as asked for, else that of `start`, else the model's."""
     kind = dtype or (start.dtype if isinstance(start, Tensor) else denoiser.dtype)
@@ -81,14 +61,14 @@ def _diffusers(
 
 def make_grid(denoiser: Denoiser, steps: Any, grid: str, function: str) -> Grid:
     """The times: given as they are, or K of them spread as `grid` says."""
+    if not isinstance(grid, str) or grid not in GRIDS:
+        raise ValueError(f"{function}: grid must be one of {sorted(GRIDS)}, got {grid!r}")
     if isinstance(steps, Grid):
         return steps
     if isinstance(steps, Tensor) and steps.dim() > 0:
         steps = steps.tolist()
     if isinstance(steps, (Sequence, np.ndarray)) and not isinstance(steps, str):
         return Grid(steps)
-    if not isinstance(grid, str) or grid not in GRIDS:
-        raise ValueError(f"{function}: grid must be one of {sorted(GRIDS)}, got {grid!r}")
     limit = denoiser.schedule.num_steps
     return GRIDS[grid](denoiser.schedule, check_integer(function, "steps", steps, 1, limit))
 
@@ -98,6 +78,13 @@ def make_plan(
 ) -> Plan:
     """The plan of the run; a given one is checked against the model."""
     if isinstance(steps, Plan):
+        knobs = {"method": (method, "ddim"), "grid": (grid, "uniform"), "eta": (eta, 0.0)}
+        knobs |= {"variance": (variance, None), "clip": (clip, "auto")}
+        for name, (value, default) in knobs.items():
+            if value is not default and value != default:
+                raise ValueError(
+                    f"sample: {name} must be left out with a Plan, which decides it, got {value!r}"
+                )
         return _checked_plan(denoiser, steps)
     times = make_grid(denoiser, steps, grid, "sample")
     bound = denoiser.clip if isinstance(clip, str) and clip == "auto" else cast("Clip", clip)

@@ -79,6 +79,10 @@ def _sample(options: argparse.Namespace) -> int:
     if suffix not in _IMAGE_SUFFIXES | {".npy"}:
         known = sorted(_IMAGE_SUFFIXES | {".npy"})
         raise ValueError(f"sample: out must end in one of {known}, got {options.out}")
+    if options.num < 1:
+        raise ValueError(f"sample: num must be at least 1, got {options.num}")
+    if options.guidance is not None and options.label is None:
+        raise ValueError("sample: label must be given with guidance, got none")
     model = fs.load(options.model, device=options.device)
     seconds, samples = _timed(
         model,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsample._checks import FloatArray, check_array, check_integer
+from fastsample.devices import make_device
 from fastsample.models import load_digits_model
 from fastsample.rows import Clip, Prediction, check_prediction, clip_bounds
 from fastsample.schedule import NoiseSchedule
@@ -33,7 +34,8 @@ class Denoiser:
         model: callable ``(x, t, **cond) -> output``. ``x`` is ``(B, *shape)``, ``t`` is ``(B,)``
             (see `time`); the output is a tensor of the shape of ``x``, or with twice its channels
             when `variance` is "learned_range" (second half: v). An object with `.sample`, a dict
-            with "sample" or a tuple is unpacked.
+            with "sample" or a tuple is unpacked. ``x`` is overwritten after the call: a network
+            that wants to keep it must copy it.
         schedule: the noise levels it was trained with.
         shape: shape of one sample, without the batch.
         prediction: what the output is: "epsilon", "x0", "v" or "flow".
@@ -45,7 +47,8 @@ class Denoiser:
             callable from the float64 array of times to an array.
         uncond: keyword arguments that mean "no condition", for guidance; numbers stand for a whole
             batch.
-        device: where to run; None is where the model's parameters are, else the CPU.
+        device: where to run; a module is moved there. None is where the model's parameters are,
+            else the CPU.
 
     Raises:
         TypeError: a model that cannot be called or an argument of the wrong kind.
@@ -79,6 +82,11 @@ class Denoiser:
             raise ValueError(
                 f"Denoiser: time must be one of {list(_TIME_INPUTS)} or a callable, got {time!r}"
             )
+        if schedule.num_steps is None and time in ("index", "rescaled"):
+            raise ValueError(
+                f"Denoiser: time must not be {time!r} for {schedule!r}, which has no step numbers; "
+                'pass time="fraction", "log_snr" or a callable'
+            )
         self.model = model
         self.schedule = schedule
         self.shape = _checked_shape(shape)
@@ -89,7 +97,7 @@ class Denoiser:
         if uncond is not None and not isinstance(uncond, Mapping):
             raise TypeError(f"Denoiser: uncond must be a mapping, got {uncond!r}")
         self.uncond = None if uncond is None else dict(uncond)
-        self._device = None if device is None else torch.device(device)
+        self._device = make_device("Denoiser", device)
         if self._device is not None and isinstance(model, nn.Module):
             model.to(self._device)
 
@@ -100,6 +108,14 @@ class Denoiser:
             return self._device
         tensor = _first_tensor(self.model)
         return torch.device("cpu") if tensor is None else tensor.device
+
+    def check_device(self, function: str, device: torch.device) -> None:
+        """Refuse a device on which the network is not; a plain callable may be anywhere."""
+        if _first_tensor(self.model) is not None and device != self.device:
+            raise ValueError(
+                f"{function}: device must be the model's {self.device}, got {device}; "
+                "move the model first"
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,6 +137,12 @@ class Denoiser:
             raise ValueError(
                 f"Denoiser: time must give one value per time {times.shape}, "
                 f"got {tuple(told.shape)}"
+            )
+        # On the host, before the upload.
+        if told.is_floating_point() and not np.all(np.isfinite(told.detach().cpu().numpy())):
+            raise ValueError(
+                f"Denoiser: time must give finite values, got {told.tolist()} for times "
+                f"{times.tolist()}"
             )
         return told.to(device, torch.float32 if told.is_floating_point() else told.dtype)
 
@@ -203,6 +225,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         raise TypeError(f"load: name must be a string or a path, got {name!r}")
     if name != "digits" and not os.path.isfile(name):
         raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
+    place = make_device("load", device) or torch.device("cpu")
     model, metadata = load_digits_model(None if name == "digits" else name)
     return Denoiser(
         model,
@@ -212,7 +235,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         variance=metadata["variance"],
         clip=_clip_from(metadata["clip"]),
         uncond={"y": metadata["null_class"]},
-        device=device or "cpu",
+        device=place,
     )
 
 
@@ -243,7 +266,9 @@ def as_denoiser(
         )
     if shape is None:
         raise ValueError(f"{function}: shape must be given for a bare callable, got None")
-    return Denoiser(model, NoiseSchedule.linear() if schedule is None else schedule, shape)
+    schedule = NoiseSchedule.linear() if schedule is None else schedule
+    stepless = isinstance(schedule, NoiseSchedule) and schedule.num_steps is None
+    return Denoiser(model, schedule, shape, time="fraction" if stepless else "index")
 
 
 def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:

@@ -15,6 +15,7 @@ from fastsample import ops
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
 from fastsample.loop import Identity, make_tables
+from fastsample.ops.checks import history_dtype
 from fastsample.plan import Plan
 
 _WARMUP_CALLS = 2  # lets libraries choose algorithms and allocate before the capture
@@ -44,12 +45,13 @@ def run_graph(
         )
     with torch.no_grad(), torch.cuda.device(x.device):
         tables = make_tables(denoiser, plan, x.device)
-        seeds, index = (None, None) if identity is None else identity
+        seeds, index = identity if identity and plan.is_stochastic else (None, None)
         batch = x.shape[0] * (2 if conditions.guided else 1)
         row = torch.zeros(1, dtype=torch.int64, device=x.device)
         keeps = plan.needs_history
-        history_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        h1, h2 = (torch.zeros_like(x, dtype=history_dtype) if keeps > n else None for n in range(2))
+        h1, h2 = (
+            torch.zeros_like(x, dtype=history_dtype(x)) if keeps > n else None for n in range(2)
+        )
 
         def one_row() -> None:
             told = tables.told.index_select(0, row).expand(batch)

@@ -76,6 +76,9 @@ class Grid:
     def __iter__(self) -> Iterator[float]:
         return iter(self.times.tolist())
 
+    def __reduce__(self) -> tuple[type[Grid], tuple[FloatArray]]:
+        return Grid, (self.times,)  # a copy's times are read-only too
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and np.array_equal(self.times, other.times)
 

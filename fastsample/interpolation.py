@@ -13,7 +13,8 @@ def interpolate(z1: Tensor, z2: Tensor, weights: Tensor | Sequence[float]) -> Te
 
     Eq. 67 of Song et al. 2021 (arXiv:2010.02502). The angle is between the whole tensors,
     flattened, as in the DDIM repository; interpolate single samples, then sample from the result
-    as `start`. Tensors nearly parallel are interpolated linearly.
+    as `start`. Tensors nearly parallel (or opposite, where no arc is the shortest) are
+    interpolated linearly.
 
     Args:
         z1: noise ``(*shape)``.

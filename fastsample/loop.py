@@ -94,7 +94,9 @@ def run(
     """
     tables = make_tables(denoiser, plan, x.device)
     conditions = conditions or Conditions("run", None, None, x.shape[0], x.device)
-    seeds, index = (None, None) if identity is None or noise is not None else identity
+    # A plan without noise must not pass for one that makes it: the kernels choose by the seeds.
+    draws = identity is not None and noise is None and plan.is_stochastic
+    seeds, index = identity if draws and identity else (None, None)
     batch = x.shape[0] * (2 if conditions.guided else 1)
     history: tuple[Tensor | None, Tensor | None] = (None, None)
     for k in range(len(plan)):

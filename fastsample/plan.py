@@ -220,6 +220,11 @@ class Plan:
 
     # ---- as text
 
+    def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
+        # Through the constructor: a copy's arrays are read-only and checked like the original's.
+        arrays = (self.nodes, self.rows, self.alphas, self.sigmas)
+        return Plan, (*arrays, self.prediction, self.method, self.check, self.schedule)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key() == other._key()
 
@@ -263,7 +268,7 @@ class Plan:
         try:
             schedule = fields.pop("schedule")
             return cls(schedule=schedule and NoiseSchedule.from_dict(schedule), **fields)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{NOT_A_PLAN} broken content: {error}") from error
 
 

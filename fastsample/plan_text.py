@@ -74,7 +74,7 @@ def decode(text: str) -> dict[str, Any]:
         for name in ("nodes", "alphas", "sigmas"):
             found[name] = np.array(fields[name], float)
         found["rows"] = np.array([[float(x) for x in row] for row in fields["rows"]])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{NOT_A_PLAN} broken content: {error}") from error
     return found
 

@@ -37,21 +37,33 @@ def step_x0(
         m = u + w * (m - u)
     x0 = torch.clamp(p * current + q * m, lo, hi)
     x_next = a * current + b * x0 + e * m
-    if h1 is not None:
-        x_next = x_next + c1 * h1
-    if h2 is not None:
-        x_next = x_next + c2 * h2
+    # A row that looks back at what is not there, or wants noise and finds none, gives NaN.
+    for c, h in ((c1, h1), (c2, h2)):
+        x_next = x_next + (torch.where(c == 0, 0.0, torch.nan).to(dtype) if h is None else c * h)
     if v is not None:
-        d = d * torch.exp((lv_lo + (v + 1) / 2 * (lv_hi - lv_lo)) / 2)
+        log_variance = lv_lo + (v + 1) / 2 * (lv_hi - lv_lo)
+        learned = (lv_lo != 0) | (lv_hi != 0)
+        d = d * torch.where(learned, torch.exp(torch.where(learned, log_variance, 0.0) / 2), 1.0)
     if noise is None and seeds is not None:
         assert index is not None
         z = _normal(seeds, index, x.shape[1:], row.reshape(-1).expand(x.shape[0])).to(dtype)
     elif noise is not None:
         z = noise.to(dtype)
     else:
-        z = torch.full_like(x, torch.nan, dtype=dtype)  # a row that wants noise must not go without
-    x_next = torch.where(d == 0, x_next, x_next + d * z)
+        z = torch.full_like(x, torch.nan, dtype=dtype)
+    z = torch.where(d == 0, torch.zeros_like(z), z)  # not 0 * NaN, forwards or backwards
+    x_next = x_next + torch.where(d == 0, torch.zeros_like(z), d * z)
     return x_next.to(x.dtype), x0
+
+
+def step(*operands: Tensor | None) -> Tensor:
+    """x_next alone, as `fastsample.ops.step`."""
+    return step_x0(*operands)[0]  # pyright: ignore[reportArgumentType]
+
+
+def step_into(target: Tensor, *operands: Tensor | None) -> None:
+    """x_next into `target`."""
+    target.copy_(step(*operands))
 
 
 def step_backward(

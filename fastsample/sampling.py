@@ -14,7 +14,6 @@ from fastsample.arguments import (
     Steps,
     agreed_batch,
     check_tensor,
-    make_device,
     make_dtype,
     make_grid,
     make_guidance,
@@ -23,6 +22,7 @@ from fastsample.arguments import (
 )
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser, as_denoiser
+from fastsample.devices import make_device
 from fastsample.graph import run_graph
 from fastsample.grid import Grid
 from fastsample.loop import Step, run
@@ -69,8 +69,7 @@ def sample(
         model: a `Denoiser`, or a callable ``(x, t) -> output`` with `shape` (epsilon prediction,
             network index t - 1; wrap it in a `Denoiser` for anything else).
         steps: K; or the times themselves (a `Grid`, or a list that ends at 0); or a whole `Plan`,
-            which then decides everything that `method`, `grid`, `eta`, `variance` and `clip`
-            would.
+            which decides what `method`, `grid`, `eta`, `variance` and `clip` would: leave those.
         num_samples: how many; None is what `start`, `noise`, `cond`, `sample_index` or `seed` say,
             else 1.
         method: "ddim" or "ancestral".
@@ -88,12 +87,13 @@ def sample(
             is off. One network call then runs 2 B samples.
         cond: keyword arguments for the network, one entry per sample (or a number for all).
         uncond: the same for "no condition"; None is the model's own.
-        device: where to run; None is where the model is.
+        device: where the samples live; None is where the model is. A module is not moved.
         dtype: dtype of the samples; None is that of `start`, else the model's. Step arithmetic is
             float32 (float64 for float64) in any case.
         progress: show a progress bar.
         callback: called after each row with a `Step` (row, time, x, x0).
-        graph: capture network and step in a CUDA graph and replay it K times.
+        graph: capture network and step in a CUDA graph and replay it K times; the capture calls
+            the network three times more. CUDA only.
 
     Returns:
         ``(num_samples, *shape)``.
@@ -109,6 +109,7 @@ def sample(
     if callback is not None and not callable(callback):
         raise TypeError(f"sample: callback must be callable, got {callback!r}")
     place = make_device("sample", device) or denoiser.device
+    denoiser.check_device("sample", place)
     batch = agreed_batch(num_samples, start, noise, cond, sample_index, seed)
     kind = make_dtype(dtype, start, denoiser)
     identity = make_identity(seed, sample_index, batch, place)

@@ -66,7 +66,9 @@ def test_info_and_module_entry_point():
         ("sample digits --steps 1001", "steps must be in"),
         ("sample digits --out x.txt", "out must end in"),
         ("sample digits --eta 2", "eta must be in"),
-        ("sample digits --num 0", "samples must be"),
+        ("sample digits --num 0", "num must be"),
+        ("sample digits --guidance 2", "label must be"),
+        ("sample digits --device gpu", "device must be"),
         ("sample digits --seed -1", "seed must be in"),
     ],
 )

@@ -15,7 +15,7 @@ NATIVE = "fastsample._native"
 # From the bottom up; a module imports only from the lines above its own. Modules that are not
 # named stand above these.
 ORDER = (
-    {"_checks", "reference", "conditioning", "interpolation"},
+    {"_checks", "reference", "conditioning", "interpolation", "devices"},
     {"_curves", "transition", "grid", "rows"},
     {"schedule"},
     {"grids", "plan_text"},
@@ -28,7 +28,7 @@ ORDER = (
     {"sampling"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:6]) - {"reference", "conditioning", "interpolation"}
+PURE = set().union(*ORDER[:6]) - {"reference", "conditioning", "interpolation", "devices"}
 # Joins torch and the kernels.
 DOORS = {"ops"}
 # On top: nothing below may know of them.

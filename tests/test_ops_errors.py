@@ -183,8 +183,8 @@ def test_target_with_gradients():
 
 
 BAD_NOISES = {
-    "integer": ({"dtype": torch.int64}, TypeError, r"dtype must be a floating type .*torch\.int64"),
-    "complex": ({"dtype": torch.complex64}, TypeError, "dtype must be a floating type"),
+    "integer": ({"dtype": torch.int64}, TypeError, r"dtype must be float32, .*torch\.int64"),
+    "complex": ({"dtype": torch.complex64}, TypeError, "dtype must be float32"),
     "draw below 0": ({"draw": -1}, ValueError, r"draw must be in \[0, 2\*\*32\), got -1$"),
     "draw too large": ({"draw": 2**32}, ValueError, r"draw must be in .*, got 4294967296$"),
     "no channels": (

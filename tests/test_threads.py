@@ -65,12 +65,16 @@ def operands(given, row, wanted):
         found["index"] = torch.arange(batch) + 2**33
     if "own seeds" in wanted:
         found["seeds"], found["index"] = torch.arange(batch) * 977, torch.arange(batch)
+    rows = ROWS.clone()
+    for column, name in ((8, "h1"), (9, "h2")):
+        if name not in wanted:  # a row that looks back at nothing gives NaN
+            rows[:, column] = 0.0
     if "own rows" in wanted:
         row = torch.arange(batch) % len(ROWS)
     return (
         given["x"],
         given["out"],
-        ROWS,
+        rows,
         row,
         *(found.get(n) for n in ("uncond", "seeds", "index", "noise", "h1", "h2")),
     )

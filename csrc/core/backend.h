@@ -7,8 +7,6 @@
 
 #if defined(__CUDACC__)
 #define FS_HD __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define FS_HD __forceinline
 #else
 // always_inline also keeps code compiled for AVX-512 from being shared, through the linker, with
 // the baseline build of the same header.

@@ -44,7 +44,7 @@ struct StepOperands {
 
 // A sample that makes no noise and has no row of its own needs no identity: the batch is then one
 // long sample, without a cut at each boundary.
-inline StepOperands joined(const StepOperands& o) {
+FS_HD StepOperands joined(const StepOperands& o) {
   StepOperands result = o;
   if (o.control.seeds || o.control.row_per_sample || o.learned) return result;
   const int64_t size = o.layout.batch * o.layout.size;

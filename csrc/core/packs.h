@@ -9,7 +9,7 @@
 #include "core/indexing.h"
 #include "core/step.h"
 
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define FS_UNROLL _Pragma("unroll")
 #else
 #define FS_UNROLL
@@ -71,7 +71,8 @@ FS_HD void read(const void* tensor, const Cut& cut, const Pack& pack, int halves
   } else {
     FS_UNROLL
     for (int j = 0; j < width; ++j) {
-      if (j < pack.count) values[j] = widen(base[position<access>(cut, pack, j, halves, half)]);
+      if (static_cast<uint32_t>(j) < pack.count)
+        values[j] = widen(base[position<access>(cut, pack, j, halves, half)]);
     }
   }
 }
@@ -94,7 +95,8 @@ FS_HD void write(void* tensor, const Cut& cut, const Pack& pack, int halves, int
   } else {
     FS_UNROLL
     for (int j = 0; j < width; ++j) {
-      if (j < pack.count) base[position<access>(cut, pack, j, halves, half)] = narrow<E>(values[j]);
+      if (static_cast<uint32_t>(j) < pack.count)
+        base[position<access>(cut, pack, j, halves, half)] = narrow<E>(values[j]);
     }
   }
 }

@@ -42,6 +42,19 @@ FS_HD Row<F> load_row(const double* rows, int64_t num_rows, int64_t number) {
           F(r[7]), F(r[8]), F(r[9]), F(r[10]), F(r[11]), F(r[12])};
 }
 
+// A row that looks back at x0's the caller did not give makes NaN, like one that misses its noise.
+template <typename F>
+FS_HD void require_history(Row<F>& row, bool h1, bool h2) {
+  if ((!h1 && row.c1 != 0) || (!h2 && row.c2 != 0)) row.b = not_a_number<F>();
+}
+
+// Whether the noise's scale depends on v. It must not be touched otherwise: 0 times an infinite v
+// is NaN.
+template <typename F>
+FS_HD bool reads_variance(const Row<F>& row) {
+  return row.d != 0 && (row.lv_lo != 0 || row.lv_hi != 0);
+}
+
 template <typename F>
 FS_HD F guide(const Row<F>& row, F conditional, F unconditional) {
   return fused(row.w, conditional - unconditional, unconditional);
@@ -83,8 +96,9 @@ FS_HD double exponential(double x) {
 
 // exp(x) to 1.5 ulp; infinity and zero where float overflows and underflows; NaN stays.
 FS_HD float exponential(float x) {
-  const float low = x < -200.0f ? -200.0f : x;
-  const float bounded = low > 200.0f ? 200.0f : low;
+  // Beyond these the result is 0 or infinity; both halves of the power stay exponents.
+  const float low = x < -150.0f ? -150.0f : x;
+  const float bounded = low > 150.0f ? 150.0f : low;
   const float shifted = fused(bounded, 1.44269502f, 12582912.0f);  // 1.5 * 2^23: rounds to integer
   const float n = shifted - 12582912.0f;
   const float r =

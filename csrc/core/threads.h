@@ -16,11 +16,12 @@ struct CurrentRow {
   int64_t number;
   Row<F> row;
 
-  FS_HD explicit CurrentRow(const Control& control) { read(control, 0); }
+  FS_HD explicit CurrentRow(const StepOperands& o) { read(o, 0); }
 
-  FS_HD void read(const Control& control, uint32_t sample) {
-    number = row_of(control, sample);
-    row = load_row<F>(control.rows, control.num_rows, number);
+  FS_HD void read(const StepOperands& o, uint32_t sample) {
+    number = row_of(o.control, sample);
+    row = load_row<F>(o.control.rows, o.control.num_rows, number);
+    require_history(row, o.h1, o.h2);
   }
 };
 
@@ -32,7 +33,7 @@ FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
   constexpr bool general = kind == Kind::general;
   const int halves = general && o.learned ? 2 : 1;
   const Pack pack = pack_at<T, access>(cut, item);
-  if (general && o.control.row_per_sample) current.read(o.control, pack.sample);
+  if (general && o.control.row_per_sample) current.read(o, pack.sample);
   const Row<F>& row = current.row;
 
   F x[width], m[width], x0[width], z[width], deviation[width];
@@ -67,7 +68,7 @@ FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
       FS_UNROLL
       for (int j = 0; j < width; ++j) next[j] = fused(row.c2, x[j], next[j]);
     }
-    if (o.learned && row.d != 0) {
+    if (o.learned && reads_variance(row)) {
       read<access, width, T>(o.out, cut, pack, halves, 1, x);
       FS_UNROLL
       for (int j = 0; j < width; ++j) deviation[j] = learned_deviation(row, x[j]);
@@ -110,7 +111,7 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
   const StepOperands& o = b.forward;
   const int halves = o.learned ? 2 : 1;
   const Pack pack = pack_at<T, access>(cut, item);
-  if (o.control.row_per_sample) current.read(o.control, pack.sample);
+  if (o.control.row_per_sample) current.read(o, pack.sample);
   const Row<F>& row = current.row;
   F grad[width], x[width], m[width], grad_x0[width], value[width];
   read<access, width, T>(b.grad_next, cut, pack, 1, 0, grad);
@@ -156,7 +157,7 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
   F deviation[width];
   FS_UNROLL
   for (int j = 0; j < width; ++j) deviation[j] = row.d;
-  if (o.learned && row.d != 0) {
+  if (o.learned && reads_variance(row)) {
     read<access, width, T>(o.out, cut, pack, halves, 1, value);
     FS_UNROLL
     for (int j = 0; j < width; ++j) deviation[j] = learned_deviation(row, value[j]);
@@ -170,7 +171,7 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
   FS_UNROLL
   for (int j = 0; j < width; ++j) value[j] = 0;
   if (o.uncond) write<access, width, T>(b.grad_uncond, cut, pack, halves, 1, value);
-  if (row.d != 0) {
+  if (reads_variance(row)) {
     if (o.noise) {
       read<access, width, T>(o.noise, cut, pack, 1, 0, value);
     } else if (o.control.seeds) {
@@ -194,27 +195,27 @@ template <Access value>
 using AccessTag = std::integral_constant<Access, value>;
 
 template <typename Run>
-void choose_step(const StepOperands& o, Run&& run) {
-  require_countable(o.layout);
+void choose_step(const StepOperands& given, Run&& run) {
+  require_countable(given.layout);
+  // As one long sample a huge batch would wrap its 32-bit element numbers.
+  const StepOperands o = countable(joined(given).layout) ? joined(given) : given;
   const bool general = o.control.row_per_sample || o.learned || o.uncond || o.noise || o.h1 ||
                        o.h2 || o.x0 || o.layout.channels_last;
   dispatch(o.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    const auto with = [&](const StepOperands& operands, auto kind, auto access) {
-      run(operands, Cut::of(operands.layout, width_of<T, access()>), type, kind, access);
+    const auto with = [&](auto kind, auto access) {
+      run(o, Cut::of(o.layout, width_of<T, access()>), type, kind, access);
     };
     const auto contiguous = [&](auto kind) {
-      // As one long sample a huge batch would wrap its 32-bit element numbers.
-      const StepOperands flat = countable(joined(o).layout) ? joined(o) : o;
-      if (flat.layout.size % pack_width<T> == 0 &&
+      if (o.layout.size % pack_width<T> == 0 &&
           aligned({o.x, o.out, o.uncond, o.noise, o.h1, o.h2, o.next, o.x0})) {
-        with(flat, kind, AccessTag<Access::vector>{});
+        with(kind, AccessTag<Access::vector>{});
       } else {
-        with(o, kind, AccessTag<Access::scalar>{});
+        with(kind, AccessTag<Access::scalar>{});
       }
     };
     if (o.layout.channels_last) {
-      with(o, KindTag<Kind::general>{}, AccessTag<Access::channels_last>{});
+      with(KindTag<Kind::general>{}, AccessTag<Access::channels_last>{});
     } else if (general) {
       contiguous(KindTag<Kind::general>{});
     } else if (o.control.seeds) {

@@ -20,7 +20,7 @@ std::vector<Isa> detect() {
       {"baseline", baseline::step, baseline::step_backward, baseline::fill_noise}};
 #if defined(FASTSAMPLE_X86)
   __builtin_cpu_init();
-  // What -march=x86-64-v3 and -v4 may use.
+  // What CMakeLists.txt lets the compiler use.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -52,7 +52,7 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
       write_half(o, tile, 1, b.grad_uncond, buffers.staged, [](int64_t) { return F(0); });
     }
   }
-  if (o.learned && row.d == 0) {
+  if (o.learned && !reads_variance(row)) {
     write_half(o, tile, 1, b.grad_out, buffers.staged, [](int64_t) { return F(0); });
   }
   if (F* grad_h1 = at<F>(b.grad_h1, view.offset)) {
@@ -66,7 +66,7 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
   T* grad_noise = at<T>(b.grad_noise, view.offset);
   if (grad_noise && row.d == 0) std::fill_n(grad_noise, tile.count, narrow<T>(F(0)));
   with_noise(view, buffers, [&](const auto* z, auto deviation) {
-    if (o.learned) {
+    if (o.learned && reads_variance(row)) {
       const F slope = F(0.25) * (row.lv_hi - row.lv_lo);  // d log(sd) / dv
       write_half(o, tile, 1, b.grad_out, buffers.staged, [&](int64_t i) {
         return widen(grad[i]) * (slope * deviation(i) * static_cast<F>(widen(z[i])));

@@ -12,7 +12,7 @@ void step(const StepOperands& operands) {
   choose_step(operands,
               [](const StepOperands& o, const Cut& cut, auto type, auto kind, auto access) {
                 using T = typename decltype(type)::type;
-                CurrentRow<arithmetic_t<T>> row(o.control);
+                CurrentRow<arithmetic_t<T>> row(o);
                 for (uint32_t item = 0; item < cut.items; ++item) {
                   step_pack<T, kind(), access()>(o, cut, item, row);
                 }
@@ -24,7 +24,7 @@ void step_backward(const BackwardOperands& operands) {
   if (layout.batch == 0 || layout.size == 0) return;
   choose_backward(operands, [](const BackwardOperands& b, const Cut& cut, auto type, auto access) {
     using T = typename decltype(type)::type;
-    CurrentRow<arithmetic_t<T>> row(b.forward.control);
+    CurrentRow<arithmetic_t<T>> row(b.forward);
     for (uint32_t item = 0; item < cut.items; ++item) {
       backward_pack<T, access()>(b, cut, item, row);
     }

@@ -92,7 +92,7 @@ inline void fill_noise(const Stream& stream, const Layout& layout, const Tile& t
 }
 
 inline int thread_count(int64_t elements, int threads) {
-  return static_cast<int>(std::clamp<int64_t>(elements / parallel_grain, 1, threads));
+  return static_cast<int>(std::clamp<int64_t>(elements / parallel_grain, 1, std::max(threads, 1)));
 }
 
 }  // namespace FASTSAMPLE_ISA

@@ -74,6 +74,7 @@ View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) 
   const int64_t number = control.row[control.row_per_sample ? tile.sample : 0];
   View<T> view;
   view.row = load_row<F>(control.rows, control.num_rows, number);
+  require_history(view.row, o.h1, o.h2);
   view.count = tile.count;
   view.offset = tile.sample * layout.size + tile.first;
   view.x = at<T>(o.x, view.offset);
@@ -137,7 +138,7 @@ void with_noise(const View<T>& view, Buffers<T>& buffers, Function&& function) {
       function(view.z, deviation);
     }
   };
-  if (!view.v) {
+  if (!view.v || !reads_variance(view.row)) {
     const F d = view.row.d;
     return scaled([d](int64_t) { return d; });
   }

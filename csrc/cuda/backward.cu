@@ -13,7 +13,7 @@ namespace {
 template <typename T, Access access>
 __global__ void __launch_bounds__(block_size)
     backward_kernel(const BackwardOperands b, const Cut cut) {
-  CurrentRow<arithmetic_t<T>> row(b.forward.control);
+  CurrentRow<arithmetic_t<T>> row(b.forward);
   for (uint32_t item = blockIdx.x * block_size + threadIdx.x; item < cut.items;
        item += gridDim.x * block_size) {
     backward_pack<T, access>(b, cut, item, row);

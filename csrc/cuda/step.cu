@@ -16,7 +16,7 @@ namespace {
 
 template <typename T, Kind kind, Access access>
 __global__ void __launch_bounds__(block_size) step_kernel(const StepOperands o, const Cut cut) {
-  CurrentRow<arithmetic_t<T>> row(o.control);
+  CurrentRow<arithmetic_t<T>> row(o);
   for (uint32_t item = blockIdx.x * block_size + threadIdx.x; item < cut.items;
        item += gridDim.x * block_size) {
     step_pack<T, kind, access>(o, cut, item, row);

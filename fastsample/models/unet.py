@@ -173,7 +173,7 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
         raise ValueError(
             f"load_digits_model: path must hold weights that fit their config, got {reason}"
         ) from error
-    return model.eval(), metadata
+    return model.float().eval(), metadata
 
 
 class _ResidualBlock(nn.Module):

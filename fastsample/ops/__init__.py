@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from fastsample import reference
@@ -112,6 +113,8 @@ def step(
     """
     check_step("step", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
     operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    if _forward_mode():
+        return reference.step(*operands)
     if _needs_grad(operands):
         if target is not None:
             raise ValueError(
@@ -130,6 +133,10 @@ def step(
         )
     if target.device != x.device:
         raise ValueError(f"step: target must be on {x.device}, got {target.device}")
+    if not torch.compiler.is_compiling() and (
+        (target is not x and _overlap(target, x)) or _overlap(target, out)
+    ):
+        raise ValueError("step: target must be x or share no memory with x and out, got a mixture")
     _step_into_op(target, *operands)
     return target
 
@@ -150,6 +157,8 @@ def step_x0(
     """As `step`, also returning the clamped x0 estimate ``(B, *shape)`` in arithmetic precision."""
     check_step("step_x0", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
     operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    if _forward_mode():
+        return reference.step_x0(*operands)
     if _needs_grad(operands):
         return _Step.apply(*operands)
     return _step_x0_op(*operands)
@@ -183,7 +192,9 @@ def noise(
         ValueError: mismatched devices or sizes.
     """
     if dtype not in DTYPE_CODES:
-        raise TypeError(f"noise: dtype must be a floating type of at most 64 bits, got {dtype}")
+        raise TypeError(f"noise: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
+    if not isinstance(draw, int):
+        raise TypeError(f"noise: draw must be an integer, got {draw!r}")
     if not 0 <= draw < 2**32:
         raise ValueError(f"noise: draw must be in [0, 2**32), got {draw}")
     check_identity("noise", seeds, index)
@@ -198,17 +209,38 @@ def noise(
 def _needs_grad(operands) -> bool:
     if not torch.is_grad_enabled():
         return False
+    if operands[2].requires_grad:
+        raise ValueError("step: rows must not require grad, got a table that does")
     return any(t is not None and t.requires_grad for t in operands)
+
+
+def _forward_mode() -> bool:
+    # Forward-mode derivatives (torch.func.jvp) go through plain torch: the kernels have none.
+    return forward_ad._current_level >= 0
+
+
+def _overlap(target: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share memory without being the same positions."""
+    first, second = target.data_ptr(), other.data_ptr()
+    if first == second and target.shape == other.shape:
+        return False
+    return (
+        first < second + other.numel() * other.element_size()
+        and second < first + target.numel() * target.element_size()
+    )
 
 
 class _Step(torch.autograd.Function):
     """Autograd outside the operator: cheaper than `register_autograd`, the op stays functional."""
 
     @staticmethod
-    def forward(ctx, *operands):
-        ctx.save_for_backward(*operands)
-        ctx.set_materialize_grads(False)
+    def forward(*operands):
         return _step_x0_op(*operands)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
@@ -233,11 +265,9 @@ for _device in ("CPU", "CUDA"):
     _library.impl("noise", native.noise, _device)
 
 for _device in _REFERENCE_DEVICES:
-    _library.impl("step", lambda *operands: reference.step_x0(*operands)[0], _device)
+    _library.impl("step", reference.step, _device)
     _library.impl("step_x0", reference.step_x0, _device)
-    _library.impl(
-        "step_into", lambda target, *rest: target.copy_(reference.step_x0(*rest)[0]), _device
-    )
+    _library.impl("step_into", reference.step_into, _device)
     _library.impl("step_backward", reference.step_backward, _device)
     _library.impl("noise", reference.noise, _device)
 

@@ -1,0 +1,27 @@
+"""Devices as arguments: named by users, compared with those of tensors."""
+
+from __future__ import annotations
+
+import torch
+
+
+def make_device(function: str, device: torch.device | str | None) -> torch.device | None:
+    """The device, with its index, checked to be there; None stays None."""
+    if device is None:
+        return None
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"{function}: device must be the name of a device, got {device!r}"
+        ) from None
+    if place.type == "cpu":
+        return torch.device("cpu")  # "cpu:0" is the same place, but compares unequal
+    if place.type == "meta":
+        raise ValueError(f"{function}: device must hold values, got meta")
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"{function}: device must be there, got {device}; torch sees no GPU")
+        if place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
+    return place
