@@ -172,7 +172,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--steps", type=int, default=7000, help="length of the run")
+    add("--steps", type=int, default=4000, help="length of the run")
     add("--minutes", type=float, help="length of the run by the clock instead (not reproducible)")
     add("--loss", choices=["simple", "hybrid", "vlb"], default="hybrid")
     add("--seed", type=int, default=0)

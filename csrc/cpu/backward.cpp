@@ -84,17 +84,14 @@ template <typename T>
 void backward_all(const BackwardOperands& b, int threads) {
   const StepOperands& o = b.forward;
   const Tiling tiling(o.layout);
-  const int team = thread_count(o.layout.batch * o.layout.size, threads);
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
+  for_tiles(tiling.total, o.layout.batch * o.layout.size, threads, [&](int64_t begin, int64_t end) {
     Buffers<T> buffers;
-#pragma omp for schedule(static)
-    for (int64_t number = 0; number < tiling.total; ++number) {
+    for (int64_t number = begin; number < end; ++number) {
       const Tile tile = tiling[number];
       const View<T> view = make_view(o, tile, buffers);
       with_guided(view, buffers, [&](const auto* m) { backward_tile(b, tile, view, m, buffers); });
     }
-  }
+  });
 }
 
 }  // namespace

@@ -57,12 +57,22 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
   const Row<F> row = view.row;
   const T* x = view.x;
   const int64_t count = view.count;
-  if (row.d == 0 && !view.h1 && !view.h2 && !x0_out) {
+  // By value: through a reference, a store to the target could change the row.
+  const auto x_next = [row, x, m](int64_t i) {
+    const F from = widen(x[i]), output = widen(m[i]);
+    return mean(row, from, clamp(row, raw_x0(row, from, output)), output);
+  };
+  if (!view.h1 && !view.h2 && !x0_out) {  // one pass: what few-step sampling nearly always runs
+    if (row.d == 0) {
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      const F from = widen(x[i]), output = widen(m[i]);
-      target[i] = narrow<T>(mean(row, from, clamp(row, raw_x0(row, from, output)), output));
+      for (int64_t i = 0; i < count; ++i) target[i] = narrow<T>(x_next(i));
     }
+    with_noise(view, buffers, [x_next, target, count](const auto* z, auto deviation) {
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) {
+        target[i] = narrow<T>(fused(deviation(i), static_cast<F>(widen(z[i])), x_next(i)));
+      }
+    });
     return;
   }
   F* next = buffers.next;
@@ -97,12 +107,9 @@ void step_all(const StepOperands& o, int threads) {
   const Tiling tiling(o.layout);
   const int64_t elements = o.layout.batch * o.layout.size;
   const bool streams = o.next != o.x && elements * static_cast<int64_t>(sizeof(T)) >= stream_bytes;
-  const int team = thread_count(elements, threads);
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
+  for_tiles(tiling.total, elements, threads, [&](int64_t begin, int64_t end) {
     Buffers<T> buffers;
-#pragma omp for schedule(static)
-    for (int64_t number = 0; number < tiling.total; ++number) {
+    for (int64_t number = begin; number < end; ++number) {
       const View<T> view = make_view(o, tiling[number], buffers);
       T* next = at<T>(o.next, view.offset);
       T* target = streams ? buffers.staged : next;
@@ -112,7 +119,7 @@ void step_all(const StepOperands& o, int threads) {
       if (streams) stream_tile(target, view.count, next);
     }
     if (streams) finish_streaming();
-  }
+  });
 }
 
 // Whether the one row of the call draws no noise (on CUDA only the device could tell).
@@ -125,13 +132,10 @@ template <typename T>
 void fill_all(const NoiseOperands& o, int threads) {
   using F = arithmetic_t<T>;
   const Tiling tiling(o.layout);
-  const int team = thread_count(o.layout.batch * o.layout.size, threads);
-#pragma omp parallel num_threads(team) if (team > 1)
-  {
+  for_tiles(tiling.total, o.layout.batch * o.layout.size, threads, [&](int64_t begin, int64_t end) {
     alignas(64) float z[tile_size + 8];
     alignas(64) float scratch[tile_size + 8];
-#pragma omp for schedule(static)
-    for (int64_t number = 0; number < tiling.total; ++number) {
+    for (int64_t number = begin; number < end; ++number) {
       const Tile tile = tiling[number];
       const Stream stream =
           make_stream(o.seeds[o.seed_per_sample ? tile.sample : 0], o.index[tile.sample], o.draw);
@@ -140,7 +144,7 @@ void fill_all(const NoiseOperands& o, int threads) {
 #pragma omp simd
       for (int64_t i = 0; i < tile.count; ++i) out[i] = narrow<T>(static_cast<F>(z[i]));
     }
-  }
+  });
 }
 
 }  // namespace

@@ -124,6 +124,9 @@ def step(
         return _Step.apply(*operands)[0]
     if target is None:
         return _step_op(*operands)
+    if target is x:
+        _step_into_op(x, *operands)
+        return x
     if target.requires_grad and torch.is_grad_enabled():
         raise ValueError("step: target must not require grad, got one that does; it is overwritten")
     if target.shape != x.shape or target.dtype != x.dtype or target.stride() != x.stride():
@@ -133,9 +136,7 @@ def step(
         )
     if target.device != x.device:
         raise ValueError(f"step: target must be on {x.device}, got {target.device}")
-    if not torch.compiler.is_compiling() and (
-        (target is not x and _overlap(target, x)) or _overlap(target, out)
-    ):
+    if not torch.compiler.is_compiling() and (_overlap(target, x) or _overlap(target, out)):
         raise ValueError("step: target must be x or share no memory with x and out, got a mixture")
     _step_into_op(target, *operands)
     return target
@@ -273,14 +274,14 @@ for _device in _REFERENCE_DEVICES:
 
 torch.library.register_fake(
     "fastsample::step",
-    lambda x, out, *rest: native.new(x, native.channels_last_format(x, out)),
+    lambda x, out, *rest: native.new(x, native.packing(x, out)),
     lib=_library,
 )
 torch.library.register_fake(
     "fastsample::step_x0",
     lambda x, out, *rest: (
-        native.new(x, native.channels_last_format(x, out)),
-        native.new(x, native.channels_last_format(x, out), history_dtype(x)),
+        native.new(x, native.packing(x, out)),
+        native.new(x, native.packing(x, out), history_dtype(x)),
     ),
     lib=_library,
 )

@@ -10,6 +10,8 @@ from fastsample.rows import COLUMNS
 # csrc/core/dtype.h holds the same numbers.
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
+_FLOAT64, _INT64, _NUM_COLUMNS = torch.float64, torch.int64, len(COLUMNS)  # looked up once
+
 
 def history_dtype(x: Tensor) -> torch.dtype:
     """Dtype of earlier x0's: the arithmetic type of a step on `x`."""
@@ -23,32 +25,36 @@ def rows_dtype(device: torch.device) -> torch.dtype:
 
 def check_step(name, x, out, rows, row, uncond, seeds, index, noise, h1, h2) -> None:
     """One quick look at what is nearly always right; `_explain` finds the fault when it is not."""
-    shape, dtype, device = x.shape, x.dtype, x.device
+    shape, dtype = x.shape, x.dtype
     # On the CPU the cheaper flag stands for the device.
-    together = x.is_cpu and out.is_cpu and rows.is_cpu and row.is_cpu
     if not (
         dtype in DTYPE_CODES
         and len(shape) >= 2
         and (out.shape == shape or out.shape == (shape[0], 2 * shape[1], *shape[2:]))
         and out.dtype == dtype
-        and rows.dtype == rows_dtype(device)
-        and rows.dim() == 2
-        and rows.shape[1] == len(COLUMNS)
-        and row.dtype == torch.int64
+        and rows.shape[-1] == _NUM_COLUMNS
+        and row.dtype == _INT64
         and (row.numel() == 1 or row.shape == shape[:1])
-        and (together or device == out.device == rows.device == row.device)
+        and rows.dim() == 2
+        and (
+            (x.is_cpu and out.is_cpu and rows.is_cpu and row.is_cpu and rows.dtype == _FLOAT64)
+            or (
+                x.device == out.device == rows.device == row.device
+                and rows.dtype == rows_dtype(x.device)
+            )
+        )
     ):
         _explain(name, x, out, rows, row)
     if uncond is not None:
-        _check_operand(name, "uncond", uncond, out.shape, dtype, device)
+        _check_operand(name, "uncond", uncond, out.shape, dtype, x.device)
     if noise is not None:
-        _check_operand(name, "noise", noise, shape, dtype, device)
+        _check_operand(name, "noise", noise, shape, dtype, x.device)
     if h1 is not None:
-        _check_operand(name, "h1", h1, shape, history_dtype(x), device)
+        _check_operand(name, "h1", h1, shape, history_dtype(x), x.device)
     if h2 is not None:
-        _check_operand(name, "h2", h2, shape, history_dtype(x), device)
+        _check_operand(name, "h2", h2, shape, history_dtype(x), x.device)
     if seeds is not None:
-        check_identity(name, seeds, index, shape[0], device)
+        check_identity(name, seeds, index, shape[0], x.device)
 
 
 def _explain(name, x, out, rows, row) -> None:

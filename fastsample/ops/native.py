@@ -14,8 +14,8 @@ from fastsample.ops.checks import DTYPE_CODES, history_dtype
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def channels_last_format(x: Tensor, out: Tensor) -> torch.memory_format | None:
-    """The format in which the operands can be read as they lie; None for C order."""
+def packing(x: Tensor, out: Tensor) -> torch.memory_format | None:
+    """None if the operands lie in C order, else the format to pack them to."""
     if x.is_contiguous() and out.is_contiguous():
         return None
     fmt = CHANNELS_LAST.get(x.dim())
@@ -25,7 +25,7 @@ def channels_last_format(x: Tensor, out: Tensor) -> torch.memory_format | None:
         and out.is_contiguous(memory_format=fmt)
     ):
         return fmt
-    return None
+    return torch.contiguous_format
 
 
 def _place(x: Tensor) -> tuple[int, int, int]:
@@ -52,7 +52,7 @@ def _launch(function, fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h
     One flat function because it runs once per row on the host: an attribute of a tensor costs
     0.1 us and a call as much.
     """
-    if fmt is not None or not (x.is_contiguous() and out.is_contiguous()):
+    if fmt is not None:
         x, out = _packed(fmt, x), _packed(fmt, out)
     if not (rows.is_contiguous() and row.is_contiguous()):
         rows, row = rows.contiguous(), row.contiguous()
@@ -85,7 +85,7 @@ def _launch(function, fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h
         size,
         channels,
         size // channels if channels else 0,
-        fmt is not None,
+        fmt is not None and fmt != torch.contiguous_format,
         out.shape[1] != channels,
         x.data_ptr(),
         out.data_ptr(),
@@ -113,7 +113,7 @@ def new(x: Tensor, fmt: torch.memory_format | None, dtype: torch.dtype | None = 
 
 def step(x, out, *rest):
     """Operator step."""
-    fmt = channels_last_format(x, out)
+    fmt = packing(x, out)
     target = new(x, fmt)
     _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), 0)
     return target
@@ -121,7 +121,7 @@ def step(x, out, *rest):
 
 def step_x0(x, out, *rest):
     """Operator step_x0."""
-    fmt = channels_last_format(x, out)
+    fmt = packing(x, out)
     target, x0 = new(x, fmt), new(x, fmt, history_dtype(x))
     _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), x0.data_ptr())
     return target, x0
@@ -129,7 +129,7 @@ def step_x0(x, out, *rest):
 
 def step_into(target, x, out, *rest):
     """Operator step_into."""
-    fmt = channels_last_format(x, out)
+    fmt = packing(x, out)
     if target.is_contiguous(memory_format=fmt or torch.contiguous_format):
         _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), 0)
     else:
@@ -138,7 +138,7 @@ def step_into(target, x, out, *rest):
 
 def empty_gradients(x, out, uncond, noise, h1, h2):
     """Outputs of step_backward, empty for operands that are not there."""
-    fmt = channels_last_format(x, out) or torch.contiguous_format
+    fmt = packing(x, out) or torch.contiguous_format
 
     def like(tensor):
         return x.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=fmt)
@@ -148,7 +148,7 @@ def empty_gradients(x, out, uncond, noise, h1, h2):
 
 def step_backward(grad, grad_x0, x, out, rows, row, uncond, seeds, index, noise, h1, h2):
     """Operator step_backward."""
-    fmt = channels_last_format(x, out)
+    fmt = packing(x, out)
     grads = empty_gradients(x, out, uncond, noise, h1, h2)
     grad = _packed(fmt, grad)
     grad_x0 = None if grad_x0 is None else _packed(fmt, grad_x0)
