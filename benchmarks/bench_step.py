@@ -19,7 +19,7 @@ import statistics
 import torch
 
 import fastsample as fs
-from benchmarks.timing import facts, host_cost, interleaved, summary, write
+from benchmarks.timing import facts, host_cost, in_turns, summary, write
 from fastsample import ops, reference
 
 SIZES = [(64, 3, 32, 32), (16, 3, 256, 256), (64, 3, 256, 256)]
@@ -110,8 +110,9 @@ def run(device: torch.device, dtype: torch.dtype, sizes, compiled: bool, seconds
     results = []
     for kind, plan in make_plans().items():
         for shape in sizes:
+            torch.compiler.reset()  # every size and kind is a compilation of its own
             with torch.inference_mode():
-                times = interleaved(
+                times = in_turns(
                     candidates(kind, plan, shape, dtype, device, compiled),
                     device=device,
                     seconds=seconds,

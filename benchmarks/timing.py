@@ -15,40 +15,44 @@ import torch
 
 import fastsample as fs
 
+_BURST, _IDLE = 8, 2  # calls in a burst, and how many of them only warm up
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def interleaved(
+def in_turns(
     candidates: dict[str, Callable[[int], object]],
     *,
     device: torch.device,
     seconds: float = 1.0,
-    least: int = 7,
+    least: int = 3,
 ) -> dict[str, list[float]]:
-    """Seconds per call of several candidates, measured in turns so that drift hits all alike.
+    """Seconds per call of several candidates, each in short bursts, burst after burst in turns.
 
-    Each candidate is called with a running number, by which it rotates its buffers.
+    Turns make a drift of the machine hit all alike; within a burst the first calls do not count, so
+    that no candidate pays for the caches its predecessor left. A candidate is called with a running
+    number, by which it may rotate its buffers.
 
     Args:
         candidates: name -> function of the call number.
         device: CPU times are wall clock; on CUDA a call is timed by events.
         seconds: time to spend on each candidate.
-        least: rounds at the least.
+        least: bursts at the least.
     """
-    for function in candidates.values():
-        for i in range(3):
-            function(i)
-    _synchronise(device)
-    rounds = {
-        name: max(least, int(seconds / _once(lambda f=f: f(0), device)))
-        for name, f in candidates.items()
-    }
-    rounds = {name: min(count, 400) for name, count in rounds.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for i in range(max(rounds.values())):
+    spent = dict.fromkeys(candidates, 0.0)
+    for function in candidates.values():
+        function(0)  # compilation, first allocations
+    _synchronise(device)
+    turn = 0
+    while turn < least or any(total < seconds for total in spent.values()):
         for name, function in candidates.items():
-            if i < rounds[name]:
-                times[name].append(_once(lambda f=function, n=i: f(n), device))
+            if turn >= least and spent[name] >= seconds:
+                continue
+            burst = [_once(lambda f=function, n=i: f(n), device) for i in range(_BURST)]
+            times[name] += burst[_IDLE:]
+            spent[name] += sum(burst)
+        turn += 1
     return times
 
 

@@ -36,8 +36,8 @@ START_DRAW = 0xFFFFFFFF
 _REFERENCE_DEVICES = ("MPS", "XPU")
 
 _STEP_ARGUMENTS = (
-    "Tensor x, Tensor out, Tensor rows, Tensor row, Tensor? uncond, Tensor? seeds, Tensor? index, "
-    "Tensor? noise, Tensor? h1, Tensor? h2"
+    "Tensor x, Tensor out, Tensor rows, Tensor row, Tensor? uncond=None, Tensor? seeds=None, "
+    "Tensor? index=None, Tensor? noise=None, Tensor? h1=None, Tensor? h2=None"
 )
 
 _library = torch.library.Library("fastsample", "DEF")
@@ -125,6 +125,9 @@ def step(
     if target is None:
         return _step_op(*operands)
     if target is x:
+        if uncond is None and noise is None and h1 is None and h2 is None:
+            # Every argument that is not passed saves the dispatcher 0.1 us.
+            operands = operands[:4] if seeds is None else operands[:7]
         _step_into_op(x, *operands)
         return x
     if target.requires_grad and torch.is_grad_enabled():
@@ -286,11 +289,28 @@ torch.library.register_fake(
     lib=_library,
 )
 torch.library.register_fake("fastsample::step_into", lambda target, *rest: None, lib=_library)
+
+
+def _fake_backward(
+    grad,
+    grad_x0,
+    x,
+    out,
+    rows,
+    row,
+    uncond=None,
+    seeds=None,
+    index=None,
+    noise=None,
+    h1=None,
+    h2=None,
+):
+    return native.empty_gradients(x, out, uncond, noise, h1, h2)
+
+
 torch.library.register_fake(
     "fastsample::step_backward",
-    lambda grad, grad_x0, x, out, rows, row, uncond, seeds, index, noise, h1, h2: (
-        native.empty_gradients(x, out, uncond, noise, h1, h2)
-    ),
+    _fake_backward,
     lib=_library,
 )
 torch.library.register_fake(

@@ -46,7 +46,21 @@ def _packed(fmt: torch.memory_format | None, tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=fmt or torch.contiguous_format)
 
 
-def _launch(function, fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h2, *results):
+def _launch(
+    function,
+    fmt,
+    results,
+    x,
+    out,
+    rows,
+    row,
+    uncond=None,
+    seeds=None,
+    index=None,
+    noise=None,
+    h1=None,
+    h2=None,
+):
     """Call a step kernel: pack what is strided, then turn everything into integers.
 
     One flat function because it runs once per row on the host: an attribute of a tensor costs
@@ -71,7 +85,7 @@ def _launch(function, fmt, x, out, rows, row, uncond, seeds, index, noise, h1, h
     if h2 is not None:
         h2 = _packed(fmt, h2)
         at_h2 = h2.data_ptr()
-    if seeds is not None:
+    if seeds is not None and index is not None:
         seeds, index = seeds.contiguous(), index.contiguous()
         seed_per_sample = seeds.numel() != 1
         at_seeds, at_index = seeds.data_ptr(), index.data_ptr()
@@ -115,7 +129,7 @@ def step(x, out, *rest):
     """Operator step."""
     fmt = packing(x, out)
     target = new(x, fmt)
-    _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), 0)
+    _launch(_native.step, fmt, (target.data_ptr(), 0), x, out, *rest)
     return target
 
 
@@ -123,7 +137,7 @@ def step_x0(x, out, *rest):
     """Operator step_x0."""
     fmt = packing(x, out)
     target, x0 = new(x, fmt), new(x, fmt, history_dtype(x))
-    _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), x0.data_ptr())
+    _launch(_native.step, fmt, (target.data_ptr(), x0.data_ptr()), x, out, *rest)
     return target, x0
 
 
@@ -131,12 +145,12 @@ def step_into(target, x, out, *rest):
     """Operator step_into."""
     fmt = packing(x, out)
     if target.is_contiguous(memory_format=fmt or torch.contiguous_format):
-        _launch(_native.step, fmt, x, out, *rest, target.data_ptr(), 0)
+        _launch(_native.step, fmt, (target.data_ptr(), 0), x, out, *rest)
     else:
         target.copy_(step(x, out, *rest))
 
 
-def empty_gradients(x, out, uncond, noise, h1, h2):
+def empty_gradients(x, out, uncond=None, noise=None, h1=None, h2=None):
     """Outputs of step_backward, empty for operands that are not there."""
     fmt = packing(x, out) or torch.contiguous_format
 
@@ -146,7 +160,20 @@ def empty_gradients(x, out, uncond, noise, h1, h2):
     return like(x), like(out), like(uncond), like(noise), like(h1), like(h2)
 
 
-def step_backward(grad, grad_x0, x, out, rows, row, uncond, seeds, index, noise, h1, h2):
+def step_backward(
+    grad,
+    grad_x0,
+    x,
+    out,
+    rows,
+    row,
+    uncond=None,
+    seeds=None,
+    index=None,
+    noise=None,
+    h1=None,
+    h2=None,
+):
     """Operator step_backward."""
     fmt = packing(x, out)
     grads = empty_gradients(x, out, uncond, noise, h1, h2)
@@ -154,13 +181,12 @@ def step_backward(grad, grad_x0, x, out, rows, row, uncond, seeds, index, noise,
     grad_x0 = None if grad_x0 is None else _packed(fmt, grad_x0)
     present = (x, out, uncond, noise, h1, h2)
     pointers = [0 if t is None else g.data_ptr() for t, g in zip(present, grads, strict=True)]
+    results = (grad.data_ptr(), 0 if grad_x0 is None else grad_x0.data_ptr(), *pointers)
     _launch(
         _native.step_backward,
         fmt,
+        results,
         *(x, out, rows, row, uncond, seeds, index, noise, h1, h2),
-        grad.data_ptr(),
-        0 if grad_x0 is None else grad_x0.data_ptr(),
-        *pointers,
     )
     return grads
 
