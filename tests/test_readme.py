@@ -23,6 +23,12 @@ def test_python_block_runs(number, tmp_path, monkeypatch):
     exec(compile("\n".join(BLOCKS[: number + 1]), "README.md", "exec"), {})
 
 
+def test_the_printed_plan_is_the_real_one(capsys):
+    exec(compile("\n".join(BLOCKS), "README.md", "exec"), {})
+    shown = README[README.index("Plan ddim") :]
+    assert shown[: shown.index("```")] in capsys.readouterr().out
+
+
 def test_linked_files_exist():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
