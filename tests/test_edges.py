@@ -1,0 +1,192 @@
+"""The edges of the arithmetic and of the operators: faults once found, kept from coming back."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tensors import table
+from torch.autograd import forward_ad
+
+import fastsample as fs
+from fastsample import ops, reference
+from fastsample.ops import native
+
+ROW = torch.tensor(0)
+
+
+def deviation(v: torch.Tensor) -> torch.Tensor:
+    """What the kernel multiplies unit noise by: exp(v / 2) for lv = [-1, 1] and d = 1."""
+    x = torch.zeros_like(v)
+    row = table(d=1.0, lv_lo=-1.0, lv_hi=1.0)
+    return ops.step(x, torch.cat((x, v), 1), row, ROW, noise=torch.ones_like(v))
+
+
+@pytest.mark.parametrize("emulated", [False, True])
+def test_exponential_from_underflow_to_overflow(emulated, monkeypatch):
+    if emulated:
+        monkeypatch.setattr(native, "_place", lambda tensor: (-2, 0, 0))
+    far = torch.tensor([87.0, 88.0, 88.8, 104.0, 130.0, 150.0, 176.0, 200.0, 289.0, 1e4, torch.inf])
+    x = torch.cat((-far, torch.linspace(-90, 90, 100001), far, torch.tensor([torch.nan])))
+    found, expected = deviation(2 * x[None])[0].double(), torch.exp(x.double())
+    expected = expected.float().double()  # 0 and infinity where float32 has nothing else
+    exact = (expected == 0) | expected.isinf() | expected.isnan()
+    assert torch.equal(found[exact].nan_to_num(), expected[exact].nan_to_num())
+    normal = ~exact & (expected > 2.0**-126)
+    # 1.5 ulp of the polynomial, and of x/2 rounded before it.
+    bound = expected * 2.0**-23 * (2 + x.abs().double() / 2)
+    assert ((found - expected).abs() <= bound)[normal].all()
+
+
+def test_a_network_that_returns_infinity_as_variance_is_found():
+    def network(x, t):
+        return torch.cat((x, torch.full_like(x, torch.inf)), 1)
+
+    model = fs.Denoiser(network, fs.NoiseSchedule.linear(), (2,), variance="learned_range")
+    with pytest.raises(
+        ValueError, match="the model's output must be finite, got infinity in row 0"
+    ):
+        fs.sample(model, 4, method="ancestral")
+
+
+@pytest.mark.parametrize("function", [ops.step, lambda *a, **k: reference.step(*a, *k.values())])
+def test_variance_that_a_row_does_not_use_is_not_touched(function):
+    x = torch.ones(2, 3)
+    out = torch.cat((x, torch.full_like(x, torch.inf)), 1)
+    noise = torch.ones_like(x)
+    plain = function(
+        x, x, table(a=1.0, d=0.5), ROW, uncond=None, seeds=None, index=None, noise=noise
+    )
+    wide = function(
+        x, out, table(a=1.0, d=0.5), ROW, uncond=None, seeds=None, index=None, noise=noise
+    )
+    assert torch.equal(plain, wide)
+
+
+@pytest.mark.parametrize("column", ["c1", "c2"])
+def test_history_that_is_missing_shows(column):
+    x = torch.ones(1, 2)
+    row = table(a=1.0, **{column: 0.5})
+    assert ops.step(x, x, row, ROW).isnan().all()
+    assert reference.step(x, x, row, ROW).isnan().all()
+    assert reference.step(x, x, row, torch.tensor(1)).isnan().all()  # outside the table
+
+
+def test_reference_gradient_does_not_see_the_noise_of_a_quiet_row():
+    x, out = torch.randn(2, 3), torch.randn(2, 6)
+    row = table(p=1.0, q=-0.5, a=0.3, b=0.6)
+    arguments = (torch.ones(2, 3), None, x, out, row, ROW)
+    for mine, theirs in zip(
+        ops._step_backward_op(*arguments), reference.step_backward(*arguments), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+# torch 2.13 compiles its own forward-mode decompositions with what it calls deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_forward_mode_goes_through_plain_torch():
+    x, out, tangent = (torch.randn(2, 3, dtype=torch.float64) for _ in range(3))
+    row = table(p=1.5, q=-0.5, a=0.25, b=0.5)
+    with forward_ad.dual_level():
+        dual = ops.step(forward_ad.make_dual(x, tangent), out, row, ROW)
+        found = forward_ad.unpack_dual(dual).tangent
+    assert found is not None
+    torch.testing.assert_close(found, tangent * (0.25 + 0.5 * 1.5))
+
+
+def test_functional_gradient():
+    x, out = torch.randn(2, 3), torch.randn(2, 3)
+    row = table(p=1.5, q=-0.5, a=0.25, b=0.5)
+    gradient = torch.func.grad(lambda a: ops.step(a, out, row, ROW).sum())(x)
+    torch.testing.assert_close(gradient, torch.full_like(x, 0.25 + 0.5 * 1.5))
+
+
+def test_refused_operands():
+    memory = torch.zeros(40)
+    x, out = memory[:16].view(2, 8), torch.zeros(2, 8)
+    with pytest.raises(ValueError, match="step: target must be x or share no memory"):
+        ops.step(x, out, table(a=1.0), ROW, target=memory[4:20].view(2, 8))
+    with pytest.raises(ValueError, match="step: rows must not require grad"):
+        ops.step(x, out, table(a=1.0).requires_grad_(), ROW)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_copies_are_equal_and_read_only(duplicate):
+    schedule = fs.NoiseSchedule.cosine(100)
+    grid = fs.grids.uniform(100, 4)
+    plan = fs.ddim(schedule, grid, clip=1.0)
+    for original in (schedule, grid, plan):
+        found = duplicate(original)
+        assert found == original
+        assert hash(found) == hash(original)
+    with pytest.raises(ValueError, match="read-only"):
+        duplicate(plan).rows[0, 0] = 1.0
+    with pytest.raises(ValueError, match="read-only"):
+        duplicate(grid).times[0] = 1.0
+
+
+@pytest.mark.parametrize("schedule", [fs.NoiseSchedule.flow(), fs.NoiseSchedule.vdm()])
+def test_a_continuous_schedule_has_no_index(schedule):
+    with pytest.raises(ValueError, match="Denoiser: time must not be 'index'"):
+        fs.Denoiser(lambda x, t: x, schedule, (2,), prediction="v")
+    told = []
+
+    def network(x, t):
+        told.append(t[0].item())
+        return x * 0.0
+
+    if schedule == fs.NoiseSchedule.vdm():
+        fs.sample(network, 4, shape=(2,), schedule=schedule)
+        assert told == [1.0, 0.75, 0.5, 0.25]  # a bare callable is told the fraction
+
+
+def test_times_that_are_not_finite_are_refused():
+    model = fs.Denoiser(
+        lambda x, t: x, fs.NoiseSchedule.flow(), (2,), prediction="flow", time="log_snr"
+    )
+    with pytest.raises(ValueError, match="Denoiser: time must give finite values"):
+        fs.sample(model, 4)
+
+
+def test_devices_by_name():
+    model = fs.Denoiser(lambda x, t: x, fs.NoiseSchedule.linear(), (2,), device="cpu:0")
+    start = torch.ones(1, 2)
+    assert fs.sample(model, 2, start=start).device == start.device
+    assert fs.sample(model, 2, start=start, device="cpu:0").device == start.device
+    with pytest.raises(ValueError, match="load: device must be the name of a device, got 'gpu'"):
+        fs.load("digits", device="gpu")
+    with pytest.raises(ValueError, match="sample: device must hold values, got meta"):
+        fs.sample(model, 2, device="meta")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_a_clear_error():
+    with pytest.raises(ValueError, match="load: device must be there, got cuda; torch sees no GPU"):
+        fs.load("digits", device="cuda")
+
+
+@pytest.mark.parametrize(
+    "knob", [{"method": "ancestral"}, {"eta": 0.5}, {"grid": "karras"}, {"clip": None}]
+)
+def test_a_plan_leaves_no_room_for_knobs(knob):
+    model = fs.Denoiser(lambda x, t: x, fs.NoiseSchedule.linear(), (2,))
+    plan = fs.ddim(model.schedule, fs.grids.uniform(1000, 3))
+    with pytest.raises(
+        ValueError, match=f"sample: {next(iter(knob))} must be left out with a Plan"
+    ):
+        fs.sample(model, plan, **knob)
+
+
+def test_a_guided_plan_needs_no_guidance_argument():
+    seen = []
+
+    def network(x, t, y):
+        seen.append(len(x))
+        return x * y.view(-1, 1)
+
+    model = fs.Denoiser(network, fs.NoiseSchedule.linear(), (2,), uncond={"y": 0.0})
+    plan = fs.ddim(model.schedule, fs.grids.uniform(1000, 3))
+    asked = fs.sample(model, plan, guidance=3.0, cond={"y": 0.1})
+    built_in = fs.sample(model, plan.with_guidance(3.0), cond={"y": 0.1})
+    assert torch.equal(asked, built_in)
+    assert seen == [2] * 6
