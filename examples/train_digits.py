@@ -1,7 +1,7 @@
 """Train the digits model that ships with fastsample, from nothing, on a CPU.
 
     python examples/train_digits.py                          # the bundled model, 12 to 20 minutes
-    python examples/train_digits.py --minutes 2 --out /tmp/quick.safetensors
+    python examples/train_digits.py --minutes 2 --out quick.safetensors
 
 The data are scikit-learn's 1797 digits of 8 x 8 pixels and 17 grey levels (0..16), mapped to
 [-1, 1]. Neighbouring levels are 1/8 apart, so the decoder's bins are 1/8 wide: bits per dimension

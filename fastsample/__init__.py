@@ -9,9 +9,10 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
 """
 
 from fastsample import grids, training
-from fastsample.denoiser import Denoiser, load
+from fastsample.denoiser import Denoiser
 from fastsample.grid import Grid
 from fastsample.interpolation import interpolate
+from fastsample.loading import load
 from fastsample.loop import Step
 from fastsample.ops import build_info
 from fastsample.plan import Plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 
 from fastsample._checks import FloatArray, check_array, check_integer
 from fastsample.devices import make_device
-from fastsample.models import load_digits_model
 from fastsample.rows import Clip, Prediction, check_prediction, clip_bounds
 from fastsample.schedule import NoiseSchedule
 
@@ -89,7 +87,7 @@ class Denoiser:
             )
         self.model = model
         self.schedule = schedule
-        self.shape = _checked_shape(shape)
+        self.shape = checked_shape(shape)
         self.prediction: Prediction = prediction
         self.variance: Variance = variance
         self.clip: Clip = clip
@@ -208,69 +206,6 @@ class Denoiser:
         )
 
 
-def load(name: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Denoiser:
-    """A trained model that comes with the package, or one of its checkpoints from a file.
-
-    Args:
-        name: "digits" (8 x 8 handwritten digits in [-1, 1], learned-range variance, optional
-            labels as ``cond={"y": ...}``), or the path of a file written by
-            `examples/train_digits.py`.
-        device: where to run; None is the CPU.
-
-    Raises:
-        FileNotFoundError: neither a bundled model nor a file.
-        ValueError: a damaged or foreign file.
-    """
-    if not isinstance(name, (str, os.PathLike)):
-        raise TypeError(f"load: name must be a string or a path, got {name!r}")
-    if name != "digits" and not os.path.isfile(name):
-        raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
-    place = make_device("load", device) or torch.device("cpu")
-    model, metadata = load_digits_model(None if name == "digits" else name)
-    return Denoiser(
-        model,
-        NoiseSchedule.from_dict(metadata["schedule"]),
-        metadata["shape"],
-        prediction=metadata["prediction"],
-        variance=metadata["variance"],
-        clip=_clip_from(metadata["clip"]),
-        uncond={"y": metadata["null_class"]},
-        device=place,
-    )
-
-
-def as_denoiser(
-    model: Any, shape: Sequence[int] | None, schedule: NoiseSchedule | None, function: str
-) -> Denoiser:
-    """The model as a `Denoiser`; for a bare callable the schedule defaults to linear."""
-    if isinstance(model, Denoiser):
-        if shape is not None and _checked_shape(shape) != model.shape:
-            raise ValueError(
-                f"{function}: shape must be the model's {model.shape}, got {tuple(shape)}"
-            )
-        if schedule is not None and schedule != model.schedule:
-            raise ValueError(
-                f"{function}: schedule must be the model's {model.schedule!r}, got {schedule!r}"
-            )
-        return model
-    if hasattr(model, "scheduler") and (hasattr(model, "unet") or hasattr(model, "transformer")):
-        raise TypeError(
-            f"{function}: model must be a Denoiser or a callable (x, t) -> output, got the "
-            f"pipeline {type(model).__name__}; "
-            "wrap its network: Denoiser(pipe.unet, schedule, shape)"
-        )
-    if not callable(model):
-        raise TypeError(
-            f"{function}: model must be a Denoiser or a callable (x, t) -> output, "
-            f"got {type(model).__name__}"
-        )
-    if shape is None:
-        raise ValueError(f"{function}: shape must be given for a bare callable, got None")
-    schedule = NoiseSchedule.linear() if schedule is None else schedule
-    stepless = isinstance(schedule, NoiseSchedule) and schedule.num_steps is None
-    return Denoiser(model, schedule, shape, time="fraction" if stepless else "index")
-
-
 def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
     return (times - 1.0) * (1000.0 / schedule.T)
 
@@ -283,7 +218,8 @@ _TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], FloatArray]] = {
 }
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of one sample: at least one, all positive."""
     try:
         sizes = tuple(shape)
     except TypeError:
@@ -314,7 +250,3 @@ def _unpacked(output: Any) -> Tensor:
             f"Denoiser: the model's output must be a tensor, got {type(output).__name__}"
         )
     return inner
-
-
-def _clip_from(value: Any) -> Clip:
-    return tuple(value) if isinstance(value, list) else value

@@ -21,10 +21,11 @@ from fastsample.arguments import (
     make_plan,
 )
 from fastsample.conditioning import Conditions
-from fastsample.denoiser import Denoiser, as_denoiser
+from fastsample.denoiser import Denoiser
 from fastsample.devices import make_device
 from fastsample.graph import run_graph
 from fastsample.grid import Grid
+from fastsample.loading import as_denoiser
 from fastsample.loop import Step, run
 from fastsample.plan import Plan
 from fastsample.rows import Clip

@@ -23,7 +23,7 @@ ORDER = (
     {"samplers"},
     {"ops", "models"},
     {"denoiser"},
-    {"loop"},
+    {"loop", "loading"},
     {"graph", "arguments"},
     {"sampling"},
 )

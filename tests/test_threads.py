@@ -114,10 +114,10 @@ def test_threads_give_the_cpu_kernels_bits(
     for number in range(len(ROWS)):
         values = operands(given, torch.tensor(number), wanted)
         for function in (
-            lambda v=values: [ops._step_op(*v)],
-            lambda v=values: ops._step_x0_op(*v),
-            lambda v=values: ops._step_backward_op(given["grad"], None, *v),
-            lambda v=values: ops._step_backward_op(given["grad"], given["grad_x0"], *v),
+            lambda v=values: [ops.library.step_op(*v)],
+            lambda v=values: ops.library.step_x0_op(*v),
+            lambda v=values: ops.library.step_backward_op(given["grad"], None, *v),
+            lambda v=values: ops.library.step_backward_op(given["grad"], given["grad_x0"], *v),
         ):
             expected, found = both(monkeypatch, function)
             for a, b in zip(expected, found, strict=True):
@@ -134,7 +134,7 @@ def test_threads_accept_unaligned_tensors(dtype, offset, monkeypatch):
         return torch.randn(size + offset).to(dtype)[offset:].view(shape)
 
     values = operands({"x": shifted((4, 32)), "out": shifted((4, 32))}, torch.tensor(0), ("seeds",))
-    expected, found = both(monkeypatch, lambda: ops._step_op(*values))
+    expected, found = both(monkeypatch, lambda: ops.library.step_op(*values))
     assert torch.equal(expected, found)
 
 

@@ -17,12 +17,11 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from fastsample import reference
-from fastsample.ops import native
+from fastsample.ops import library, native
 from fastsample.ops.checks import (
     DTYPE_CODES,
     check_identity,
     check_step,
-    history_dtype,
     rows_dtype,
 )
 
@@ -32,33 +31,6 @@ build_info = native.build_info
 
 START_DRAW = 0xFFFFFFFF
 """The draw that makes the starting noise x_T; the noise of step k is draw k."""
-
-_REFERENCE_DEVICES = ("MPS", "XPU")
-
-_STEP_ARGUMENTS = (
-    "Tensor x, Tensor out, Tensor rows, Tensor row, Tensor? uncond=None, Tensor? seeds=None, "
-    "Tensor? index=None, Tensor? noise=None, Tensor? h1=None, Tensor? h2=None"
-)
-
-_library = torch.library.Library("fastsample", "DEF")
-_library.define(f"step({_STEP_ARGUMENTS}) -> Tensor")
-_library.define(f"step_x0({_STEP_ARGUMENTS}) -> (Tensor, Tensor)")
-_library.define(f"step_into(Tensor(a!) target, {_STEP_ARGUMENTS}) -> ()")
-_library.define(
-    f"step_backward(Tensor grad, Tensor? grad_x0, {_STEP_ARGUMENTS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
-    "noise(Tensor seeds, Tensor index, SymInt[] size, int draw, ScalarType dtype, "
-    "bool channels_last) -> Tensor"
-)
-
-# The overload itself: naming it skips the packet's overload resolution, 1 us a call.
-_step_op = torch.ops.fastsample.step.default
-_step_x0_op = torch.ops.fastsample.step_x0.default
-_step_into_op = torch.ops.fastsample.step_into.default
-_step_backward_op = torch.ops.fastsample.step_backward.default
-_noise_op = torch.ops.fastsample.noise.default
 
 
 def step(
@@ -123,12 +95,12 @@ def step(
             )
         return _Step.apply(*operands)[0]
     if target is None:
-        return _step_op(*operands)
+        return library.step_op(*operands)
     if target is x:
         if uncond is None and noise is None and h1 is None and h2 is None:
             # Every argument that is not passed saves the dispatcher 0.1 us.
             operands = operands[:4] if seeds is None else operands[:7]
-        _step_into_op(x, *operands)
+        library.step_into_op(x, *operands)
         return x
     if target.requires_grad and torch.is_grad_enabled():
         raise ValueError("step: target must not require grad, got one that does; it is overwritten")
@@ -141,7 +113,7 @@ def step(
         raise ValueError(f"step: target must be on {x.device}, got {target.device}")
     if not torch.compiler.is_compiling() and (_overlap(target, x) or _overlap(target, out)):
         raise ValueError("step: target must be x or share no memory with x and out, got a mixture")
-    _step_into_op(target, *operands)
+    library.step_into_op(target, *operands)
     return target
 
 
@@ -165,7 +137,7 @@ def step_x0(
         return reference.step_x0(*operands)
     if _needs_grad(operands):
         return _Step.apply(*operands)
-    return _step_x0_op(*operands)
+    return library.step_x0_op(*operands)
 
 
 def noise(
@@ -207,7 +179,7 @@ def noise(
         raise ValueError(
             f"noise: shape must have 3 or 4 dimensions for channels_last, got {tuple(shape)}"
         )
-    return _noise_op(seeds, index, size, draw, dtype, channels_last)
+    return library.noise_op(seeds, index, size, draw, dtype, channels_last)
 
 
 def _needs_grad(operands) -> bool:
@@ -239,7 +211,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(*operands):
-        return _step_x0_op(*operands)
+        return library.step_x0_op(*operands)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -253,70 +225,9 @@ class _Step(torch.autograd.Function):
         x, out, _, _, uncond, _, _, noise, h1, h2 = operands
         if grad is None:  # only x0 was used
             grad = torch.zeros_like(x)
-        grads = _step_backward_op(grad, grad_x0, *operands)
+        grads = library.step_backward_op(grad, grad_x0, *operands)
         grad_x, grad_out, grad_uncond, grad_noise, grad_h1, grad_h2 = (
             None if operand is None else g
             for operand, g in zip((x, out, uncond, noise, h1, h2), grads, strict=True)
         )
         return grad_x, grad_out, None, None, grad_uncond, None, None, grad_noise, grad_h1, grad_h2
-
-
-for _device in ("CPU", "CUDA"):
-    _library.impl("step", native.step, _device)
-    _library.impl("step_x0", native.step_x0, _device)
-    _library.impl("step_into", native.step_into, _device)
-    _library.impl("step_backward", native.step_backward, _device)
-    _library.impl("noise", native.noise, _device)
-
-for _device in _REFERENCE_DEVICES:
-    _library.impl("step", reference.step, _device)
-    _library.impl("step_x0", reference.step_x0, _device)
-    _library.impl("step_into", reference.step_into, _device)
-    _library.impl("step_backward", reference.step_backward, _device)
-    _library.impl("noise", reference.noise, _device)
-
-torch.library.register_fake(
-    "fastsample::step",
-    lambda x, out, *rest: native.new(x, native.packing(x, out)),
-    lib=_library,
-)
-torch.library.register_fake(
-    "fastsample::step_x0",
-    lambda x, out, *rest: (
-        native.new(x, native.packing(x, out)),
-        native.new(x, native.packing(x, out), history_dtype(x)),
-    ),
-    lib=_library,
-)
-torch.library.register_fake("fastsample::step_into", lambda target, *rest: None, lib=_library)
-
-
-def _fake_backward(
-    grad,
-    grad_x0,
-    x,
-    out,
-    rows,
-    row,
-    uncond=None,
-    seeds=None,
-    index=None,
-    noise=None,
-    h1=None,
-    h2=None,
-):
-    return native.empty_gradients(x, out, uncond, noise, h1, h2)
-
-
-torch.library.register_fake(
-    "fastsample::step_backward",
-    _fake_backward,
-    lib=_library,
-)
-torch.library.register_fake(
-    "fastsample::noise",
-    lambda seeds, index, size, draw, dtype, channels_last: native.new_noise(
-        index, size, dtype, channels_last
-    ),
-    lib=_library,
-)
