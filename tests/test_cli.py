@@ -50,9 +50,13 @@ def test_progress_goes_to_stderr(tmp_path, capsys):
     assert "2/2" in capsys.readouterr().err
 
 
-def test_info_and_module_entry_point():
+def test_info_and_module_entry_point(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "fastsample", "info"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "fastsample", "info"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for fact in (fs.__version__, torch.__version__, fs.build_info()["cpu"]):
         assert fact in run.stdout

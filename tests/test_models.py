@@ -199,13 +199,15 @@ def test_ten_steps_make_the_digit_that_was_asked_for(
     assert (nearest == labels).float().mean() > 0.85
 
 
-def test_loads_without_scikit_learn() -> None:
+def test_loads_without_scikit_learn(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['sklearn'] = None\n"
         "from fastsample.models import load_digits_model\n"
         "print(load_digits_model()[1]['model'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "DigitsUNet"
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from networks import halve
@@ -18,6 +19,7 @@ def run_without_gpu(code: str) -> str:
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         env=environment,
+        cwd=Path(__file__).parent,  # not the root, whose fastsample/ may have no kernels
         capture_output=True,
         text=True,
         check=True,
