@@ -81,7 +81,7 @@ def make_plan(
         knobs = {"method": (method, "ddim"), "grid": (grid, "uniform"), "eta": (eta, 0.0)}
         knobs |= {"variance": (variance, None), "clip": (clip, "auto")}
         for name, (value, default) in knobs.items():
-            if value is not default and value != default:
+            if value is not default and not (np.ndim(value) == 0 and value == default):
                 raise ValueError(
                     f"sample: {name} must be left out with a Plan, which decides it, got {value!r}"
                 )

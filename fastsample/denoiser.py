@@ -33,7 +33,7 @@ class Denoiser:
             (see `time`); the output is a tensor of the shape of ``x``, or with twice its channels
             when `variance` is "learned_range" (second half: v). An object with `.sample`, a dict
             with "sample" or a tuple is unpacked. ``x`` is overwritten after the call: a network
-            that wants to keep it must copy it.
+            that wants to keep it must copy it, and must not write to it.
         schedule: the noise levels it was trained with.
         shape: shape of one sample, without the batch.
         prediction: what the output is: "epsilon", "x0", "v" or "flow".
@@ -102,10 +102,10 @@ class Denoiser:
     @property
     def device(self) -> torch.device:
         """Where the network runs."""
-        if self._device is not None:
-            return self._device
         tensor = _first_tensor(self.model)
-        return torch.device("cpu") if tensor is None else tensor.device
+        if tensor is not None:
+            return tensor.device  # also after someone moved the module
+        return self._device or torch.device("cpu")
 
     def check_device(self, function: str, device: torch.device) -> None:
         """Refuse a device on which the network is not; a plain callable may be anywhere."""

@@ -19,9 +19,8 @@ def make_device(function: str, device: torch.device | str | None) -> torch.devic
         return torch.device("cpu")  # "cpu:0" is the same place, but compares unequal
     if place.type == "meta":
         raise ValueError(f"{function}: device must hold values, got meta")
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"{function}: device must be there, got {device}; torch sees no GPU")
-        if place.index is None:
-            place = torch.device("cuda", torch.cuda.current_device())
-    return place
+    try:
+        return torch.empty(0, device=place).device  # with the index that tensors there report
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{function}: device must be there, got {device}; {reason}") from None

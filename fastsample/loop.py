@@ -125,6 +125,7 @@ def run(
         if watch:
             watch(k, output, x)
         # Before the next call: two outputs alive at once would be the peak of the whole run.
+        x0 = h1 = h2 = None
         del output, conditional, unconditional, operands
     return x
 

@@ -118,11 +118,13 @@ def sample(
     check_tensor("start", start, (batch, *denoiser.shape), kind, place)
     check_tensor("noise", noise, (len(plan), batch, *denoiser.shape), kind, place)
 
-    wants_grad = torch.is_grad_enabled() and any(
-        t.requires_grad
-        for t in (start, noise, *conditions.arguments.values())
-        if isinstance(t, Tensor)
-    )
+    given = [t for t in (start, noise, *conditions.arguments.values()) if isinstance(t, Tensor)]
+    wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    if ops.has_tangent(given):
+        raise ValueError(
+            "sample: start, noise and conditions must have no forward-mode tangent, got one; "
+            "use reverse mode, or fastsample.loop.run"
+        )
     if graph and (wants_grad or callback or noise is not None):
         raise ValueError(
             "sample: graph must be False with gradients, a callback or explicit noise, got True"

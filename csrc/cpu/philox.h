@@ -23,6 +23,9 @@ struct Lanes {
   static constexpr int count = 8, unroll = 4;  // four chains hide the latency of the multiplication
   __m512i value;
   static Lanes all(uint32_t word) { return {_mm512_set1_epi64(static_cast<int64_t>(word))}; }
+  static Lanes load(const uint32_t* words) {
+    return {_mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)))};
+  }
   static Lanes from(int64_t first) {
     return {_mm512_add_epi64(_mm512_set1_epi64(first), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0))};
   }
@@ -42,6 +45,9 @@ struct Lanes {
   static constexpr int count = 4, unroll = 2;
   __m256i value;
   static Lanes all(uint32_t word) { return {_mm256_set1_epi64x(static_cast<int64_t>(word))}; }
+  static Lanes load(const uint32_t* words) {
+    return {_mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)))};
+  }
   static Lanes from(int64_t first) {
     return {_mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_set_epi64x(3, 2, 1, 0))};
   }
@@ -63,6 +69,7 @@ struct Lanes {
   static constexpr int count = 1, unroll = 1;
   uint64_t value;
   static Lanes all(uint32_t word) { return {word}; }
+  static Lanes load(const uint32_t* words) { return {*words}; }
   static Lanes from(int64_t first) { return {static_cast<uint64_t>(first)}; }
   Lanes times(Lanes other) const { return {(value & 0xffffffffu) * (other.value & 0xffffffffu)}; }
   Lanes high() const { return {value >> 32}; }
@@ -74,16 +81,28 @@ struct Lanes {
 
 constexpr int64_t philox_group = Lanes::count * Lanes::unroll;
 
-// Words 0..3 of blocks block .. block + count - 1; each array needs room for count rounded up to a
-// multiple of philox_group.
-inline void philox_words(const Stream& stream, int64_t block, int64_t count, uint32_t* r0,
-                         uint32_t* r1, uint32_t* r2, uint32_t* r3) {
+// The blocks to compute: a run, or any list (readable up to a multiple of philox_group).
+struct Run {
+  int64_t first;
+  Lanes operator()(int64_t i) const { return Lanes::from(first + i); }
+};
+
+struct List {
+  const uint32_t* blocks;
+  Lanes operator()(int64_t i) const { return Lanes::load(blocks + i); }
+};
+
+// Words 0..3 of blocks number begin .. begin + count - 1; each array needs room for count rounded
+// up to a multiple of philox_group.
+template <typename Blocks>
+inline void philox_words(const Stream& stream, const Blocks& blocks, int64_t begin, int64_t count,
+                         uint32_t* r0, uint32_t* r1, uint32_t* r2, uint32_t* r3) {
   constexpr int unroll = Lanes::unroll;
   const Lanes multiplier0 = Lanes::all(0xd2511f53u), multiplier1 = Lanes::all(0xcd9e8d57u);
   for (int64_t i = 0; i < count; i += philox_group) {
     Lanes c0[unroll], c1[unroll], c2[unroll], c3[unroll];
     for (int u = 0; u < unroll; ++u) {
-      c0[u] = Lanes::from(block + i + u * Lanes::count);
+      c0[u] = blocks(begin + i + u * Lanes::count);
       c1[u] = Lanes::all(stream.index_low);
       c2[u] = Lanes::all(stream.index_high);
       c3[u] = Lanes::all(stream.draw);

@@ -133,8 +133,8 @@ void fill_all(const NoiseOperands& o, int threads) {
   using F = arithmetic_t<T>;
   const Tiling tiling(o.layout);
   for_tiles(tiling.total, o.layout.batch * o.layout.size, threads, [&](int64_t begin, int64_t end) {
-    alignas(64) float z[tile_size + 8];
-    alignas(64) float scratch[tile_size + 8];
+    alignas(64) float z[tile_size];
+    NoiseScratch scratch;
     for (int64_t number = begin; number < end; ++number) {
       const Tile tile = tiling[number];
       const Stream stream =

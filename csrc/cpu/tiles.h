@@ -55,12 +55,13 @@ struct Tiling {
 constexpr int64_t block_chunk = tile_size / 4;
 static_assert(block_chunk % philox_group == 0, "a chunk holds whole groups");
 
-// Normals of elements 4 * block .. 4 * (block + count) - 1.
-inline void fill_blocks(const Stream& stream, int64_t block, int64_t count, float* z) {
+// Four normals for each of `count` blocks.
+template <typename Blocks>
+void fill_blocks(const Stream& stream, const Blocks& blocks, int64_t count, float* z) {
   alignas(64) uint32_t r0[block_chunk], r1[block_chunk], r2[block_chunk], r3[block_chunk];
-  for (; count > 0; block += block_chunk, count -= block_chunk, z += tile_size) {
-    const int64_t now = std::min(count, block_chunk);
-    philox_words(stream, block, now, r0, r1, r2, r3);
+  for (int64_t begin = 0; begin < count; begin += block_chunk, z += 4 * block_chunk) {
+    const int64_t now = std::min(count - begin, block_chunk);
+    philox_words(stream, blocks, begin, now, r0, r1, r2, r3);
 #pragma omp simd
     for (int64_t i = 0; i < now; ++i) {
       const Pair front = normal_pair(r0[i], r1[i]), back = normal_pair(r2[i], r3[i]);
@@ -72,25 +73,41 @@ inline void fill_blocks(const Stream& stream, int64_t block, int64_t count, floa
   }
 }
 
-// Noise of a tile into `z`. The element number is the C-order one whatever the memory format, so a
-// channels_last tile takes each channel's run of pixels from that channel's own blocks. Both
-// buffers hold tile_size + 8 floats: a run that starts inside a block still fills whole blocks.
+// Working memory of fill_noise: of a channels_last tile with one pixel, every element needs a block
+// of its own; with two, a run may straddle two blocks.
+struct NoiseScratch {
+  alignas(64) float normals[4 * tile_size];
+  alignas(64) uint32_t blocks[tile_size + philox_group];
+};
+
+// Noise of a tile into `z`, which has room for whole blocks (tile_size is a multiple of 4). The
+// element number is the C-order one whatever the memory format, so a channels_last tile takes each
+// channel's run of pixels from that channel's own blocks; all runs are computed in one go.
 inline void fill_noise(const Stream& stream, const Layout& layout, const Tile& tile, float* z,
-                       float* scratch) {
+                       NoiseScratch& scratch) {
   if (!layout.channels_last) {
-    fill_blocks(stream, tile.first / 4, (tile.count + 3) / 4, z);
+    fill_blocks(stream, Run{tile.first / 4}, (tile.count + 3) / 4, z);
     return;
   }
   const int64_t pixel = tile.first / layout.channels, channel = tile.first % layout.channels;
   const int64_t width = std::min(layout.channels, tile.count);
   const int64_t pixels = tile.count / width;
+  const auto first_element = [&](int64_t c) { return (channel + c) * layout.pixels + pixel; };
+  int64_t count = 0;
   for (int64_t c = 0; c < width; ++c) {
-    const int64_t element = (channel + c) * layout.pixels + pixel;
-    const int64_t block = element / 4;
-    fill_blocks(stream, block, (element + pixels + 3) / 4 - block, scratch);
-    const float* run = scratch + element % 4;
+    const int64_t end = (first_element(c) + pixels + 3) / 4;
+    for (int64_t block = first_element(c) / 4; block < end; ++block) {
+      scratch.blocks[count++] = static_cast<uint32_t>(block);
+    }
+  }
+  std::fill_n(scratch.blocks + count, philox_group, 0u);
+  fill_blocks(stream, List{scratch.blocks}, count, scratch.normals);
+  const float* run = scratch.normals;
+  for (int64_t c = 0; c < width; ++c) {
+    const int64_t element = first_element(c);
 #pragma omp simd
-    for (int64_t i = 0; i < pixels; ++i) z[i * width + c] = run[i];
+    for (int64_t i = 0; i < pixels; ++i) z[i * width + c] = run[element % 4 + i];
+    run += 4 * ((element + pixels + 3) / 4 - element / 4);
   }
 }
 

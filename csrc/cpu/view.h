@@ -25,8 +25,8 @@ struct Buffers {
   alignas(64) F x0[tile_size];
   alignas(64) F next[tile_size];
   alignas(64) F deviation[tile_size];
-  alignas(64) float z[tile_size + 8];
-  alignas(64) float scratch[tile_size + 8];
+  alignas(64) float z[tile_size];
+  NoiseScratch scratch;
   alignas(64) T conditional[tile_size];
   alignas(64) T variance[tile_size];
   alignas(64) T unconditional[tile_size];

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from fastsample import reference
 from fastsample.ops import library, native
@@ -25,7 +24,7 @@ from fastsample.ops.checks import (
     rows_dtype,
 )
 
-__all__ = ["START_DRAW", "build_info", "noise", "rows_dtype", "step", "step_x0"]
+__all__ = ["START_DRAW", "build_info", "has_tangent", "noise", "rows_dtype", "step", "step_x0"]
 
 build_info = native.build_info
 
@@ -65,8 +64,8 @@ def step(
         noise: shape and dtype of ``x``, used instead of generated noise.
         h1: earlier x0 (multistep samplers), shape of ``x``, float32 (float64 for float64 ``x``).
         h2: the x0 before that.
-        target: where to write the result (shape, dtype and strides of ``x``, may be ``x``); not
-            differentiable.
+        target: where to write the result (shape, dtype and strides of ``x``, may be ``x``, which
+            must then share no memory with another operand); not differentiable.
 
     Returns:
         x_next ``(B, *shape)``. A row with ``d > 0`` and neither ``seeds`` nor ``noise`` gives NaN.
@@ -85,7 +84,9 @@ def step(
     """
     check_step("step", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
     operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
-    if _forward_mode():
+    if has_tangent(operands):
+        if target is not None:
+            raise ValueError("step: target must be None in forward mode, got a tensor")
         return reference.step(*operands)
     if _needs_grad(operands):
         if target is not None:
@@ -111,8 +112,12 @@ def step(
         )
     if target.device != x.device:
         raise ValueError(f"step: target must be on {x.device}, got {target.device}")
-    if not torch.compiler.is_compiling() and (_overlap(target, x) or _overlap(target, out)):
-        raise ValueError("step: target must be x or share no memory with x and out, got a mixture")
+    if type(x) is Tensor and not torch.compiler.is_compiling():
+        others = (x, out, uncond, noise, h1, h2)
+        if any(other is not None and _overlap(target, other) for other in others):
+            raise ValueError(
+                "step: target must be x or share no memory with the operands, got a mixture"
+            )
     library.step_into_op(target, *operands)
     return target
 
@@ -133,7 +138,7 @@ def step_x0(
     """As `step`, also returning the clamped x0 estimate ``(B, *shape)`` in arithmetic precision."""
     check_step("step_x0", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
     operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
-    if _forward_mode():
+    if has_tangent(operands):
         return reference.step_x0(*operands)
     if _needs_grad(operands):
         return _Step.apply(*operands)
@@ -190,9 +195,11 @@ def _needs_grad(operands) -> bool:
     return any(t is not None and t.requires_grad for t in operands)
 
 
-def _forward_mode() -> bool:
-    # Forward-mode derivatives (torch.func.jvp) go through plain torch: the kernels have none.
-    return forward_ad._current_level >= 0
+def has_tangent(operands) -> bool:
+    """Whether forward-mode derivatives are asked for: those go through plain torch."""
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in operands
+    )
 
 
 def _overlap(target: Tensor, other: Tensor) -> bool:
@@ -219,15 +226,36 @@ class _Step(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, grad_x0):
         operands = ctx.saved_tensors
         x, out, _, _, uncond, _, _, noise, h1, h2 = operands
         if grad is None:  # only x0 was used
             grad = torch.zeros_like(x)
-        grads = library.step_backward_op(grad, grad_x0, *operands)
+        if torch.compiler.is_compiling():  # dynamo cannot trace a Function inside a backward
+            grads = library.step_backward_op(grad, grad_x0, *operands)
+        else:
+            grads = _StepBackward.apply(grad, grad_x0, *operands)
         grad_x, grad_out, grad_uncond, grad_noise, grad_h1, grad_h2 = (
             None if operand is None else g
             for operand, g in zip((x, out, uncond, noise, h1, h2), grads, strict=True)
         )
         return grad_x, grad_out, None, None, grad_uncond, None, None, grad_noise, grad_h1, grad_h2
+
+
+class _StepBackward(torch.autograd.Function):
+    """The backward kernel; says so when a second derivative is asked for, instead of giving 0."""
+
+    @staticmethod
+    def forward(*operands):
+        return library.step_backward_op(*operands)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "step: derivatives must be of first order, got a second; the reference in plain torch, "
+            "fastsample.reference.step, has them all"
+        )
