@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.rows import Variance
 from fastsample.schedule import NoiseSchedule
 from fastsample.transition import transition
 
@@ -25,7 +26,6 @@ __all__ = [
 ]
 
 Prediction = Literal["epsilon", "x0", "v"]
-Variance = Literal["small", "large", "learned_range"]
 
 
 def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from fastsample._checks import FloatArray, check_array, check_integer
 from fastsample.devices import make_device
-from fastsample.rows import Clip, Prediction, check_prediction, clip_bounds
+from fastsample.rows import Clip, Prediction, Variance, check_prediction, clip_bounds
 from fastsample.schedule import NoiseSchedule
 
 TimeInput: TypeAlias = (
     Literal["index", "rescaled", "fraction", "log_snr"] | Callable[[FloatArray], Any]
 )
-Variance: TypeAlias = Literal["small", "large", "learned_range"]
 
 
 class Denoiser:
@@ -172,7 +171,17 @@ class Denoiser:
 
     def call(self, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
         """One network call with times as the network wants them ``(B,)``; the output is checked."""
-        output = self.model(x, told, **cond)
+        try:
+            output = self.model(x, told, **cond)
+        except RuntimeError as error:
+            if x.dtype == self.dtype:
+                raise
+            # Not refused beforehand: mixed-precision networks take another dtype than their first
+            # parameter's.
+            raise TypeError(
+                f"Denoiser: x must be {self.dtype} like the model's parameters, got {x.dtype}; "
+                f"the model failed with: {error}"
+            ) from error
         if not isinstance(output, Tensor):
             output = _unpacked(output)
         wide = (x.shape[0], 2 * x.shape[1], *x.shape[2:])

@@ -54,6 +54,7 @@ TOLERANCE = 1e-12
 
 Prediction: TypeAlias = Literal["epsilon", "x0", "v", "flow"]
 Check: TypeAlias = Literal["all", "mean", "none"]
+Variance: TypeAlias = Literal["small", "large", "learned_range"]
 Clip: TypeAlias = float | tuple[float, float] | None
 
 

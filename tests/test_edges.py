@@ -221,3 +221,10 @@ def test_every_operand_is_looked_at_for_overlap():
     x, out = torch.zeros(2, 8), torch.zeros(2, 8)
     with pytest.raises(ValueError, match="share no memory with the operands"):
         ops.step(x, out, table(a=1.0), ROW, uncond=memory[:2], target=memory[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_dtype_the_network_cannot_take_is_named(dtype):
+    model = fs.load("digits")
+    with pytest.raises(TypeError, match=r"Denoiser: x must be torch.float32 like the model's"):
+        fs.sample(model, 2, dtype=dtype)
