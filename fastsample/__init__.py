@@ -10,14 +10,24 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
 
 from fastsample import grids, training
 from fastsample.denoiser import Denoiser
+from fastsample.forward import diffuse
 from fastsample.grid import Grid
 from fastsample.interpolation import interpolate
+from fastsample.inversion import invert
 from fastsample.loading import load
 from fastsample.loop import Step
 from fastsample.ops import build_info
 from fastsample.plan import Plan
-from fastsample.samplers import ancestral, ddim, ddim_inversion
-from fastsample.sampling import invert, sample
+from fastsample.samplers import (
+    ancestral,
+    ddim,
+    ddim_inversion,
+    dpm_solver,
+    fastdpm,
+    shortcut,
+    unipc,
+)
+from fastsample.sampling import sample
 from fastsample.schedule import NoiseSchedule
 
 __version__: str = build_info()["version"]
@@ -33,10 +43,15 @@ __all__ = [
     "build_info",
     "ddim",
     "ddim_inversion",
+    "diffuse",
+    "dpm_solver",
+    "fastdpm",
     "grids",
     "interpolate",
     "invert",
     "load",
     "sample",
+    "shortcut",
     "training",
+    "unipc",
 ]

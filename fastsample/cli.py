@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import fastsample as fs
-from fastsample.arguments import GRIDS
 from fastsample.images import save_grid
+from fastsample.methods import GRIDS, METHODS
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"}
 
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sample.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
     _add_drawing(sample, out="samples.png")
     sample.add_argument("--num", type=int, default=16, help="number of samples (default 16)")
-    sample.add_argument("--method", choices=["ddim", "ancestral"], default="ddim")
-    sample.add_argument("--grid", choices=sorted(GRIDS), default="uniform")
+    sample.add_argument("--method", choices=list(METHODS), default="ddim")
+    sample.add_argument("--grid", choices=sorted([*GRIDS, "random"]), default="uniform")
     sample.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0..1")
     sample.add_argument("--index", type=int, default=0, help="global index of the first sample")
     sample.add_argument(

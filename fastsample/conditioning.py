@@ -23,6 +23,11 @@ class Conditions:
         uncond: the same with "no condition"; None without guidance.
         batch: number of samples.
         device: where tensors go.
+
+    Attributes:
+        guided: whether a call runs the batch twice.
+        arguments: what the network is passed.
+        conditional: the same without guidance, for rows that need none.
     """
 
     def __init__(
@@ -35,9 +40,11 @@ class Conditions:
     ) -> None:
         self.guided = uncond is not None
         given = _placed(function, "cond", {} if cond is None else cond, batch, device)
+        self.conditional = self
         if uncond is None:
             self.arguments = given
             return
+        self.conditional = Conditions(function, given, None, batch, device)
         absent = _placed(function, "uncond", uncond, batch, device)
         if given.keys() != absent.keys():
             raise ValueError(

@@ -14,7 +14,8 @@ from torch import Tensor
 from fastsample import ops
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
-from fastsample.loop import Identity, make_tables
+from fastsample.identity import Identity
+from fastsample.loop import make_tables
 from fastsample.ops.checks import history_dtype
 from fastsample.plan import Plan
 

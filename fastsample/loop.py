@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from torch import Tensor
 from fastsample import ops
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
+from fastsample.identity import Identity
 from fastsample.plan import Plan
+
+Correct: TypeAlias = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 class Step(NamedTuple):
@@ -27,15 +30,6 @@ class Step(NamedTuple):
     x0: Tensor
     """The row's clean estimate `(B, *shape)`, in arithmetic precision. Multistep plans read it
     again in later rows: copy it to change it."""
-
-
-class Identity(NamedTuple):
-    """Which samples a batch holds: what their noise is a function of."""
-
-    seeds: Tensor
-    """int64, one element or `(B,)`."""
-    index: Tensor
-    """int64 `(B,)`."""
 
 
 class Tables(NamedTuple):
@@ -70,6 +64,7 @@ def run(
     inference: bool = False,
     watch: Callable[[int, Tensor, Tensor], object] | None = None,
     callback: Callable[[Step], object] | None = None,
+    correct: Correct | None = None,
 ) -> Tensor:
     """Run every row of a plan from `x`, with exactly ``len(plan)`` network calls.
 
@@ -88,6 +83,7 @@ def run(
         inference: call the network in inference mode.
         watch: called with (row, model output, x_next) after each row; for diagnosis.
         callback: called with a `Step` after each row.
+        correct: changes outputs before the kernel, given (row, x, conditional, unconditional).
 
     Returns:
         Samples `(B, *shape)`.
@@ -97,14 +93,18 @@ def run(
     # A plan without noise must not pass for one that makes it: the kernels choose by the seeds.
     draws = identity is not None and noise is None and plan.is_stochastic
     seeds, index = identity if draws and identity else (None, None)
-    batch = x.shape[0] * (2 if conditions.guided else 1)
+    scales = plan.column("w").tolist()
     history: tuple[Tensor | None, Tensor | None] = (None, None)
     for k in range(len(plan)):
+        # A row of scale 1 needs no unconditional half.
+        here = conditions if scales[k] != 1.0 else conditions.conditional
+        fed = here.doubled(x)
         with torch.inference_mode() if inference else nullcontext():
-            output = denoiser.call(
-                conditions.doubled(x), tables.told[k].expand(batch), conditions.arguments
-            )
-        conditional, unconditional = conditions.split(output)
+            output = denoiser.call(fed, tables.told[k].expand(fed.shape[0]), here.arguments)
+        del fed
+        conditional, unconditional = here.split(output)
+        if correct:
+            conditional, unconditional = correct(k, x, conditional, unconditional)
         h1, h2 = history
         operands = {
             "uncond": unconditional,

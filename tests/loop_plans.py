@@ -8,7 +8,7 @@ from networks import LINEAR, denoiser, halve, halve_wide
 
 import fastsample as fs
 from fastsample.denoiser import Denoiser
-from fastsample.loop import Identity
+from fastsample.identity import Identity
 from fastsample.rows import row_table
 
 GRID = fs.Grid([900, 600, 300.5, 40, 0])

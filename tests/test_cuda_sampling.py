@@ -10,7 +10,8 @@ from tensors import ROWS, operands
 import fastsample as fs
 from fastsample import ops
 from fastsample.conditioning import Conditions
-from fastsample.loop import Identity, run
+from fastsample.identity import Identity
+from fastsample.loop import run
 
 pytestmark = pytest.mark.cuda
 

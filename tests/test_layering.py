@@ -21,14 +21,15 @@ ORDER = (
     {"grids", "plan_text"},
     {"plan"},
     {"samplers"},
+    {"methods"},
     {"ops", "models"},
-    {"denoiser"},
-    {"loop", "loading"},
-    {"graph", "arguments"},
-    {"sampling"},
+    {"denoiser", "identity"},
+    {"loop", "loading", "guidance"},
+    {"graph", "arguments", "diagnosis"},
+    {"sampling", "inversion", "forward"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:6]) - {"reference", "conditioning", "interpolation", "devices"}
+PURE = set().union(*ORDER[:7]) - {"reference", "conditioning", "interpolation", "devices"}
 # Joins torch and the kernels.
 DOORS = {"ops"}
 # On top: nothing below may know of them.

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastsample as fs
 from fastsample import loop, ops
 from fastsample.conditioning import Conditions
+from fastsample.identity import Identity
 
 # ---- what it computes
 
@@ -96,7 +97,7 @@ class HostReads(TorchDispatchMode):
 OPERANDS = {
     "generated noise": {},
     "explicit noise": {"noise": torch.ones(4, 2, 3)},
-    "seed per sample": {"identity": loop.Identity(torch.tensor([1, 2]), torch.arange(2))},
+    "seed per sample": {"identity": Identity(torch.tensor([1, 2]), torch.arange(2))},
     "guided": {"conditions": Conditions("run", {"y": 1}, {"y": 0}, 2, torch.device("cpu"))},
     "callback": {"callback": lambda step: None},
     "watched": {"watch": lambda *_: None},

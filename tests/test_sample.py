@@ -10,7 +10,7 @@ from networks import LINEAR, Spy, denoiser, halve, halve_wide
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.arguments import GRIDS
+from fastsample.methods import GRIDS
 
 STEPS = {
     "number": (7, 7),

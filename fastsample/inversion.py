@@ -1,0 +1,234 @@
+"""From data to noise: `invert`, along the rows of any deterministic plan."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample import ops
+from fastsample._checks import check_integer, check_real
+from fastsample.arguments import Knobs, check_tensor, make_plan
+from fastsample.conditioning import Conditions
+from fastsample.denoiser import Denoiser
+from fastsample.diagnosis import name_bad_row, progress_bar
+from fastsample.grid import Grid
+from fastsample.loading import as_denoiser
+from fastsample.loop import run
+from fastsample.ops.checks import history_dtype
+from fastsample.plan import Plan
+from fastsample.rows import COLUMNS, eps_terms, output_terms, row_table
+from fastsample.samplers import ddim, ddim_inversion
+from fastsample.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_SWEEPS = 20  # over all rows; one is enough for single-step plans that contract well
+
+
+def invert(
+    model: Any,
+    x0: Tensor,
+    steps: int | Grid | Plan | Sequence[float] = 50,
+    *,
+    method: str = "ddim",
+    grid: str = "uniform",
+    tolerance: float | None = None,
+    max_iterations: int = 50,
+    shape: Sequence[int] | None = None,
+    schedule: NoiseSchedule | None = None,
+    cond: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    **knobs: Unpack[Knobs],
+) -> Tensor:
+    """Carry data to the noise that a deterministic sampler would start from.
+
+    Without a tolerance: DDIM inversion (Song et al. 2021, arXiv:2010.02502, eq. 13 and section 4.3)
+    along the plan's times, K - 1 network calls, each at the cleaner of the two times.
+    ``sample(model, steps, start=invert(model, x0, steps), clip=None)`` returns near x0, the nearer
+    the more steps.
+
+    With a tolerance each row is undone exactly: the x_t that the row carries to x_s is the fixed
+    point of ``x_t = alpha / X (x_s - ...) + (sigma - alpha E / X) eps(x_t)`` with (X, E) the row's
+    weights of x0 and eps, iterated from x_s (as in Pan et al. 2023, "Effective Real Image Editing
+    with Accelerated Iterative Diffusion Inversion", arXiv:2309.04907). Plans that look back are
+    swept over several times. The result is decoded and compared with `x0`.
+
+    Args:
+        model: as for `sample`.
+        x0: data ``(B, *shape)``, floating, on the model's device.
+        steps: K >= 2, or the times of the sampling run to be inverted, or its deterministic plan.
+        method: as for `sample`; with its knobs a deterministic one.
+        grid: as for `sample`.
+        tolerance: largest ``|x0 - decoded|`` over all elements, in data units. None makes one call
+            per row and promises nothing.
+        max_iterations: network calls per row and sweep, with a tolerance.
+        shape: as for `sample`; None is that of `x0`.
+        schedule: as for `sample`.
+        cond: keyword arguments for the network.
+        progress: show a progress bar.
+        **knobs: as for `sample`.
+
+    Returns:
+        x at the plan's noisiest time, ``(B, *shape)``.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: fewer than 2 steps without a tolerance, a plan that draws noise, clips or is
+            guided, shapes that do not fit, or a network that returns NaN.
+
+    Warns:
+        UserWarning: the tolerance was not reached; the message says how near it came.
+    """
+    if not isinstance(x0, Tensor) or not x0.is_floating_point():
+        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+        raise TypeError(f"invert: x0 must be a floating tensor, got {got}")
+    shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
+    denoiser = as_denoiser(model, shape, schedule, "invert")
+    clip = "auto" if isinstance(steps, Plan) else None
+    plan = make_plan(
+        denoiser, steps, method=method, grid=grid, clip=clip, knobs=knobs, function="invert"
+    )
+    _check_invertible(plan)
+    check_tensor("x0", x0, (x0.shape[0], *denoiser.shape), x0.dtype, denoiser.device, "invert")
+    conditions = Conditions("invert", cond, None, x0.shape[0], x0.device)
+    if tolerance is not None:
+        bound = check_real("invert", "tolerance", tolerance)
+        if bound <= 0.0:
+            raise ValueError(f"invert: tolerance must be positive, got {bound:g}")
+        limit = check_integer("invert", "max_iterations", max_iterations, 1)
+        with torch.no_grad(), progress_bar(progress, None) as bar:
+            return _solve(denoiser, plan, x0.detach(), conditions, bound, limit, bar.update)
+    if len(plan) < 2:
+        raise ValueError(f"invert: steps must be at least 2, got {len(plan)}")
+    upward = ddim_inversion(denoiser.schedule, Grid(plan.nodes), prediction=denoiser.prediction)
+    with torch.no_grad(), progress_bar(progress, upward) as bar:
+        x = run(
+            denoiser,
+            upward,
+            x0.detach().clone(),
+            conditions=conditions,
+            in_place=True,
+            inference=True,
+            watch=lambda *_: bar.update(),
+        )
+        if not torch.isfinite(x).all():
+            name_bad_row(denoiser, upward, x0.clone, None, None, conditions, function="invert")
+    return x
+
+
+def _check_invertible(plan: Plan) -> None:
+    """Refuse plans whose rows are not functions of x and the output alone, one to one."""
+    if plan.is_stochastic:
+        raise ValueError(f"invert: steps must be a deterministic plan, got {plan.method}")
+    if plan.is_guided:
+        raise ValueError("invert: steps must be a plan without guidance, got a guided one")
+    if np.any(np.isfinite(plan.column("lo")) | np.isfinite(plan.column("hi"))):
+        raise ValueError(
+            "invert: steps must be a plan that does not clip x0, which loses it; "
+            "pass plan.with_clip(None)"
+        )
+
+
+def _solve(denoiser, plan, x0, conditions, tolerance, max_iterations, count) -> Tensor:
+    """X at the noisiest time, row by row from the data upwards; decodes to `x0`."""
+    kind, device = history_dtype(x0), x0.device
+    told = denoiser.network_times(plan.times, device)
+    # Rows that look back start from the first-order ones on the same times.
+    first = plan
+    if plan.needs_history:
+        first = ddim(denoiser.schedule, Grid(plan.nodes), prediction=denoiser.prediction)
+    states: list[Tensor | None] = [None] * len(plan)
+    estimates: list[Tensor] = []
+    row_tolerance, error = 0.25 * tolerance, float("inf")
+    z = x0
+    for _ in range(_SWEEPS):
+        rows = plan if estimates else first
+        table = torch.as_tensor(_pulling_rows(rows), dtype=ops.rows_dtype(device), device=device)
+        found: list[Tensor] = []
+        x = x0
+        for k in reversed(range(len(plan))):
+            fixed = x.to(kind)
+            for lag, column in ((1, "c1"), (2, "c2")):
+                if weight := float(rows.column(column)[k]):
+                    fixed = fixed - weight * estimates[k - lag]
+            start = states[k]
+            x, output = _fixed_point(
+                denoiser,
+                x if start is None else start,
+                told[k],
+                conditions,
+                lambda y, m, k=k, fixed=fixed: ops.step(
+                    y, m, table, torch.tensor([k], device=device), h1=fixed
+                ),
+                row_tolerance,
+                max_iterations,
+                count,
+            )
+            states[k] = x
+            channels = x.shape[1]
+            p, q = float(plan.column("p")[k]), float(plan.column("q")[k])
+            found.append(p * x.to(kind) + q * output[:, :channels].to(kind))
+        estimates = found[::-1]
+        z = x
+        decoded = run(denoiser, plan, z.clone(), conditions=conditions, inference=True)
+        count(len(plan))
+        error = (decoded - x0).abs().max().item() if x0.numel() else 0.0
+        if not np.isfinite(error):
+            name_bad_row(denoiser, plan, z.clone, None, None, conditions, function="invert")
+        if error <= tolerance:
+            return z
+        row_tolerance *= min(0.5, 0.5 * tolerance / error)
+    warnings.warn(
+        f"invert: tolerance should be reached, but decoding is {error:.3g} away from x0, "
+        f"{tolerance:g} asked for; use more steps, float64, or a larger tolerance",
+        UserWarning,
+        stacklevel=3,
+    )
+    return z
+
+
+def _pulling_rows(plan: Plan) -> np.ndarray:
+    """Rows that map (x_t, output there, x_s as h1) to the next guess of x_t."""
+    c = {name: plan.column(name) for name in COLUMNS}
+    alpha, sigma = plan.alphas[:-1], plan.sigmas[:-1]
+    mx, me = output_terms(plan.prediction, alpha, sigma)
+    x0_weight = c["a"] * alpha + c["b"] + c["e"] * mx
+    eps_weight = c["a"] * sigma + c["e"] * me
+    if np.any(x0_weight <= 0.0):
+        k = int(np.argmin(x0_weight))
+        raise ValueError(
+            f"invert: steps must be a plan whose rows keep x0 to be undone, got {plan.method}, "
+            f"row {k}, with weight {x0_weight[k]:.3g}"
+        )
+    keep = alpha / x0_weight
+    from_x, from_output = eps_terms("invert", plan.prediction, alpha, sigma)
+    move = sigma - keep * eps_weight
+    return row_table(len(plan), a=move * from_x, e=move * from_output, c1=keep)
+
+
+def _fixed_point(
+    denoiser, y, told, conditions, pull, tolerance, max_iterations, count
+) -> tuple[Tensor, Tensor]:
+    """(fixed point of ``y = pull(y, network(y))``, the last output), with damping as needed."""
+    share, last = 1.0, float("inf")
+    times = told.expand(y.shape[0])
+    output = y
+    for _ in range(max_iterations):
+        with torch.inference_mode():
+            output = denoiser.call(y, times, conditions.arguments)
+        count()
+        pulled = pull(y, output)
+        change = (pulled - y).abs().max().item() if y.numel() else 0.0
+        if change > 0.9 * last:  # outputs that swing across the point: step back
+            share = max(0.5 * share, 0.05)
+        last = change
+        y = torch.lerp(y, pulled, share) if share < 1.0 else pulled
+        if not change > tolerance:  # NaN too: the decoding names its row
+            break
+    return y, output

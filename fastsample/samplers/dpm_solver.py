@@ -1,0 +1,113 @@
+"""DPM-Solver++: multistep solvers of the diffusion ODE and SDE, in the clean estimate x0."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsample._checks import FloatArray
+from fastsample.grid import Grid
+from fastsample.plan import Plan
+from fastsample.rows import Clip, Prediction
+from fastsample.samplers._compile import compile_plan, grid_levels
+from fastsample.samplers._exponential import check_order, half_log_snr_steps, phi, step_ratios
+from fastsample.schedule import NoiseSchedule
+from fastsample.transition import transition
+
+
+def dpm_solver(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    *,
+    order: int = 2,
+    stochastic: bool = False,
+    lower_order_final: bool = True,
+    clip: Clip = None,
+    prediction: Prediction = "epsilon",
+) -> Plan:
+    r"""Plan for DPM-Solver++ multistep (1, 2M, 3M), or its stochastic form (SDE 2M).
+
+    Lu et al. 2022, "DPM-Solver++" (arXiv:2211.01095): algorithm 2 for 2M, the SDE form of section
+    5 in its midpoint type, and 3M as in the authors' code. With ``lambda = log(alpha / sigma)`` and
+    ``h = lambda_s - lambda_t`` the second-order step is ``x_s = sigma_s / sigma_t x + alpha_s (1 -
+    e^-h) (x0 + (x0 - x0') h / (2 h'))``, x0' and h' those of the row before. Order 1 is DDIM.
+
+    The first row is first order, the second at most second. The last row goes to t = 0, where h is
+    infinite: it is first order and lands on x0, as in diffusers with `final_sigmas_type="zero"`.
+
+    Args:
+        schedule: noise levels; only alpha and sigma at the grid's times are read.
+        grid: K times and the final 0.
+        order: 1, 2 or 3, at most K.
+        stochastic: solve the SDE, with noise in every row but the last; order 1 or 2. Order 1 is
+            ancestral sampling with the small variance.
+        lower_order_final: below 15 rows, hold the row before the last to second order, as in the
+            authors' code and diffusers.
+        clip: bound on |x0| in data units, a pair (lo, hi), or None.
+        prediction: what the network's output is.
+
+    Returns:
+        A plan of K rows that looks back at ``order - 1`` earlier x0's.
+
+    Raises:
+        ValueError: for a value out of range, an order above K, a grid that starts above T, or an
+            epsilon prediction where alpha is 0.
+    """
+    alphas, sigmas = grid_levels("dpm_solver", schedule, grid)
+    rows = len(grid)
+    highest = check_order("dpm_solver", order, 2 if stochastic else 3, rows)
+    orders = np.minimum(highest, np.arange(1, rows + 1))
+    orders[-1] = 1
+    if lower_order_final and rows < 15:
+        orders[-2:-1] = np.minimum(orders[-2:-1], 2)
+
+    pair = transition(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
+    h = half_log_snr_steps(pair)
+    decay = sigmas[1:] / sigmas[:-1]
+    if stochastic:  # e^{-2h} is the ratio of the SNRs
+        a, d = decay * np.sqrt(pair.snr_ratio), np.sqrt(pair.posterior_variance)
+        gain = alphas[1:] * (pair.variance / sigmas[:-1] ** 2)
+    else:
+        a, d = decay, np.zeros(rows)
+        gain = -alphas[1:] * np.expm1(-h)
+
+    # x_s = a x + gain x0 + first D1 + second D2 + d z, with D1 and D2 the divided differences.
+    third = orders == 3
+    first = np.where(orders == 2, 0.5 * gain, 0.0)
+    second = np.zeros(rows)
+    first[third] = alphas[1:][third] * h[third] * phi(2, h[third])
+    second[third] = alphas[1:][third] * h[third] * phi(3, h[third])
+    d1, d2 = _differences(step_ratios(h), third)
+    newest, c1, c2 = (first * u + second * v for u, v in zip(d1, d2, strict=True))
+    kind = "SDE, " if stochastic else ""
+    return compile_plan(
+        "dpm_solver",
+        schedule,
+        grid.times,
+        prediction=prediction,
+        clip=clip,
+        method=f"dpm_solver({kind}order={highest})",
+        a=a,
+        b=gain + newest,
+        c1=c1,
+        c2=c2,
+        d=d,
+    )
+
+
+def _differences(
+    ratio: FloatArray, third: npt.NDArray[np.bool_]
+) -> tuple[tuple[FloatArray, ...], tuple[FloatArray, ...]]:
+    """Coefficients of (x0, h1, h2) in ``h D1`` and ``h^2 D2``, the derivatives of x0 over lambda.
+
+    Args:
+        ratio: ``h / h'`` of each row to the one before.
+        third: rows whose D1 looks back at two earlier x0's; D2 is meant for those alone.
+    """
+    older = ratio * np.append(0.0, ratio[:-1])  # h / h''
+    total = np.where(ratio + older > 0.0, ratio + older, 1.0)
+    share = np.where(third, older / total, 0.0)
+    curve = ratio * older / total
+    d1 = (ratio * (1.0 + share), -ratio * (1.0 + share) - share * older, share * older)
+    d2 = (curve * ratio, -curve * (ratio + older), curve * older)
+    return d1, d2

@@ -1,0 +1,207 @@
+"""FastDPM: short chains whose noise levels need not be those of trained steps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from fastsample import grids
+from fastsample._checks import FloatArray, check_integer, check_real
+from fastsample.grid import Grid
+from fastsample.plan import Plan
+from fastsample.rows import Clip, Prediction
+from fastsample.samplers.ddim import ddim
+from fastsample.schedule import NoiseSchedule
+
+Spacing: TypeAlias = Literal["linear", "quadratic"]
+
+
+def fastdpm(
+    schedule: NoiseSchedule,
+    num_steps: int,
+    *,
+    approximation: Literal["steps", "var"] = "steps",
+    spacing: Spacing = "linear",
+    kappa: float = 0.0,
+    extended: bool = False,
+    clip: Clip = None,
+    prediction: Prediction = "epsilon",
+) -> Plan:
+    r"""Plan for FastDPM: a short diffusion process, and the time at which each level was trained.
+
+    Kong and Ping 2021, "On Fast Sampling of Diffusion Probabilistic Models" (arXiv:2106.00132).
+    "steps" picks integer steps, "var" picks variances eta_s and asks the network at the fractional
+    time ``T(r)`` that has the level ``r_s^2 = prod (1 - eta)``. `schedule.time_at` is that ``T``:
+    the Gamma-function form for linear betas, monotone interpolation of log alpha_bar for every
+    other schedule. The reverse process is DDIM's with ``eta = kappa`` (DDIM-rev); kappa = 1 is
+    DDPM-rev.
+
+    Args:
+        schedule: noise levels, with whole steps.
+        num_steps: S >= 2, network calls. "steps" with quadratic spacing drops repeated indices and
+            makes fewer.
+        approximation: "steps" (STEP in the authors' code) or "var" (VAR).
+        spacing: "linear" or "quadratic", of the steps or of the variances.
+        kappa: share of the posterior noise, in [0, 1].
+        extended: start at T where the authors' rule stops short of it: quadratic steps end at
+            0.8 T, some linear ones at T - 1, and the variances of short chains (S < 9 linear, S <
+            23 quadratic for the default schedule) are bounded before they reach alpha_bar(T).
+        clip: bound on |x0| in data units, a pair (lo, hi), or None (the authors never clip).
+        prediction: what the network's output is.
+
+    Returns:
+        A plan of S rows (see `num_steps`).
+
+    Raises:
+        ValueError: for a value out of range, a schedule without whole steps, or a chain of
+            variances that cannot end at alpha_bar(T).
+
+    Warns:
+        UserWarning: "var" without `extended` stops short of alpha_bar(T), which the authors' code
+            does in silence.
+    """
+    share = check_real("fastdpm", "kappa", kappa, 0.0, 1.0)
+    if approximation not in ("steps", "var"):
+        raise ValueError(f'fastdpm: approximation must be "steps" or "var", got {approximation!r}')
+    if approximation == "steps":
+        grid = steps_grid(schedule, num_steps, spacing, extended=extended)
+    else:
+        grid = var_grid(schedule, num_steps, spacing, extended=extended)
+    plan = ddim(schedule, grid, eta=share, clip=clip, prediction=prediction)
+    knobs = f"{approximation}, {spacing}, kappa={share}{', extended=True' if extended else ''}"
+    return replace(plan, method=f"fastdpm({knobs})")
+
+
+def steps_grid(
+    schedule: NoiseSchedule, num_steps: int, spacing: Spacing = "linear", *, extended: bool = False
+) -> Grid:
+    """The times of the STEPS approximation: `get_STEP_step` of the authors' code, plus 1.
+
+    Args:
+        schedule: noise levels, with whole steps.
+        num_steps: S, in [2, T].
+        spacing: "linear", ``floor(i (T - 1) / (S - 1))`` in floating point, which ends one early
+            for 136 values of S at T = 1000; or "quadratic", the DDIM repository's list.
+        extended: end at T in any case.
+    """
+    T, steps = _checked(schedule, num_steps, spacing)
+    if spacing == "quadratic" and not extended:
+        return grids.ddim(T, steps, "quadratic")
+    if spacing == "quadratic":
+        indices = np.square(np.linspace(0.0, math.sqrt(T - 1), steps)).astype(np.int64)
+    else:
+        indices = np.floor(np.arange(steps) * ((T - 1) / (steps - 1))).astype(np.int64)
+    if extended:
+        indices[-1] = T - 1
+    return Grid.from_indices(indices.tolist())
+
+
+def var_grid(
+    schedule: NoiseSchedule, num_steps: int, spacing: Spacing = "linear", *, extended: bool = False
+) -> Grid:
+    """The times of the VAR approximation: those whose levels are the products of `var_betas`.
+
+    Args:
+        schedule: noise levels, with whole steps.
+        num_steps: S, in [2, T].
+        spacing: "linear" or "quadratic".
+        extended: end at T where the authors' search is bounded before.
+    """
+    T, _ = _checked(schedule, num_steps, spacing)
+    levels = np.cumprod(1.0 - var_betas(schedule, num_steps, spacing, extended=extended))
+    lowest = float(schedule.alpha_bar(T))
+    times = schedule.time_at(np.maximum(levels, lowest))
+    times[0] = 1.0  # the first variance is beta_1
+    if levels[-1] <= lowest * (1.0 + 1e-9):
+        times[-1] = T
+    if lowest < levels[-1] * (1.0 - 2e-4):
+        warnings.warn(
+            f"fastdpm: num_steps should reach alpha_bar(T) = {lowest:.3g} but {num_steps} "
+            f"{spacing} variances end at {levels[-1]:.3g} (t = {times[-1]:.6g}), as in the "
+            "authors' code; pass extended=True to start at T",
+            UserWarning,
+            stacklevel=3,
+        )
+    return Grid(np.append(times[::-1], 0.0))
+
+
+def var_betas(
+    schedule: NoiseSchedule, num_steps: int, spacing: Spacing = "linear", *, extended: bool = False
+) -> FloatArray:
+    """Variances `(S,)`, cleanest first, of the VAR approximation: the authors' `get_VAR_noise`.
+
+    The first is beta_1; one free parameter is bisected until the product of ``1 - eta`` is within
+    1e-4 above alpha_bar(T), with the same midpoints and bounds, so that the variances agree to
+    rounding. Where that search ends at its bound, `extended` searches on, up to a last variance of
+    1, for alpha_bar(T) itself.
+
+    Raises:
+        ValueError: if no chain of this length and spacing ends at alpha_bar(T).
+    """
+    T, steps = _checked(schedule, num_steps, spacing)
+    target = float(schedule.alpha_bar(T))
+    first = -math.expm1(math.log(float(schedule.alpha_bar(1.0))))
+    if target <= 0.0:
+        raise ValueError(
+            "fastdpm: schedule must keep some signal at T for the variances to reach, "
+            f"got alpha_bar(T) = {target:g}"
+        )
+
+    if spacing == "linear":
+        lowest, bound, limit = first, 0.99, 1.0
+
+        def variances(x: float) -> FloatArray:
+            return np.linspace(first, x, steps)
+    else:
+        lowest, bound = 0.0, 0.95 / math.sqrt(first) / steps
+        limit = (1.0 / math.sqrt(first) - 1.0) / (steps - 1)
+
+        def variances(x: float) -> FloatArray:
+            return first * np.square(1.0 + np.arange(steps) * x)
+
+    def level(x: float) -> float:
+        return float(np.prod(1.0 - variances(x)))
+
+    if level(lowest) < target:
+        raise ValueError(
+            "fastdpm: num_steps must be smaller for growing variances to end at alpha_bar(T) = "
+            f"{target:.3g}, got {steps}, where already equal ones of beta_1 end at "
+            f"{level(lowest):.3g}"
+        )
+    x = _bisected(level, lowest, bound, target, 1e-4)
+    if extended and level(x) > target * (1.0 + 1e-4):
+        x = _bisected(level, x, limit, target, 0.0)
+    return variances(x)
+
+
+def _bisected(
+    f: Callable[[float], float], left: float, right: float, target: float, window: float
+) -> float:
+    """X with ``target <= f(x) <= (1 + window) target`` for falling f, by the authors' midpoints."""
+    x = 0.5 * (left + right)
+    for _ in range(1000):
+        x = 0.5 * (left + right)
+        if f(x) < target:
+            right = x
+        elif f(x) > (1.0 + window) * target and x not in (left, right):
+            left = x
+        else:
+            break
+    return x
+
+
+def _checked(schedule: NoiseSchedule, num_steps: int, spacing: str) -> tuple[int, int]:
+    """(T, S) of a schedule with whole steps."""
+    if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"fastdpm: schedule must be a NoiseSchedule, got {schedule!r}")
+    if schedule.num_steps is None:
+        raise ValueError(f"fastdpm: schedule must have whole steps, got {schedule!r}; try ddim")
+    if spacing not in ("linear", "quadratic"):
+        raise ValueError(f'fastdpm: spacing must be "linear" or "quadratic", got {spacing!r}')
+    steps = check_integer("fastdpm", "num_steps", num_steps, 2, schedule.num_steps)
+    return schedule.num_steps, steps

@@ -1,0 +1,52 @@
+"""Shortcut MCMC: jump to the clean estimate, then noise it afresh."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastsample.grid import Grid
+from fastsample.plan import Plan
+from fastsample.rows import Clip, Prediction
+from fastsample.samplers._compile import compile_plan, grid_levels
+from fastsample.schedule import NoiseSchedule
+
+
+def shortcut(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    *,
+    clip: Clip = None,
+    prediction: Prediction = "epsilon",
+) -> Plan:
+    r"""Plan for shortcut-MCMC sampling: ``x_s = alpha_s x0 + sigma_s z`` with fresh noise each row.
+
+    Eq. (8) of Chen 2023 (arXiv:2301.01206), the DDIM family at its largest noise ``d = sigma_s``,
+    which consistency models sample with too. The paper draws the times at random: pass
+    ``grids.random(T, K, seed)``. Its marginals are those of the forward process only if x0 is a
+    posterior sample; with a denoiser's mean the samples come out too concentrated, the more so the
+    fewer the steps.
+
+    Args:
+        schedule: noise levels; only alpha and sigma at the grid's times are read.
+        grid: K times and the final 0. The paper's "K = 10" makes 11 network calls: K is 11 here.
+        clip: bound on |x0| in data units, a pair (lo, hi), or None.
+        prediction: what the network's output is.
+
+    Returns:
+        A plan of K rows. Each draws noise but the last, which lands on x0.
+
+    Raises:
+        ValueError: for a grid that starts above T, or an epsilon prediction where alpha is 0.
+    """
+    alphas, sigmas = grid_levels("shortcut", schedule, grid)
+    return compile_plan(
+        "shortcut",
+        schedule,
+        grid.times,
+        prediction=prediction,
+        clip=clip,
+        method="shortcut",
+        a=np.zeros(len(grid)),
+        b=alphas[1:],
+        d=sigmas[1:],
+    )
