@@ -134,7 +134,8 @@ def _checked_plan(denoiser: Denoiser, plan: Plan, function: str) -> Plan:
         )
     if plan.schedule is not None and plan.schedule != denoiser.schedule:
         raise ValueError(
-            f"{function}: steps must be a plan for {denoiser.schedule!r}, got one for {plan.schedule!r}"
+            f"{function}: steps must be a plan for {denoiser.schedule!r}, "
+            f"got one for {plan.schedule!r}"
         )
     if plan.nodes[0] > denoiser.schedule.T:
         raise ValueError(

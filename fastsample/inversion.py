@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,19 +16,20 @@ from fastsample.arguments import Knobs, check_tensor, make_plan
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
 from fastsample.diagnosis import name_bad_row, progress_bar
+from fastsample.fixed_point import fixed_point
 from fastsample.grid import Grid
 from fastsample.loading import as_denoiser
 from fastsample.loop import run
 from fastsample.ops.checks import history_dtype
 from fastsample.plan import Plan
 from fastsample.rows import COLUMNS, eps_terms, output_terms, row_table
-from fastsample.samplers import ddim, ddim_inversion
+from fastsample.samplers import ddim_inversion
 from fastsample.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_SWEEPS = 20  # over all rows; one is enough for single-step plans that contract well
+_SHARES = (1e-1, 1e-3, 1e-5)  # of the tolerance left to a row, until decoding meets it
 
 
 def invert(
@@ -39,7 +40,7 @@ def invert(
     method: str = "ddim",
     grid: str = "uniform",
     tolerance: float | None = None,
-    max_iterations: int = 50,
+    max_iterations: int = 30,
     shape: Sequence[int] | None = None,
     schedule: NoiseSchedule | None = None,
     cond: Mapping[str, Any] | None = None,
@@ -56,8 +57,9 @@ def invert(
     With a tolerance each row is undone exactly: the x_t that the row carries to x_s is the fixed
     point of ``x_t = alpha / X (x_s - ...) + (sigma - alpha E / X) eps(x_t)`` with (X, E) the row's
     weights of x0 and eps, iterated from x_s (as in Pan et al. 2023, "Effective Real Image Editing
-    with Accelerated Iterative Diffusion Inversion", arXiv:2309.04907). Plans that look back are
-    swept over several times. The result is decoded and compared with `x0`.
+    with Accelerated Iterative Diffusion Inversion", arXiv:2309.04907, with Anderson acceleration).
+    For plans that look back this is one step of an outer fixed point over all rows. The result is
+    decoded and compared with `x0`.
 
     Args:
         model: as for `sample`.
@@ -67,7 +69,7 @@ def invert(
         grid: as for `sample`.
         tolerance: largest ``|x0 - decoded|`` over all elements, in data units. None makes one call
             per row and promises nothing.
-        max_iterations: network calls per row and sweep, with a tolerance.
+        max_iterations: of each fixed point, with a tolerance.
         shape: as for `sample`; None is that of `x0`.
         schedule: as for `sample`.
         cond: keyword arguments for the network.
@@ -137,60 +139,101 @@ def _check_invertible(plan: Plan) -> None:
 
 def _solve(denoiser, plan, x0, conditions, tolerance, max_iterations, count) -> Tensor:
     """X at the noisiest time, row by row from the data upwards; decodes to `x0`."""
-    kind, device = history_dtype(x0), x0.device
-    told = denoiser.network_times(plan.times, device)
-    # Rows that look back start from the first-order ones on the same times.
-    first = plan
-    if plan.needs_history:
-        first = ddim(denoiser.schedule, Grid(plan.nodes), prediction=denoiser.prediction)
-    states: list[Tensor | None] = [None] * len(plan)
-    estimates: list[Tensor] = []
-    row_tolerance, error = 0.25 * tolerance, float("inf")
-    z = x0
-    for _ in range(_SWEEPS):
-        rows = plan if estimates else first
-        table = torch.as_tensor(_pulling_rows(rows), dtype=ops.rows_dtype(device), device=device)
-        found: list[Tensor] = []
-        x = x0
-        for k in reversed(range(len(plan))):
-            fixed = x.to(kind)
-            for lag, column in ((1, "c1"), (2, "c2")):
-                if weight := float(rows.column(column)[k]):
-                    fixed = fixed - weight * estimates[k - lag]
-            start = states[k]
-            x, output = _fixed_point(
-                denoiser,
-                x if start is None else start,
-                told[k],
-                conditions,
-                lambda y, m, k=k, fixed=fixed: ops.step(
-                    y, m, table, torch.tensor([k], device=device), h1=fixed
-                ),
-                row_tolerance,
-                max_iterations,
-                count,
-            )
-            states[k] = x
-            channels = x.shape[1]
-            p, q = float(plan.column("p")[k]), float(plan.column("q")[k])
-            found.append(p * x.to(kind) + q * output[:, :channels].to(kind))
-        estimates = found[::-1]
-        z = x
-        decoded = run(denoiser, plan, z.clone(), conditions=conditions, inference=True)
+    told = denoiser.network_times(plan.times, x0.device)
+    batch = x0.shape[0]
+
+    def network(y: Tensor, k: int) -> Tensor:
+        with torch.inference_mode():
+            output = denoiser.call(y, told[k].expand(batch), conditions.arguments)
+        count()
+        return output
+
+    def decoded(z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        estimates: list[Tensor] = []
+        x = run(
+            denoiser,
+            plan,
+            z.clone(),
+            conditions=conditions,
+            inference=True,
+            callback=lambda step: estimates.append(step.x0),
+        )
         count(len(plan))
-        error = (decoded - x0).abs().max().item() if x0.numel() else 0.0
+        return x, estimates
+
+    least, nearest, states = float("inf"), x0, []
+    # Rows that look back are swept again and again, each time from near their fixed points.
+    per_row = -(-max_iterations // 3) if plan.needs_history else max_iterations
+    for share in _SHARES:
+
+        def swept(estimates: list[Tensor], share: float = share) -> Tensor:
+            nonlocal states
+            states = _sweep(plan, network, x0, states, estimates, share * tolerance, per_row)
+            return states[0]
+
+        z = nearest if states and plan.needs_history else swept([])
+        if plan.needs_history:
+            z = fixed_point(lambda z: swept(decoded(z)[1]), z, share * tolerance, max_iterations)
+        error = (decoded(z)[0] - x0).abs().max().item() if x0.numel() else 0.0
         if not np.isfinite(error):
             name_bad_row(denoiser, plan, z.clone, None, None, conditions, function="invert")
-        if error <= tolerance:
-            return z
-        row_tolerance *= min(0.5, 0.5 * tolerance / error)
+        improved = error < 0.7 * least
+        if error < least:
+            least, nearest = error, z
+        if least <= tolerance:
+            return nearest
+        if not improved:
+            break
     warnings.warn(
-        f"invert: tolerance should be reached, but decoding is {error:.3g} away from x0, "
+        f"invert: tolerance should be reached, but decoding is {least:.3g} away from x0, "
         f"{tolerance:g} asked for; use more steps, float64, or a larger tolerance",
         UserWarning,
         stacklevel=3,
     )
-    return z
+    return nearest
+
+
+def _sweep(
+    plan: Plan,
+    network: Callable[[Tensor, int], Tensor],
+    x0: Tensor,
+    states: list[Tensor],
+    estimates: list[Tensor],
+    tolerance: float,
+    max_iterations: int,
+) -> list[Tensor]:
+    """The samples at every node, noisiest first; each row carries them on, the last to `x0`.
+
+    Rows that look back at earlier x0's, unknown on the way up, take their distances from the row's
+    own x0 out of the last sweep: at first none, which makes the rows first order.
+
+    Args:
+        plan: what to undo.
+        network: (x, row) -> output.
+        x0: data.
+        states: the last sweep's result, to start from; may be empty.
+        estimates: x0 of each row when decoding the last sweep's result; may be empty.
+        tolerance: of the fixed points.
+        max_iterations: network calls per row.
+    """
+    kind, device = history_dtype(x0), x0.device
+    table = torch.as_tensor(_pulling_rows(plan), dtype=ops.rows_dtype(device), device=device)
+    found: list[Tensor] = []
+    x = x0
+    for k in reversed(range(len(plan))):
+        fixed = x.to(kind)
+        for lag, column in ((1, "c1"), (2, "c2")):
+            weight = float(plan.column(column)[k])
+            if weight and estimates:
+                fixed = fixed - weight * (estimates[k - lag] - estimates[k])
+        number = torch.tensor([k], device=device)
+
+        def pulled(y: Tensor, k: int = k, number: Tensor = number, fixed=fixed) -> Tensor:
+            return ops.step(y, network(y, k), table, number, h1=fixed)
+
+        x = fixed_point(pulled, states[k] if states else x, tolerance, max_iterations)
+        found.append(x)
+    return found[::-1]
 
 
 def _pulling_rows(plan: Plan) -> np.ndarray:
@@ -198,7 +241,7 @@ def _pulling_rows(plan: Plan) -> np.ndarray:
     c = {name: plan.column(name) for name in COLUMNS}
     alpha, sigma = plan.alphas[:-1], plan.sigmas[:-1]
     mx, me = output_terms(plan.prediction, alpha, sigma)
-    x0_weight = c["a"] * alpha + c["b"] + c["e"] * mx
+    x0_weight = c["a"] * alpha + c["b"] + c["e"] * mx + c["c1"] + c["c2"]
     eps_weight = c["a"] * sigma + c["e"] * me
     if np.any(x0_weight <= 0.0):
         k = int(np.argmin(x0_weight))
@@ -210,25 +253,3 @@ def _pulling_rows(plan: Plan) -> np.ndarray:
     from_x, from_output = eps_terms("invert", plan.prediction, alpha, sigma)
     move = sigma - keep * eps_weight
     return row_table(len(plan), a=move * from_x, e=move * from_output, c1=keep)
-
-
-def _fixed_point(
-    denoiser, y, told, conditions, pull, tolerance, max_iterations, count
-) -> tuple[Tensor, Tensor]:
-    """(fixed point of ``y = pull(y, network(y))``, the last output), with damping as needed."""
-    share, last = 1.0, float("inf")
-    times = told.expand(y.shape[0])
-    output = y
-    for _ in range(max_iterations):
-        with torch.inference_mode():
-            output = denoiser.call(y, times, conditions.arguments)
-        count()
-        pulled = pull(y, output)
-        change = (pulled - y).abs().max().item() if y.numel() else 0.0
-        if change > 0.9 * last:  # outputs that swing across the point: step back
-            share = max(0.5 * share, 0.05)
-        last = change
-        y = torch.lerp(y, pulled, share) if share < 1.0 else pulled
-        if not change > tolerance:  # NaN too: the decoding names its row
-            break
-    return y, output

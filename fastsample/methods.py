@@ -1,4 +1,4 @@
-"""The samplers and grids by name, as `sample(method=..., grid=...)` and the command line know them."""
+"""Samplers and grids by name, as `sample(method=..., grid=...)` and the command line say them."""
 
 from __future__ import annotations
 

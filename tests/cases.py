@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import get_args
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastsample import grids
 from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Prediction
-from fastsample.samplers import ancestral, ddim
+from fastsample.samplers import ancestral, ddim, dpm_solver, fastdpm, shortcut, unipc
 from fastsample.schedule import NoiseSchedule
 
 SCHEDULES: dict[str, NoiseSchedule] = {
@@ -71,18 +72,41 @@ SAMPLERS: dict[str, Callable[[NoiseSchedule, Grid, Prediction], Plan]] = {
     "ancestral array": lambda s, g, m: ancestral(
         s, g, variance=np.linspace(0.5, 0.0, len(g)) if len(g) > 1 else [0.0], prediction=m
     ),
+    "shortcut": lambda s, g, m: shortcut(s, g, clip=1.0, prediction=m),
+    "dpm++ 1": lambda s, g, m: dpm_solver(s, g, order=1, prediction=m),
+    "dpm++ 2": lambda s, g, m: dpm_solver(s, g, order=min(2, len(g)), clip=1.0, prediction=m),
+    "dpm++ 3": lambda s, g, m: dpm_solver(s, g, order=min(3, len(g)), prediction=m),
+    "dpm++ sde": lambda s, g, m: dpm_solver(
+        s, g, order=min(2, len(g)), stochastic=True, prediction=m
+    ),
+    "unipc 1": lambda s, g, m: unipc(s, g, order=1, clip=(0.0, 2.0), prediction=m),
+    "unipc 2": lambda s, g, m: unipc(s, g, order=min(2, len(g)), prediction=m),
+}
+
+# Samplers that choose their own times, given how many, on schedules with whole steps.
+STEP_SAMPLERS: dict[str, Callable[[NoiseSchedule, int, Prediction], Plan]] = {
+    "fastdpm steps": lambda s, K, m: fastdpm(s, K, prediction=m),
+    "fastdpm steps, quadratic": lambda s, K, m: fastdpm(
+        s, K, spacing="quadratic", kappa=0.5, clip=1.0, prediction=m
+    ),
+    "fastdpm var": lambda s, K, m: fastdpm(
+        s, K, approximation="var", extended=True, kappa=1.0, prediction=m
+    ),
+    "fastdpm var, quadratic": lambda s, K, m: fastdpm(
+        s, K, approximation="var", spacing="quadratic", extended=True, kappa=0.5, prediction=m
+    ),
 }
 
 # DTYPES, SHAPES: registries of the tests that run on tensors.
 
 
-def all_grids(schedule: NoiseSchedule) -> Iterator[tuple[str, Grid]]:
-    """Every grid that fits a schedule, by name."""
-    for name, make in GRIDS.items():
-        yield name, make(schedule)
+@cache
+def all_grids(schedule: NoiseSchedule) -> tuple[tuple[str, Grid], ...]:
+    """Every grid that fits a schedule, by name; made once for all samplers."""
+    found = [(name, make(schedule)) for name, make in GRIDS.items()]
     if schedule.num_steps is not None:
-        for name, make_from_steps in INDEX_GRIDS.items():
-            yield name, make_from_steps(schedule.num_steps)
+        found += [(name, make(schedule.num_steps)) for name, make in INDEX_GRIDS.items()]
+    return tuple(found)
 
 
 def plans(sampler: str, schedule: str, prediction: Prediction) -> Iterator[tuple[str, Plan]]:

@@ -1,7 +1,11 @@
 """Independent float64 NumPy transcriptions: each paper's own loop, and the plain row executor.
 
 Loops index time as their repositories do, 0-based with abar[-1] = 1. Nothing here uses the package.
-Sources: ermongroup/ddim e8df66c, openai/improved-diffusion 1bc7bbb.
+Sources: ermongroup/ddim e8df66c, openai/improved-diffusion 1bc7bbb, FengNiMa/FastDPM_pytorch
+6540c1c, huggingface/diffusers 0.42 (DPMSolverMultistepScheduler, UniPCMultistepScheduler).
+
+The last three take noise levels instead of times: alphas and sigmas `(K + 1,)`, noisiest first, the
+last 1 and 0; and a denoiser (x, row) -> x0.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import numpy as np
 
 Array = np.ndarray
 Network = Callable[[Array, float], Array]  # (x, 0-based index) -> output
+Denoise = Callable[[Array, int], Array]
 
 X_T = np.array([1.5, -0.7, 0.3, 2.1, -1.2, 0.05, -2.4, 0.9])
 
@@ -167,3 +172,168 @@ def slerp(z1: Array, z2: Array, weight: float) -> Array:
     theta = math.acos(float(np.sum(z1 * z2) / (np.linalg.norm(z1) * np.linalg.norm(z2))))
     parts = math.sin((1 - weight) * theta) * z1 + math.sin(weight * theta) * z2
     return parts / math.sin(theta)
+
+
+# ---- FengNiMa/FastDPM_pytorch generate.py
+
+
+def fastdpm_sampling(
+    x: Array, levels: Array, times: Sequence[float], model: Network, kappa: float, noise: Array
+) -> Array:
+    """`STEP_sampling`, `VAR_sampling`: gamma_bar and what the network is told, cleanest first."""
+    last = len(levels) - 1
+    for k, s in enumerate(range(last, -1, -1)):
+        a, b = levels[s], levels[s - 1] if s > 0 else 1.0
+        e = model(x, times[s])
+        d = kappa * math.sqrt((1 - b) / (1 - a) * (1 - a / b))
+        x = x * math.sqrt(b / a)
+        x = x + (math.sqrt(1 - b - d**2) - math.sqrt(1 - a) * math.sqrt(b / a)) * e
+        x = x + d * noise[k]
+    return x
+
+
+def std_sampling(x: Array, betas: Array, model: Network, noise: Array) -> Array:
+    """`STD_sampling`: DDPM in all T steps, with the posterior's variance."""
+    level = _levels(betas)
+    for k, t in enumerate(range(len(betas) - 1, -1, -1)):
+        e = model(x, t)
+        x = (x - betas[t] / math.sqrt(1 - level(t)) * e) / math.sqrt(1 - betas[t])
+        x = x + math.sqrt(betas[t] * (1 - level(t - 1)) / (1 - level(t))) * noise[k]
+    return x
+
+
+# ---- samplers on any noise levels
+
+
+def clean(prediction: str, x: Array, m: Array, alpha: float, sigma: float) -> Array:
+    """x0 out of a network's output, each prediction from its own definition."""
+    if prediction == "epsilon":
+        return (x - sigma * m) / alpha
+    if prediction == "v":  # alpha eps - sigma x0
+        return (alpha * x - sigma * m) / (alpha**2 + sigma**2)
+    if prediction == "flow":  # eps - x0
+        return (x - sigma * m) / (alpha + sigma)
+    return m
+
+
+def shortcut_sampling(
+    x: Array, alphas: Array, sigmas: Array, denoise: Denoise, noise: Array
+) -> Array:
+    """Chen 2023 (arXiv:2301.01206), eq. (8)."""
+    for i in range(len(alphas) - 1):
+        x = alphas[i + 1] * denoise(x, i) + sigmas[i + 1] * noise[i]
+    return x
+
+
+def ddim_eq12(
+    x: Array, alphas: Array, sigmas: Array, denoise: Denoise, etas: Array, noise: Array
+) -> Array:
+    """Song et al. 2021 (arXiv:2010.02502), eqs. (12) and (16), with an eta for each step."""
+    for i in range(len(alphas) - 1):
+        at, abar_s = alphas[i] ** 2, alphas[i + 1] ** 2
+        x0 = denoise(x, i)
+        eps = (x - alphas[i] * x0) / sigmas[i]
+        d = etas[i] * math.sqrt((1 - abar_s) / (1 - at)) * math.sqrt(1 - at / abar_s)
+        x = alphas[i + 1] * x0 + math.sqrt(max(1 - abar_s - d**2, 0.0)) * eps + d * noise[i]
+    return x
+
+
+def half_log_snrs(alphas: Array, sigmas: Array) -> Array:
+    """The solvers' lambda; +inf for clean data."""
+    with np.errstate(divide="ignore"):
+        return np.log(alphas) - np.log(sigmas)
+
+
+def dpm_solver(
+    x: Array,
+    alphas: Array,
+    sigmas: Array,
+    denoise: Denoise,
+    order: int,
+    noise: Array | None = None,
+    lower_order_final: bool = True,
+    curvature: float = 1.0,
+) -> Array:
+    """DPM-Solver++ multistep (arXiv:2211.01095), midpoint type, with noise the SDE's.
+
+    `curvature` is not theirs: a factor on D2.
+    """
+    lam, last, models = half_log_snrs(alphas, sigmas), len(alphas) - 2, []
+    for i in range(last + 1):
+        models.append(denoise(x, i))
+        highest = min(order, i + 1)
+        if i == last:
+            highest = 1
+        elif i == last - 1 and lower_order_final and last + 1 < 15:
+            highest = min(highest, 2)
+        alpha, h = alphas[i + 1], lam[i + 1] - lam[i]
+        decay, gain = sigmas[i + 1] / sigmas[i], -alpha * (np.exp(-h) - 1.0)
+        if noise is not None:
+            decay, gain = decay * np.exp(-h), alpha * (1.0 - np.exp(-2.0 * h))
+        x = decay * x + gain * models[i]
+        if highest > 1:
+            r0 = (lam[i] - lam[i - 1]) / h
+            D1 = D1_0 = (models[i] - models[i - 1]) / r0
+        if highest == 2:
+            x = x + 0.5 * gain * D1
+        elif highest == 3:
+            r1 = (lam[i - 1] - lam[i - 2]) / h
+            D1_1 = (models[i - 1] - models[i - 2]) / r1
+            D1 = D1_0 + (r0 / (r0 + r1)) * (D1_0 - D1_1)
+            D2 = curvature * (D1_0 - D1_1) / (r0 + r1)
+            x = x + alpha * ((np.exp(-h) - 1.0) / h + 1.0) * D1
+            x = x - alpha * ((np.exp(-h) - 1.0 + h) / h**2 - 0.5) * D2
+        if noise is not None:
+            x = x + sigmas[i + 1] * np.sqrt(1.0 - np.exp(-2.0 * h)) * noise[i]
+    return x
+
+
+def unipc(x: Array, alphas: Array, sigmas: Array, denoise: Denoise, order: int) -> Array:
+    """UniPC (arXiv:2302.04867), algorithms 5 and 6: B2, data prediction.
+
+    Predictor and corrector are two steps of their own, with the corrected sample kept.
+    """
+    lam, last, models = half_log_snrs(alphas, sigmas), len(alphas) - 2, []
+    corrected, used = x, 1
+    for i in range(last + 1):
+        models.append(denoise(x, i))  # of the sample as predicted
+        if i > 0:
+            x = _unipc_update(corrected, alphas, sigmas, lam, models, i - 1, used, correct=True)
+        corrected, used = x, min(order, i + 1, last + 1 - i)
+        x = _unipc_update(corrected, alphas, sigmas, lam, models, i, used, correct=False)
+    return x
+
+
+def _unipc_update(
+    x: Array,
+    alphas: Array,
+    sigmas: Array,
+    lam: Array,
+    models: list[Array],
+    i: int,
+    order: int,
+    correct: bool,
+) -> Array:
+    """`multistep_uni_c_bh_update` or `multistep_uni_p_bh_update` from level i to i + 1."""
+    h, m0 = lam[i + 1] - lam[i], models[i]
+    h_phi_1 = B_h = np.expm1(-h)
+    x_t = sigmas[i + 1] / sigmas[i] * x - alphas[i + 1] * h_phi_1 * m0
+    r = [(lam[i - j] - lam[i]) / h for j in range(1, order)]
+    D1s = [(models[i - j] - m0) / r[j - 1] for j in range(1, order)]
+    if not correct:
+        rho = [0.5] if order == 2 else []
+    elif order == 1:
+        rho = [0.5]
+    else:
+        b, h_phi_k, factorial = [], h_phi_1 / -h - 1.0, 1
+        for j in range(1, order + 1):
+            b.append(h_phi_k * factorial / B_h)
+            factorial *= j + 1
+            h_phi_k = h_phi_k / -h - 1.0 / factorial
+        R = np.vander([*r, 1.0], order, increasing=True).T
+        rho = np.linalg.solve(R, np.array(b)).tolist()
+    if correct:
+        D1s.append(models[i + 1] - m0)
+    for weight, D1 in zip(rho, D1s, strict=True):
+        x_t = x_t - alphas[i + 1] * B_h * weight * D1
+    return x_t

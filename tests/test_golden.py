@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 
 from fastsample import grids
 from fastsample.grid import Grid
-from fastsample.samplers import ancestral, ddim, ddim_inversion
+from fastsample.samplers import ancestral, ddim, ddim_inversion, fastdpm
+from fastsample.samplers.fastdpm import steps_grid, var_betas, var_grid
 from fastsample.schedule import NoiseSchedule
 from fastsample.transition import transition
 
@@ -29,7 +32,7 @@ def golden(*kinds: str):
 def test_every_case_has_a_test():
     used = set(re.findall(r'^@golden\("(\w+)"\)', Path(__file__).read_text(), re.MULTILINE))
     assert {c["kind"] for c in DATA["cases"]} == used
-    assert len(DATA["cases"]) == 65
+    assert len(DATA["cases"]) == 98
 
 
 def named_schedule(name: str, T: int) -> NoiseSchedule:
@@ -107,6 +110,79 @@ def test_time_of_a_level(case):
         t = float(schedule.time_at(value["r"] ** 2))
         assert t == pytest.approx(value["t_paper"], abs=1e-8)
         assert t - 1 == pytest.approx(value["t_index_reference_bisearch"], abs=5e-6)
+
+
+def fastdpm_schedule(inputs) -> NoiseSchedule:
+    return NoiseSchedule.linear(inputs["T"], inputs["beta_1"], inputs["beta_T"])
+
+
+@golden("fastdpm_VAR")
+def test_fastdpm_variances(case):
+    inputs, expected = case["inputs"], case["expected"]
+    schedule, chain = fastdpm_schedule(inputs), (inputs["S"], inputs["schedule"])
+    eta = var_betas(schedule, *chain)
+    np.testing.assert_allclose(eta, expected["eta"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.cumprod(1 - eta), expected["gamma_bar"], rtol=0, atol=1e-12)
+    target = float(schedule.alpha_bar(schedule.T))
+    assert target == pytest.approx(expected["target_abar_T"], rel=1e-11)
+    ratio = expected["gamma_bar_S_over_abar_T"]
+    assert np.prod(1 - eta) / target == pytest.approx(ratio, rel=1e-11)
+    x = eta[-1] if inputs["schedule"] == "linear" else (eta[-1] / eta[0]) ** 0.5 - 1
+    x /= 1 if inputs["schedule"] == "linear" else inputs["S"] - 1
+    assert x == pytest.approx(expected["free_parameter"], rel=1e-12)
+
+    # The reference stops at the bound of its search in silence; here that is said.
+    reached = expected["reaches_target"]
+    with nullcontext() if reached else pytest.warns(UserWarning, match="pass extended=True"):
+        grid = var_grid(schedule, *chain)
+    index = grid.times[-2::-1] - 1
+    np.testing.assert_allclose(index, expected["t_index_exact"], rtol=0, atol=1e-8)
+    # Its bisection in time ends anywhere within a relative 1e-8 of log alpha_bar.
+    np.testing.assert_allclose(index, expected["t_index_reference"], rtol=0, atol=5e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extended = var_grid(schedule, *chain, extended=True)
+    if reached:
+        assert extended == grid
+    else:
+        assert grid.times[0] < 0.95 * schedule.T
+        assert extended.times[0] == pytest.approx(schedule.T, abs=1e-6)
+
+
+@golden("fastdpm_STEP")
+def test_fastdpm_steps(case):
+    inputs, expected = case["inputs"], case["expected"]
+    schedule, chain = fastdpm_schedule(inputs), (inputs["S"], inputs["schedule"])
+    tau, grid = np.array(expected["tau"]), steps_grid(schedule, *chain)
+    assert grid == Grid.from_indices(tau)
+    assert len(grid) == expected["n_unique"]
+    levels = schedule.alpha_bar(tau + 1)
+    np.testing.assert_allclose(levels, expected["gamma_bar"], rtol=0, atol=1e-12)
+    a, s = schedule.levels(np.append(0, tau + 1))
+    pair = transition(a[:-1], s[:-1], a[1:], s[1:])
+    np.testing.assert_allclose(pair.variance, expected["eta"], rtol=0, atol=1e-12)
+    # floor of a float falls one short for S = 14, and quadratic lists end at 0.8 T by design.
+    short = inputs["S"] == 14 or inputs["schedule"] == "quadratic"
+    assert (grid.times[0] < inputs["T"]) == short
+    assert steps_grid(schedule, *chain, extended=True).times[0] == inputs["T"]
+
+
+@golden("fastdpm_nonlinear_schedule_failure")
+def test_fastdpm_away_from_linear_betas(case):
+    """The reference inverts linear betas' levels whatever the betas, and sticks at n +- 0.01."""
+    betas = np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2
+    levels, expected = np.array(case["inputs"]["gamma_bar"]), case["expected"]
+    right = np.array(expected["t_index_by_linear_interpolation_of_log_abar_table"])
+    wrong = np.array(expected["t_index_reference_code"])
+    for schedule in (
+        NoiseSchedule.from_betas(betas),
+        NoiseSchedule.scaled_linear(1000, 1e-4, 0.02),
+    ):
+        index = schedule.time_at(levels) - 1
+        np.testing.assert_allclose(index, right, rtol=0, atol=1e-6)
+        assert np.all(np.abs(index - wrong)[1:] > 0.4)
+    ratios = levels / np.append(1.0, levels[:-1])
+    np.testing.assert_allclose(1 - ratios, case["inputs"]["eta"], rtol=0, atol=1e-12)
 
 
 @golden("ddim_tau")
@@ -215,6 +291,46 @@ def test_trajectories(case):
         close([*states, got][k + 1], x)
 
 
+def fastdpm_parts(inputs):
+    """(schedule, network in project time, noise) of a FastDPM trajectory."""
+    schedule, T = fastdpm_schedule(inputs), inputs["T"]
+    model = oracles.model_b(T)
+    noise = oracles.noise_formula(inputs.get("S", T))
+    if inputs["noise"] != "noise_formula":
+        noise = np.zeros_like(noise)
+
+    def network(x, t):
+        return schedule.sigma(t) * x if inputs["model"] == "A" else model(x, t - 1)
+
+    return schedule, network, noise
+
+
+@golden("fastdpm_trajectory")
+def test_fastdpm_trajectories(case):
+    inputs, expected = case["inputs"], case["expected"]
+    schedule, network, noise = fastdpm_parts(inputs)
+    if "STD" in case["sampler"]:
+        plans = [
+            fastdpm(schedule, inputs["T"], kappa=1.0),
+            ancestral(schedule, grids.uniform(inputs["T"], inputs["T"])),
+        ]
+    else:
+        var = "VAR" in case["sampler"]
+        options = {"approximation": "var" if var else "steps", "spacing": inputs["schedule"]}
+        short = var and inputs["schedule"] == "quadratic"  # S = 10: see test_fastdpm_variances
+        with pytest.warns(UserWarning, match="variances end at") if short else nullcontext():
+            plans = [fastdpm(schedule, inputs["S"], kappa=inputs["kappa"], **options)]
+        if var:
+            exact = np.array(inputs["t_index_descending_exact"])
+            np.testing.assert_allclose(plans[0].times - 1, exact, rtol=0, atol=1e-8)
+        else:
+            assert (plans[0].times - 1).tolist() == inputs["tau"][::-1]
+    for plan in plans:
+        got = oracles.execute(plan, network, np.array(inputs["x_T"]), noise)
+        close(got, expected.get("x_0_with_exact_t", expected["x_0"]))
+        close(got, expected["x_0"], 1e-6)
+
+
 @golden("ddim_encode")
 def test_inversion(case):
     inputs, expected = case["inputs"], case["expected"]
@@ -260,6 +376,28 @@ def test_oracles_reproduce_the_repositories():
             got = spaced.p_sample_loop(x_T, model, noise, clip, variance)
         else:
             got = spaced.ddim_sample_loop(x_T, model, noise, clip, inputs["eta"])
+        close(got, case["expected"]["x_0"])
+
+
+def test_fastdpm_oracles_reproduce_the_repository():
+    for case in (c for c in DATA["cases"] if c["kind"] == "fastdpm_trajectory"):
+        inputs, x_T = case["inputs"], np.array(case["inputs"]["x_T"])
+        _, network, noise = fastdpm_parts(inputs)
+        betas = np.linspace(inputs["beta_1"], inputs["beta_T"], inputs["T"])
+
+        def model(x, i, network=network):
+            return network(x, i + 1)
+
+        if "STD" in case["sampler"]:
+            got = oracles.std_sampling(x_T, betas, model, noise)
+        else:
+            if "tau" in inputs:
+                times = inputs["tau"]
+                levels = np.cumprod(1 - betas)[times]
+            else:
+                times = inputs["t_index_descending_reference"][::-1]
+                levels = np.cumprod(1 - np.array(inputs["eta"]))
+            got = oracles.fastdpm_sampling(x_T, levels, times, model, inputs["kappa"], noise)
         close(got, case["expected"]["x_0"])
 
 

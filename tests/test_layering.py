@@ -15,7 +15,7 @@ NATIVE = "fastsample._native"
 # From the bottom up; a module imports only from the lines above its own. Modules that are not
 # named stand above these.
 ORDER = (
-    {"_checks", "reference", "conditioning", "interpolation", "devices"},
+    {"_checks", "reference", "conditioning", "interpolation", "devices", "fixed_point"},
     {"_curves", "transition", "grid", "rows"},
     {"schedule"},
     {"grids", "plan_text"},
@@ -29,7 +29,7 @@ ORDER = (
     {"sampling", "inversion", "forward"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:7]) - {"reference", "conditioning", "interpolation", "devices"}
+PURE = set().union(*ORDER[:7]) - {"reference", "conditioning", "interpolation", "devices", "fixed_point"}
 # Joins torch and the kernels.
 DOORS = {"ops"}
 # On top: nothing below may know of them.
@@ -100,12 +100,14 @@ def test_the_mathematics_needs_numpy_alone(name):
         "collections",
         "dataclasses",
         "functools",
+        "inspect",
         "itertools",
         "json",
         "math",
         "numbers",
         "operator",
         "typing",
+        "warnings",
     }
 
 

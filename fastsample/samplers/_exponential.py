@@ -17,10 +17,10 @@ def half_log_snr_steps(pair: Transition) -> FloatArray:
 
 
 def step_ratios(h: FloatArray) -> FloatArray:
-    """``h_i / h_{i-1}`` of each row; 0 in row 0 and where either step is infinite."""
+    """``h_i / h_{i-1}`` of each row; 0 in row 0, next to an infinite step and after one of 0."""
     ratios = np.zeros_like(h)
-    finite = np.isfinite(h[1:]) & np.isfinite(h[:-1])
-    np.divide(h[1:], h[:-1], out=ratios[1:], where=finite)
+    sound = np.isfinite(h[1:]) & np.isfinite(h[:-1]) & (h[:-1] > 0.0)
+    np.divide(h[1:], h[:-1], out=ratios[1:], where=sound)
     return ratios
 
 
@@ -29,16 +29,17 @@ def phi(k: int, h: FloatArray) -> FloatArray:
 
     Args:
         k: order.
-        h: finite steps > 0.
+        h: finite steps >= 0.
     """
     small = h < 0.5
     z = np.where(small, -h, 0.0)
     series = np.zeros_like(h)  # the recursion would cancel
     for n in range(14, -1, -1):
         series = series * z + 1.0 / math.factorial(n + k)
-    recursion = np.exp(-h)
+    large = np.where(small, 1.0, h)
+    recursion = np.exp(-large)
     for j in range(1, k + 1):
-        recursion = (1.0 / math.factorial(j - 1) - recursion) / h
+        recursion = (1.0 / math.factorial(j - 1) - recursion) / large
     return np.where(small, series, recursion)
 
 

@@ -117,9 +117,10 @@ def var_grid(
     lowest = float(schedule.alpha_bar(T))
     times = schedule.time_at(np.maximum(levels, lowest))
     times[0] = 1.0  # the first variance is beta_1
-    if levels[-1] <= lowest * (1.0 + 1e-9):
-        times[-1] = T
-    if lowest < levels[-1] * (1.0 - 2e-4):
+    short = lowest < levels[-1] * (1.0 - 2e-4)
+    if levels[-1] <= lowest * (1.0 + 1e-9) or (short and extended):
+        times[-1] = T  # extended: short only where rounding bounds the last variance
+    elif short:
         warnings.warn(
             f"fastdpm: num_steps should reach alpha_bar(T) = {lowest:.3g} but {num_steps} "
             f"{spacing} variances end at {levels[-1]:.3g} (t = {times[-1]:.6g}), as in the "
@@ -165,14 +166,16 @@ def var_betas(
             return first * np.square(1.0 + np.arange(steps) * x)
 
     def level(x: float) -> float:
-        return float(np.prod(1.0 - variances(x)))
+        # At 0, since two variances above 1 would make a positive product again.
+        return float(np.prod(np.maximum(1.0 - variances(x), 0.0)))
 
-    if level(lowest) < target:
+    highest = level(lowest)
+    if highest < target * (1.0 - 1e-9):
         raise ValueError(
             "fastdpm: num_steps must be smaller for growing variances to end at alpha_bar(T) = "
-            f"{target:.3g}, got {steps}, where already equal ones of beta_1 end at "
-            f"{level(lowest):.3g}"
+            f"{target:.3g}, got {steps}, where already equal ones of beta_1 end at {highest:.3g}"
         )
+    target = min(target, highest)  # all T steps of constant betas meet it but for rounding
     x = _bisected(level, lowest, bound, target, 1e-4)
     if extended and level(x) > target * (1.0 + 1e-4):
         x = _bisected(level, x, limit, target, 0.0)

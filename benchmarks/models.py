@@ -1,0 +1,187 @@
+"""The models of the quality benchmark: Gaussian mixtures with their exact noise, and the digits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import fastsample as fs
+
+
+class Mixture:
+    """A Gaussian mixture, whose diffused densities and scores are known in closed form.
+
+    A network makes errors of its own, under which those of a sampler hide; this oracle makes none.
+    ``x_t = alpha x0 + sigma eps`` is a mixture again, with means ``alpha mu`` and variances ``v =
+    alpha^2 s^2 + sigma^2``, and ``E[eps | x_t] = -sigma grad log p_t(x_t)``.
+
+    Args:
+        means: `(M, D)`.
+        variances: `(M, D)` or `(M, 1)`, of each coordinate.
+        weights: `(M,)`, positive; divided by their sum.
+    """
+
+    def __init__(
+        self, means: npt.ArrayLike, variances: npt.ArrayLike, weights: npt.ArrayLike
+    ) -> None:
+        self.means = torch.as_tensor(np.asarray(means, dtype=np.float64))
+        spread = torch.as_tensor(np.asarray(variances, dtype=np.float64))
+        self.variances = spread.expand_as(self.means)
+        shares = torch.as_tensor(np.asarray(weights, dtype=np.float64))
+        self.weights = shares / shares.sum()
+
+    @property
+    def dim(self) -> int:
+        """D, the number of coordinates."""
+        return self.means.shape[1]
+
+    def sample(self, count: int, generator: torch.Generator, *, even: bool = False) -> Tensor:
+        """Exact samples ``(count, D)``, float32.
+
+        Args:
+            count: how many.
+            generator: where the randomness comes from.
+            even: the modes hold their expected numbers of samples, rounded, and not random ones.
+                As a reference this is quieter.
+        """
+        if even:
+            ends = (self.weights.cumsum(0) * count).round().long()
+            which = torch.repeat_interleave(ends.diff(prepend=ends.new_zeros(1)))
+        else:
+            which = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        z = torch.randn(count, self.dim, dtype=torch.float64, generator=generator)
+        return (self.means[which] + self.variances[which].sqrt() * z).float()
+
+    def log_density(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """Log density of x_t ``(B,)``."""
+        return self._joint(x.double(), alpha, sigma)[0].logsumexp(1)
+
+    def epsilon(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
+        """``E[eps | x_t = x]`` in float64, returned in the dtype of `x`."""
+        wide = x.double()
+        joint, precision, pulled = self._joint(wide, alpha, sigma)
+        share = joint.softmax(1)
+        return (sigma * (wide * (share @ precision) - share @ pulled)).to(x.dtype)
+
+    def _joint(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Log of weight times density ``(B, M)``; ``1 / v`` and ``alpha mu / v`` ``(M, D)``."""
+        precision = 1.0 / (alpha**2 * self.variances + sigma**2)
+        centre = alpha * self.means
+        pulled = centre * precision
+        # Expanded, so that it is two matrix products; float64 bears the cancellation.
+        distance = x.square() @ precision.T - 2.0 * x @ pulled.T + (centre * pulled).sum(1)
+        constant = self.weights.log() + 0.5 * (precision / (2 * math.pi)).log().sum(1)
+        return constant - 0.5 * distance, precision, pulled
+
+
+class Counted:
+    """A network that counts its calls."""
+
+    def __init__(self, network: Callable[..., Any]) -> None:
+        self.network = network
+        self.calls = 0
+
+    def __call__(self, x: Tensor, index: Tensor) -> Any:
+        self.calls += 1
+        return self.network(x, index)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is sampled from, and what its samples should be distributed like.
+
+    Attributes:
+        name: a short name.
+        title: the same for headings.
+        denoiser: the network with its conventions; `network` is inside.
+        network: counts the calls.
+        data: ``(count, seed) -> (reference, fresh)``: independent sets of true samples, with no
+            point in common; `fresh` holds `count`, `reference` at least as many.
+        labelled: all real data and their labels, to train a classifier on; None without.
+    """
+
+    name: str
+    title: str
+    denoiser: fs.Denoiser
+    network: Counted
+    data: Callable[[int, int], tuple[Tensor, Tensor]]
+    labelled: tuple[Tensor, Tensor] | None = None
+
+
+def mixture_model(name: str, title: str, mixture: Mixture) -> Model:
+    """A mixture behind the linear schedule of 1000 steps."""
+    schedule = fs.NoiseSchedule.linear()
+
+    def exact(x: Tensor, index: Tensor) -> Tensor:
+        # All samples of a run are at the same time; fractional ones come in float32.
+        alpha, sigma = schedule.levels(min(float(index.reshape(-1)[0]) + 1.0, schedule.T))
+        return mixture.epsilon(x, float(alpha), float(sigma))
+
+    def data(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(1_000_000 + seed)
+        return mixture.sample(count, generator, even=True), mixture.sample(count, generator)
+
+    network = Counted(exact)
+    return Model(name, title, fs.Denoiser(network, schedule, (mixture.dim,)), network, data)
+
+
+def ring() -> Model:
+    """Eight narrow modes on a circle."""
+    angles = np.arange(8) * (math.pi / 4)
+    means = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 1.4
+    mixture = Mixture(means, np.full((8, 1), 0.1**2), np.ones(8))
+    return mixture_model("ring-2", "8 modes on a ring, 2-D", mixture)
+
+
+def modes(dim: int, count: int = 10) -> Model:
+    """Random modes of unequal weights and widths, and of a width of its own per coordinate."""
+    generator = np.random.default_rng(dim)
+    means = 0.9 * generator.standard_normal((count, dim))
+    deviations = np.geomspace(0.05, 0.5, count)[:, None] * generator.uniform(0.7, 1.3, (count, dim))
+    weights = generator.uniform(0.5, 2.0, count)
+    mixture = Mixture(means, deviations**2, weights)
+    return mixture_model(f"modes-{dim}", f"{count} random modes, {dim}-D", mixture)
+
+
+def digits() -> Model:
+    """The bundled digits model, without labels, against scikit-learn's 1797 digits."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    images = torch.from_numpy(loaded.images / 8.0 - 1.0).float().unsqueeze(1)
+    bundled = fs.load("digits")
+    network = Counted(bundled.model)
+    denoiser = fs.Denoiser(
+        network,
+        bundled.schedule,
+        bundled.shape,
+        prediction=bundled.prediction,
+        variance=bundled.variance,
+        clip=bundled.clip,
+    )
+
+    def data(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        if 2 * count > len(images):
+            raise ValueError(
+                f"digits: count must be at most {len(images) // 2}, half of the digits, got {count}"
+            )
+        order = np.random.default_rng(seed).permutation(len(images))
+        return images[order[count:]], images[order[:count]]
+
+    labelled = images, torch.from_numpy(loaded.target).long()
+    return Model("digits", "digits, 8 x 8 pixels", denoiser, network, data, labelled)
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    "ring-2": ring,
+    "modes-16": lambda: modes(16),
+    "modes-64": lambda: modes(64),
+    "digits": digits,
+}
