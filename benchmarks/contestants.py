@@ -138,7 +138,7 @@ class Peer:
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
         """Equal for runs that give equal samples."""
-        return self.name
+        return self.name, steps
 
     def deterministic(self, model: Model, steps: int) -> bool:
         """Whether the samples depend on the starting noise alone."""

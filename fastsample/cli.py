@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
 import time
 from collections.abc import Sequence
@@ -37,6 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sample.add_argument("--method", choices=list(METHODS), default="ddim")
     sample.add_argument("--grid", choices=sorted([*GRIDS, "random"]), default="uniform")
     sample.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0..1")
+    sample.add_argument(
+        "--knob",
+        action="append",
+        type=_knob,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a knob of the method, as order=3 or approximation=var; may be repeated",
+    )
     sample.add_argument("--index", type=int, default=0, help="global index of the first sample")
     sample.add_argument(
         "--label", type=int, choices=range(10), help="draw this digit", metavar="0..9"
@@ -63,14 +72,25 @@ def _add_drawing(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _knob(text: str) -> tuple[str, object]:
+    """(name, value) of NAME=VALUE; a value that is no Python literal is a string."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"must look like order=3, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
 def _demo(options: argparse.Namespace) -> int:
     model = fs.load("digits", device=options.device)
     labels = list(range(10)) * 10  # ten rows, each 0..9
-    seconds, images = _timed(
+    seconds, calls, images = _timed(
         model, options, num_samples=len(labels), cond={"y": torch.tensor(labels)}
     )
     path = save_grid(images, options.out, columns=10, scale=6)
-    print(f"{len(labels)} digits, {options.steps} network calls, {seconds:.2f} s: {path}")
+    print(f"{len(labels)} digits, {calls} network calls, {seconds:.2f} s: {path}")
     return 0
 
 
@@ -83,17 +103,24 @@ def _sample(options: argparse.Namespace) -> int:
         raise ValueError(f"sample: num must be at least 1, got {options.num}")
     if options.guidance is not None and options.label is None:
         raise ValueError("sample: label must be given with guidance, got none")
+    knobs, known = dict(options.knob), METHODS[options.method].knobs
+    for name in knobs:
+        if name not in known:
+            raise ValueError(
+                f"sample: knob must be one of {list(known) or 'none'} with method "
+                f'"{options.method}", got {name}'
+            )
     model = fs.load(options.model, device=options.device)
-    seconds, samples = _timed(
+    seconds, calls, samples = _timed(
         model,
         options,
         num_samples=options.num,
         method=options.method,
         grid=options.grid,
-        eta=options.eta,
         sample_index=options.index,
         guidance=options.guidance,
         cond=None if options.label is None else {"y": options.label},
+        **{"eta": options.eta, **knobs},
     )
     if suffix == ".npy":
         path = options.out.resolve()
@@ -101,19 +128,25 @@ def _sample(options: argparse.Namespace) -> int:
         np.save(path, samples.float().cpu().numpy())
     else:
         path = save_grid(samples, options.out, columns=max(1, round(options.num**0.5)), scale=6)
-    print(f"{options.num} samples, {options.steps} network calls, {seconds:.2f} s: {path}")
+    print(f"{options.num} samples, {calls} network calls, {seconds:.2f} s: {path}")
     return 0
 
 
 def _timed(model: fs.Denoiser, options: argparse.Namespace, **arguments):
-    """(seconds, samples) of one run."""
+    """(seconds, network calls, samples) of one run; some grids hold more or fewer times than K."""
+    rows: list[int] = []
     began = time.perf_counter()
     samples = fs.sample(
-        model, options.steps, seed=options.seed, progress=not options.quiet, **arguments
+        model,
+        options.steps,
+        seed=options.seed,
+        progress=not options.quiet,
+        callback=lambda step: rows.append(step.row),
+        **arguments,
     )
     if samples.is_cuda:
         torch.cuda.synchronize(samples.device)
-    return time.perf_counter() - began, samples
+    return time.perf_counter() - began, len(rows), samples
 
 
 def _info(options: argparse.Namespace) -> int:

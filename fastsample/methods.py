@@ -99,9 +99,11 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
     "leading": lambda schedule, steps: _diffusers(schedule, steps, "leading"),
     "trailing": lambda schedule, steps: _diffusers(schedule, steps, "trailing"),
     "linspace": lambda schedule, steps: _diffusers(schedule, steps, "linspace"),
-    "respaced": lambda schedule, steps: grids.respaced(_whole(schedule), steps),
-    "ddim": lambda schedule, steps: grids.ddim(_whole(schedule), steps),
-    "ddim_quadratic": lambda schedule, steps: grids.ddim(_whole(schedule), steps, "quadratic"),
+    "respaced": lambda schedule, steps: grids.respaced(_whole("respaced", schedule), steps),
+    "ddim": lambda schedule, steps: grids.ddim(_whole("ddim", schedule), steps),
+    "ddim_quadratic": lambda schedule, steps: grids.ddim(
+        _whole("ddim", schedule), steps, "quadratic"
+    ),
 }
 """Names for the `grid` argument, besides "random" (times drawn from the seed): our own; diffusers'
 three timestep spacings; improved-diffusion's list and the DDIM repository's two, which may hold
@@ -116,13 +118,13 @@ def noisiest(schedule: NoiseSchedule) -> float:
 def _diffusers(
     schedule: NoiseSchedule, steps: int, spacing: Literal["leading", "trailing", "linspace"]
 ) -> Grid:
-    return grids.diffusers(_whole(schedule), steps, spacing)
+    return grids.diffusers(_whole("diffusers", schedule), steps, spacing)
 
 
-def _whole(schedule: NoiseSchedule) -> int:
+def _whole(name: str, schedule: NoiseSchedule) -> int:
+    """T of a schedule, for a list of its indices."""
     if schedule.num_steps is None:
         raise ValueError(
-            f"sample: grid must be uniform, quadratic, log_snr, karras or random for {schedule!r}, "
-            "which has no whole steps, got a list of indices"
+            f'grids.{name}: schedule must have whole steps, got {schedule!r}; try grid="uniform"'
         )
     return schedule.num_steps

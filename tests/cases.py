@@ -11,7 +11,7 @@ import numpy as np
 from fastsample import grids
 from fastsample.grid import Grid
 from fastsample.plan import Plan
-from fastsample.rows import Prediction
+from fastsample.rows import Clip, Prediction
 from fastsample.samplers import ancestral, ddim, dpm_solver, fastdpm, shortcut, unipc
 from fastsample.schedule import NoiseSchedule
 
@@ -115,3 +115,22 @@ def plans(sampler: str, schedule: str, prediction: Prediction) -> Iterator[tuple
     for name, grid in all_grids(levels):
         if prediction != "epsilon" or levels.alpha(grid.times[0]) > 0:
             yield name, SAMPLERS[sampler](levels, grid, prediction)
+
+
+@cache
+def turns(schedule: NoiseSchedule) -> tuple[tuple[Grid, Prediction, Clip], ...]:
+    """Two grids for each K = 1..20; kinds of grids, predictions and clips take turns."""
+    kinds: tuple[Callable[[int], Grid], ...] = (
+        lambda K: grids.uniform(noisiest(schedule), K),
+        lambda K: grids.log_snr(schedule, K),
+        lambda K: grids.karras(schedule, K),
+        lambda K: grids.random(noisiest(schedule), K, seed=K),
+    )
+    clips: tuple[Clip, ...] = (None, 1.0, (-0.2, 0.7))
+    found: list[tuple[Grid, Prediction, Clip]] = []
+    for i in range(40):
+        grid = kinds[(i + i // 8) % 4](i // 2 + 1)
+        if schedule.alpha(grid.times[0]) == 0:
+            grid = Grid(0.97 * grid.times)  # epsilon takes its turn too
+        found.append((grid, PREDICTIONS[i // 4 % 4], clips[i % 3]))
+    return tuple(found)

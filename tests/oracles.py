@@ -43,6 +43,18 @@ def execute(plan, network: Callable[[Array, float], Array], x: Array, noise: Arr
     return x
 
 
+def states(plan, network: Callable[[Array, float], Array], x: Array, noise: Array) -> Array:
+    """`(K + 1, ...)`: what the network is shown in each row of `execute`, and the result."""
+    seen: list[Array] = []
+
+    def spy(x: Array, t: float) -> Array:
+        seen.append(x)
+        return network(x, t)
+
+    result = execute(plan, spy, x, noise)
+    return np.array([*seen, result])
+
+
 # ---- toy networks of the golden files
 
 
@@ -214,6 +226,25 @@ def clean(prediction: str, x: Array, m: Array, alpha: float, sigma: float) -> Ar
     if prediction == "flow":  # eps - x0
         return (x - sigma * m) / (alpha + sigma)
     return m
+
+
+def assert_plan_is(plan, loop: Callable[[Array, Denoise, Array], Array], clip=None) -> None:
+    """All states of a plan are those of `loop(x, denoise, noise)` to 1e-10 of the largest."""
+    bounds = clip if isinstance(clip, tuple) else (-(clip or np.inf), clip or np.inf)
+    noise, told, seen = noise_formula(len(plan)), plan.times.tolist(), []
+
+    def network(x: Array, t: float) -> Array:
+        return np.tanh(x) * (0.3 + t / told[0])
+
+    def denoise(x: Array, i: int) -> Array:
+        seen.append(x)
+        m = network(x, told[i])
+        return np.clip(clean(plan.prediction, x, m, plan.alphas[i], plan.sigmas[i]), *bounds)
+
+    expected = loop(X_T, denoise, noise)
+    expected = np.array([*seen, expected])
+    error = np.abs(states(plan, network, X_T, noise) - expected)
+    assert error.max() <= 1e-10 * np.abs(expected).max(), error.max(axis=1)
 
 
 def shortcut_sampling(

@@ -77,8 +77,10 @@ def test_the_formula_row_by_row(w, options):
 
 def test_one_call_with_the_unconditional_half_first():
     spy = Spy(labelled)
-    draw(spy, steps=3, guidance=[1, 2, 3], cond={"y": [4, 5]}, uncond={"y": [0, 1]})
-    assert spy.batches == [4] * 3
+    draw(spy, steps=4, guidance=[2, 1, 3, 0], cond={"y": [4, 5]}, uncond={"y": [0, 1]})
+    assert spy.batches == [4, 2, 4, 4]  # scale 1 is the conditional output alone
+    assert spy.conditions.pop(1)["y"].tolist() == [4, 5]
+    del spy.inputs[1], spy.told[1]
     for x, t, given in zip(spy.inputs, spy.told, spy.conditions, strict=True):
         assert torch.equal(x[:2], x[2:])
         assert len(set(t.tolist())) == 1

@@ -197,8 +197,8 @@ INVERT = {
     ),
     "plan": (
         lambda: fs.invert(MODEL, START, fs.ddim_inversion(LINEAR, grids.uniform(1000, 3))),
-        TypeError,
-        r"invert: steps must be a number, a Grid or times, got a Plan",
+        ValueError,
+        r"invert: steps must be a plan that ends at 0, got an inverting one",
     ),
     "NaN data": (
         lambda: fs.invert(MODEL, START * torch.nan),

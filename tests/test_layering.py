@@ -29,7 +29,13 @@ ORDER = (
     {"sampling", "inversion", "forward"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:7]) - {"reference", "conditioning", "interpolation", "devices", "fixed_point"}
+PURE = set().union(*ORDER[:7]) - {
+    "reference",
+    "conditioning",
+    "interpolation",
+    "devices",
+    "fixed_point",
+}
 # Joins torch and the kernels.
 DOORS = {"ops"}
 # On top: nothing below may know of them.

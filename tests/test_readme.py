@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fastsample.methods import table
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -27,6 +29,11 @@ def test_the_printed_plan_is_the_real_one(capsys):
     exec(compile("\n".join(BLOCKS), "README.md", "exec"), {})
     shown = README[README.index("Plan ddim") :]
     assert shown[: shown.index("```")] in capsys.readouterr().out
+
+
+def test_the_table_of_methods_is_the_real_one():
+    shown = README.split("<!-- made by fastsample.methods.table() -->\n")[1]
+    assert shown.split("\n<!-- end -->")[0] == table()
 
 
 def test_linked_files_exist():
