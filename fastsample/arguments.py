@@ -34,6 +34,7 @@ class Knobs(TypedDict, total=False):
     order: int
     stochastic: bool
     lower_order_final: bool
+    corrected: bool
 
 
 def make_dtype(dtype: torch.dtype | None, start: Any, denoiser: Denoiser) -> torch.dtype:

@@ -60,12 +60,15 @@ def diffuse(
         raise ValueError(
             f"diffuse: t must be in [0, {schedule.T:g}], got {times.min():g} to {times.max():g}"
         )
+    if noise is not None and not isinstance(noise, Tensor):
+        raise TypeError(f"diffuse: noise must be a tensor, got {type(noise).__name__}")
     check_tensor("noise", noise, tuple(x0.shape), x0.dtype, x0.device, "diffuse")
     if noise is None:
         identity = make_identity("diffuse", seed, sample_index, batch, x0.device)
         if identity.index.shape[0] != batch or identity.seeds.shape[0] not in (1, batch):
             raise ValueError(
-                f"diffuse: seed and sample_index must be one number or one per sample ({batch},)"
+                f"diffuse: seed and sample_index must be one number or one per sample ({batch},), "
+                f"got {identity.seeds.shape[0]} and {identity.index.shape[0]}"
             )
         noise = ops.noise(identity.seeds, identity.index, x0.shape[1:], dtype=kind)
     alpha, sigma = (

@@ -80,14 +80,16 @@ class Correction:
                 "sample: threshold must go with rows that read the output through x0 alone (e = 0),"
                 f" got {plan.method}; pass rederive=True"
             )
-        if not np.all(np.isfinite(plan.column("hi")) & (plan.column("lo") == -plan.column("hi"))):
+        low, high = plan.column("lo"), plan.column("hi")
+        bad = ~np.isfinite(high) | (low != -high)
+        if np.any(bad):
+            k = int(np.argmax(bad))
             raise ValueError(
-                "sample: threshold must go with a clip bound, the data's range, got none; "
-                "pass clip=1.0"
+                "sample: threshold must go with a clip bound on |x0|, the data's range, got "
+                f"({low[k]:g}, {high[k]:g}); pass clip=1.0"
             )
         rows = np.array(plan.rows)
-        for name, value in (("p", 0.0), ("q", 1.0), ("lo", -math.inf), ("hi", math.inf)):
-            rows[:, COLUMNS.index(name)] = value
+        rows[:, COLUMNS.index("p")], rows[:, COLUMNS.index("q")] = 0.0, 1.0
         self.plan = replace(plan, rows=rows, prediction="x0")
 
     def __call__(

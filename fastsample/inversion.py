@@ -22,7 +22,7 @@ from fastsample.loading import as_denoiser
 from fastsample.loop import run
 from fastsample.ops.checks import history_dtype
 from fastsample.plan import Plan
-from fastsample.rows import COLUMNS, eps_terms, output_terms, row_table
+from fastsample.rows import COLUMNS, eps_terms, output_terms, row_table, x0_terms
 from fastsample.samplers import ddim_inversion
 from fastsample.schedule import NoiseSchedule
 
@@ -57,9 +57,9 @@ def invert(
     With a tolerance each row is undone exactly: the x_t that the row carries to x_s is the fixed
     point of ``x_t = alpha / X (x_s - ...) + (sigma - alpha E / X) eps(x_t)`` with (X, E) the row's
     weights of x0 and eps, iterated from x_s (as in Pan et al. 2023, "Effective Real Image Editing
-    with Accelerated Iterative Diffusion Inversion", arXiv:2309.04907, with Anderson acceleration).
-    For plans that look back this is one step of an outer fixed point over all rows. The result is
-    decoded and compared with `x0`.
+    with Accelerated Iterative Diffusion Inversion", arXiv:2309.04907, with Anderson acceleration);
+    near pure noise with x0 and eps exchanged. For plans that look back this is one step of an outer
+    fixed point over all rows. The result is decoded and compared with `x0`.
 
     Args:
         model: as for `sample`.
@@ -132,8 +132,8 @@ def _check_invertible(plan: Plan) -> None:
         raise ValueError("invert: steps must be a plan without guidance, got a guided one")
     if np.any(np.isfinite(plan.column("lo")) | np.isfinite(plan.column("hi"))):
         raise ValueError(
-            "invert: steps must be a plan that does not clip x0, which loses it; "
-            "pass plan.with_clip(None)"
+            "invert: steps must be a plan that does not clip x0, which loses it, "
+            "got one that does; pass plan.with_clip(None)"
         )
 
 
@@ -249,7 +249,14 @@ def _pulling_rows(plan: Plan) -> np.ndarray:
             f"invert: steps must be a plan whose rows keep x0 to be undone, got {plan.method}, "
             f"row {k}, with weight {x0_weight[k]:.3g}"
         )
-    keep = alpha / x0_weight
-    from_x, from_output = eps_terms("invert", plan.prediction, alpha, sigma)
-    move = sigma - keep * eps_weight
+    # x_t = alpha x0 + sigma eps, with x0 out of the row's equation for x_s, or, where x_t is nearly
+    # noise, with eps: eps(x_t) is then x_t itself whatever x_t, and every point would be fixed.
+    noisy = alpha * x0_weight < 0.1 * sigma * eps_weight
+    keep = np.divide(sigma, eps_weight, out=alpha / x0_weight, where=noisy)
+    move = np.where(noisy, alpha - keep * x0_weight, sigma - keep * eps_weight)
+    from_x, from_output = np.where(
+        noisy,
+        x0_terms("invert", plan.prediction, alpha, sigma),
+        eps_terms("invert", plan.prediction, alpha, sigma),
+    )
     return row_table(len(plan), a=move * from_x, e=move * from_output, c1=keep)

@@ -24,7 +24,7 @@ def shortcut(
     which consistency models sample with too. The paper draws the times at random: pass
     ``grids.random(T, K, seed)``. Its marginals are those of the forward process only if x0 is a
     posterior sample; with a denoiser's mean the samples come out too concentrated, the more so the
-    fewer the steps.
+    fewer the steps. No number of steps mends it: Gaussian data keep at most half their variance.
 
     Args:
         schedule: noise levels; only alpha and sigma at the grid's times are read.
