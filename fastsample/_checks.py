@@ -6,8 +6,10 @@ value.
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
+import warnings
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -78,3 +80,18 @@ def frozen(array: npt.NDArray[np.float64]) -> FloatArray:
     copy = np.array(array, np.float64)
     copy.setflags(write=False)
     return copy
+
+
+def check_bool(function: str, name: str, value: object) -> bool:
+    """True or False, nothing that merely counts as one ("false" does)."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{function}: {name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def warn_user(message: str) -> None:
+    """A UserWarning that points at the line outside the package which called into it."""
+    depth, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("fastsample."):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=depth)

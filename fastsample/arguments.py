@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -54,12 +54,12 @@ def make_grid(
     names = sorted([*GRIDS, "random"])
     if not isinstance(grid, str) or grid not in names:
         raise ValueError(f"{function}: grid must be one of {names}, got {grid!r}")
-    if isinstance(steps, Grid):
-        return steps
-    if isinstance(steps, Tensor) and steps.dim() > 0:
-        steps = steps.tolist()
-    if isinstance(steps, (Sequence, np.ndarray)) and not isinstance(steps, str):
-        return Grid(steps)
+    if _are_times(steps):
+        if grid != "uniform":
+            raise ValueError(f"{function}: grid must be left out with given times, got {grid!r}")
+        if isinstance(steps, Grid):
+            return steps
+        return Grid(steps.tolist() if isinstance(steps, Tensor) else steps)
     count = check_integer(function, "steps", steps, 1, schedule.num_steps)
     if grid != "random":
         return GRIDS[grid](schedule, count)
@@ -97,6 +97,8 @@ def make_plan(
     if chosen is None:
         raise ValueError(f"{function}: method must be one of {list(METHODS)}, got {method!r}")
     for name, value in knobs.items():
+        if not any(name in known.knobs for known in METHODS.values()):
+            raise TypeError(f"{function}: {name} must be one of its arguments or a method's knobs")
         if name not in chosen.knobs:
             raise ValueError(
                 f'{function}: {name} must be left out with method="{method}", got {value!r}; '
@@ -116,13 +118,20 @@ def make_plan(
     if not chosen.chooses_times:
         times = make_grid(denoiser.schedule, steps, grid, function, seed)
         return chosen.make(denoiser.schedule, times, **options)
-    if grid != "uniform" or np.ndim(cast("Any", steps)) > 0 or isinstance(steps, Grid):
+    if grid != "uniform" or _are_times(steps):
         name, value = ("grid", grid) if grid != "uniform" else ("steps", steps)
         raise ValueError(
             f"{function}: {name} must {'be left out' if name == 'grid' else 'be a number'} with "
             f'method="{method}", which chooses its times, got {value!r}'
         )
     return chosen.make(denoiser.schedule, steps, **options)
+
+
+def _are_times(steps: Any) -> bool:
+    """Whether `steps` is the times themselves, not their number."""
+    if isinstance(steps, Tensor):
+        return steps.dim() > 0
+    return isinstance(steps, (Grid, Sequence, np.ndarray)) and not isinstance(steps, str)
 
 
 def _checked_plan(denoiser: Denoiser, plan: Plan, function: str) -> Plan:

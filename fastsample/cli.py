@@ -77,6 +77,8 @@ def _knob(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals and value):
         raise argparse.ArgumentTypeError(f"must look like order=3, got {text!r}")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

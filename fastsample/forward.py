@@ -18,7 +18,7 @@ from fastsample.schedule import NoiseSchedule
 def diffuse(
     x0: Tensor,
     schedule: NoiseSchedule,
-    t: float | Sequence[float] | FloatArray,
+    t: float | Sequence[float] | FloatArray | Tensor,
     *,
     seed: int | Sequence[int] = 0,
     sample_index: int | Sequence[int] | Tensor | None = None,
@@ -50,7 +50,7 @@ def diffuse(
         raise TypeError(f"diffuse: x0 must be a floating tensor (B, *shape), got {got}")
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"diffuse: schedule must be a NoiseSchedule, got {schedule!r}")
-    times = check_array("diffuse", "t", t)
+    times = check_array("diffuse", "t", t.detach().cpu() if isinstance(t, Tensor) else t)
     batch, kind = x0.shape[0], history_dtype(x0)
     if times.shape not in ((), (batch,)):
         raise ValueError(

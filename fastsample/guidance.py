@@ -46,7 +46,13 @@ def interval_scales(
                 "sample: guidance_interval must be two times (low, high) with 0 <= low < high, "
                 f"got {interval!r}"
             )
-        scales[(plan.times <= ends[0]) | (plan.times > ends[1])] = 1.0
+        inside = (plan.times > ends[0]) & (plan.times <= ends[1])
+        if not inside.any():
+            raise ValueError(
+                "sample: guidance_interval must hold a time of the run, "
+                f"{plan.times[0]:g} to {plan.times[-1]:g}, got {interval!r}"
+            )
+        scales[~inside] = 1.0
     return scales
 
 
@@ -64,7 +70,8 @@ class Correction:
 
     Attributes:
         plan: what the kernel runs on corrected outputs. Thresholding turns it into a plan for x0
-            prediction: p = 0, q = 1.
+            prediction: p = 0, q = 1. In half precision the corrected output, and so the x0 that
+        multistep rows look back at, is rounded to the samples' dtype.
     """
 
     def __init__(self, plan: Plan, rescale: float = 0.0, threshold: float | None = None) -> None:
@@ -75,6 +82,8 @@ class Correction:
         if threshold is None:
             return
         self._quantile = check_real("sample", "threshold", threshold, 0.0, 1.0)
+        if self._quantile == 0.0:
+            raise ValueError("sample: threshold must be above 0, got 0")
         if np.any(plan.column("e")):
             raise ValueError(
                 "sample: threshold must go with rows that read the output through x0 alone (e = 0),"
@@ -104,7 +113,9 @@ class Correction:
             u = unconditional[:, :channels].to(kind)
             m = u + row["w"] * (c - u)
             if self._rescale:
-                m = m * (self._rescale * _deviation(c) / _deviation(m) + (1.0 - self._rescale))
+                ratio = _deviation(c) / _deviation(m)
+                ratio = torch.where(torch.isfinite(ratio), ratio, 1.0)  # constant outputs
+                m = m * (self._rescale * ratio + (1.0 - self._rescale))
         if self._quantile is not None:
             m = dynamic_threshold(row["p"] * x.to(kind) + row["q"] * m, row["hi"], self._quantile)
         m = m.to(conditional.dtype)
@@ -136,4 +147,7 @@ def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
 
 def _deviation(output: Tensor) -> Tensor:
     """Standard deviation of each sample, ready to broadcast; as diffusers' `rescale_noise_cfg`."""
-    return output.std(dim=tuple(range(1, output.dim())), keepdim=True)
+    wide = output.flatten(1)
+    mean = wide.mean(1, keepdim=True)
+    square = (wide - mean).square().sum(1) / max(wide.shape[1] - 1, 1)
+    return square.sqrt().reshape(-1, *[1] * (output.dim() - 1))

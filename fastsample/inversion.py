@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample import ops
-from fastsample._checks import check_integer, check_real
+from fastsample._checks import check_integer, check_real, warn_user
 from fastsample.arguments import Knobs, check_tensor, make_plan
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
@@ -50,7 +49,7 @@ def invert(
     """Carry data to the noise that a deterministic sampler would start from.
 
     Without a tolerance: DDIM inversion (Song et al. 2021, arXiv:2010.02502, eq. 13 and section 4.3)
-    along the plan's times, K - 1 network calls, each at the cleaner of the two times.
+    along the plan's times, whatever its rows: K - 1 network calls, each at the cleaner time of two.
     ``sample(model, steps, start=invert(model, x0, steps), clip=None)`` returns near x0, the nearer
     the more steps.
 
@@ -59,7 +58,8 @@ def invert(
     weights of x0 and eps, iterated from x_s (as in Pan et al. 2023, "Effective Real Image Editing
     with Accelerated Iterative Diffusion Inversion", arXiv:2309.04907, with Anderson acceleration);
     near pure noise with x0 and eps exchanged. For plans that look back this is one step of an outer
-    fixed point over all rows. The result is decoded and compared with `x0`.
+    fixed point over all rows, and a sample then depends on its batch, within the tolerance. The
+    result is decoded and compared with `x0`. Needs memory for about 2 K + 20 times the data.
 
     Args:
         model: as for `sample`.
@@ -67,8 +67,8 @@ def invert(
         steps: K >= 2, or the times of the sampling run to be inverted, or its deterministic plan.
         method: as for `sample`; with its knobs a deterministic one.
         grid: as for `sample`.
-        tolerance: largest ``|x0 - decoded|`` over all elements, in data units. None makes one call
-            per row and promises nothing.
+        tolerance: largest ``|x0 - decoded|`` over all elements, in data units. None is plain DDIM
+            inversion and promises nothing.
         max_iterations: of each fixed point, with a tolerance.
         shape: as for `sample`; None is that of `x0`.
         schedule: as for `sample`.
@@ -90,6 +90,8 @@ def invert(
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"invert: x0 must be a floating tensor, got {got}")
+    if x0.dim() < 2:
+        raise ValueError(f"invert: x0 must have shape (B, *shape), got {tuple(x0.shape)}")
     shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
     denoiser = as_denoiser(model, shape, schedule, "invert")
     clip = "auto" if isinstance(steps, Plan) else None
@@ -184,11 +186,9 @@ def _solve(denoiser, plan, x0, conditions, tolerance, max_iterations, count) -> 
             return nearest
         if not improved:
             break
-    warnings.warn(
+    warn_user(
         f"invert: tolerance should be reached, but decoding is {least:.3g} away from x0, "
-        f"{tolerance:g} asked for; use more steps, float64, or a larger tolerance",
-        UserWarning,
-        stacklevel=3,
+        f"{tolerance:g} asked for; use more steps, float64, or a larger tolerance"
     )
     return nearest
 

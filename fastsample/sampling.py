@@ -61,7 +61,7 @@ def sample(
     graph: bool = False,
     **knobs: Unpack[Knobs],
 ) -> Tensor:
-    """Draw samples in exactly K network calls.
+    """Draw samples in exactly K network calls, one per row of the plan.
 
     Sample i is the same in any batch, on any device and with any number of ranks, up to what the
     network itself computes: its noise is a function of (seed, index, row, element) alone.
@@ -72,8 +72,9 @@ def sample(
     Args:
         model: a `Denoiser`, or a callable ``(x, t) -> output`` with `shape` (epsilon prediction,
             network index t - 1; wrap it in a `Denoiser` for anything else).
-        steps: K; or the times themselves (a `Grid`, or a list that ends at 0); or a whole `Plan`,
-            which decides what `method`, its knobs, `grid` and `clip` would: leave those.
+        steps: K (other people's lists, see `grid`, may hold another number of times); or the times
+            themselves (a `Grid`, or a list that ends at 0); or a whole `Plan`, which decides what
+            `method`, its knobs, `grid` and `clip` would: leave those.
         num_samples: how many; None is what `start`, `noise`, `cond`, `sample_index` or `seed` say,
             else 1.
         method: the sampler, one of `fastsample.methods.METHODS`.
@@ -103,7 +104,11 @@ def sample(
         progress: show a progress bar.
         callback: called after each row with a `Step` (row, time, x, x0).
         graph: capture network and step in a CUDA graph and replay it K times; the capture calls
-            the network three times more. CUDA only.
+            the network three times more; every row of a guided run then takes 2 B samples. CUDA
+            only.
+        **knobs: what the method takes besides `eta` and `variance`: for "ddim" `sigma_hat`,
+            `rederive`; for "fastdpm" `approximation`, `spacing`, `kappa`, `extended`; for "dpm++"
+            `order`, `stochastic`, `lower_order_final`, `corrected`; for "unipc" `order`.
 
     Returns:
         ``(num_samples, *shape)``.
@@ -114,21 +119,18 @@ def sample(
             or infinity (the message names the row and time).
     """
     denoiser = as_denoiser(model, shape, schedule, "sample")
-    chosen = dict(knobs)
-    if eta != 0.0:
-        chosen["eta"] = eta
-    if variance is not None:
-        chosen["variance"] = variance
-    plan = make_plan(denoiser, steps, method=method, grid=grid, clip=clip, knobs=chosen, seed=seed)
-    plan, absent = make_guidance(denoiser, plan, guidance, guidance_interval, uncond)
-    correct = None
-    if threshold is not None or guidance_rescale != 0.0:
-        if guidance_rescale != 0.0 and not plan.is_guided:
-            raise ValueError(
-                "sample: guidance must be given with guidance_rescale, got no guided row"
-            )
-        correct = Correction(plan, guidance_rescale, threshold)
-        plan = correct.plan
+    chosen = {"eta": eta if eta != 0.0 else None, "variance": variance}
+    chosen = {**{name: value for name, value in chosen.items() if value is not None}, **knobs}
+    # NumPy, once per run: nothing for torch.compile. (As a decorator it would import dynamo, 2 s.)
+    planned = torch.compiler.disable(_planned) if torch.compiler.is_compiling() else _planned
+    plan, absent, correct = planned(
+        denoiser,
+        {"steps": steps, "method": method, "grid": grid, "clip": clip, "seed": seed},
+        chosen,
+        (guidance, guidance_interval, uncond),
+        guidance_rescale,
+        threshold,
+    )
     if callback is not None and not callable(callback):
         raise TypeError(f"sample: callback must be callable, got {callback!r}")
     place = make_device("sample", device) or denoiser.device
@@ -191,3 +193,15 @@ def sample(
             watch=(lambda *_: bar.update()) if progress else None,
         )
         return finished(x)
+
+
+def _planned(denoiser, wanted, knobs, guidance, rescale, threshold):
+    """(plan, arguments that mean no condition or None, correction or None) of a run."""
+    plan = make_plan(denoiser, knobs=knobs, **wanted)
+    plan, absent = make_guidance(denoiser, plan, *guidance)
+    if threshold is None and rescale == 0.0:
+        return plan, absent, None
+    if rescale != 0.0 and not plan.is_guided:
+        raise ValueError("sample: guidance must be given with guidance_rescale, got no guided row")
+    correct = Correction(plan, rescale, threshold)
+    return correct.plan, absent, correct

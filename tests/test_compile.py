@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import denoiser, halve
 from tensors import OPERANDS, operands, table
 
 import fastsample as fs
@@ -183,3 +184,18 @@ def test_batch_size_may_change(device):
         arguments = (given["x"], given["out"], rows, given["row"], given["seeds"], given["index"])
         assert torch.equal(step(*arguments), one_step(*arguments))
     assert backend.graphs == 2
+
+
+@_instantiates_functions
+@_looks_at_grad
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"method": "dpm++"}, {"guidance": 2.0, "uncond": {}, "clip": 1.0, "threshold": 0.9}],
+    ids=["ddim", "dpm++", "guided and thresholded"],
+)
+def test_sample_itself_compiles(options):
+    start = torch.linspace(-1.0, 1.0, 12).reshape(2, 6)
+    model = denoiser(halve, 6)
+    plain = fs.sample(model, 4, start=start, **options)
+    compiled = torch.compile(lambda x: fs.sample(model, 4, start=x, **options), backend="eager")
+    assert torch.equal(compiled(start), plain)

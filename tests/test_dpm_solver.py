@@ -14,7 +14,7 @@ from refusals import check_refusal, refusals
 from fastsample import grids
 from fastsample.grid import Grid
 from fastsample.rows import COLUMNS
-from fastsample.samplers import ancestral, ddim, dpm_solver
+from fastsample.samplers import ancestral, ddim, dpm_solver, unipc
 from fastsample.samplers._exponential import phi
 from fastsample.schedule import NoiseSchedule
 
@@ -176,7 +176,11 @@ BAD = {
     "order 0": (refuse(order=0), ValueError, RANGE + "0$"),
     "order 4": (refuse(order=4), ValueError, RANGE + "4$"),
     "order 2.5": (refuse(order=2.5), TypeError, r"dpm_solver: order must be an integer, got 2\.5"),
-    "order None": (refuse(order=None), TypeError, "order must be an integer, got None"),
+    "stochastic text": (
+        refuse(stochastic="no"),
+        TypeError,
+        "stochastic must be True or False, got 'no'",
+    ),
     "order True": (refuse(order=True), TypeError, "order must be an integer, got True"),
     "order NaN": (refuse(order=np.nan), TypeError, "order must be an integer, got nan"),
     "order > K": (
@@ -184,8 +188,8 @@ BAD = {
         ValueError,
         "^dpm_solver: order must be at most the number of steps 2, got 3$",
     ),
-    "default order, one step": (
-        refuse(LINEAR, grids.uniform(1000, 1)),
+    "order > K = 1": (
+        refuse(LINEAR, grids.uniform(1000, 1), order=2),
         ValueError,
         "order must be at most the number of steps 1, got 2",
     ),
@@ -211,3 +215,10 @@ BAD = {
 @refusals(dpm_solver=BAD)
 def test_refused(call, error, match):
     check_refusal(call, error, match)
+
+
+def test_one_step_needs_no_order():
+    one = grids.uniform(1000, 1)
+    for sampler in (dpm_solver, unipc):
+        assert sampler(LINEAR, one) == sampler(LINEAR, one, order=1)
+        assert sampler(LINEAR, TEN) == sampler(LINEAR, TEN, order=2)

@@ -126,7 +126,7 @@ BAD = {
     "order True": (refuse(order=True), TypeError, "order must be an integer, got True"),
     "order NaN": (refuse(order=np.nan), TypeError, "order must be an integer, got nan"),
     "order > K": (
-        refuse(LINEAR, grids.uniform(1000, 1)),
+        refuse(LINEAR, grids.uniform(1000, 1), order=2),
         ValueError,
         "^unipc: order must be at most the number of steps 1, got 2$",
     ),

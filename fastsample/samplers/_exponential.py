@@ -43,8 +43,10 @@ def phi(k: int, h: FloatArray) -> FloatArray:
     return np.where(small, series, recursion)
 
 
-def check_order(function: str, order: int, highest: int, num_steps: int) -> int:
-    """An order in 1..highest, at most the number of steps."""
+def check_order(function: str, order: int | None, highest: int, num_steps: int) -> int:
+    """An order in 1..highest, at most the number of steps; None is 2 as far as it goes."""
+    if order is None:
+        return min(2, num_steps)
     value = check_integer(function, "order", order, 1, highest)
     if value > num_steps:
         raise ValueError(

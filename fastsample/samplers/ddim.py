@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastsample._checks import check_real
+from fastsample._checks import check_bool, check_real
 from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Clip, Prediction, check_prediction, eps_terms
@@ -50,6 +50,8 @@ def ddim(
             where alpha is 0.
     """
     share = check_real("ddim", "eta", eta, 0.0, 1.0)
+    check_bool("ddim", "sigma_hat", sigma_hat)
+    check_bool("ddim", "rederive", rederive)
     if sigma_hat and share not in (0.0, 1.0):
         raise ValueError(f"ddim: eta must be 0 or 1 with sigma_hat=True, got {share:g}")
     check_prediction("ddim", prediction)

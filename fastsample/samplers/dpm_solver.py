@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fastsample._checks import FloatArray
+from fastsample._checks import FloatArray, check_bool
 from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Clip, Prediction
@@ -19,7 +19,7 @@ def dpm_solver(
     schedule: NoiseSchedule,
     grid: Grid,
     *,
-    order: int = 2,
+    order: int | None = None,
     stochastic: bool = False,
     lower_order_final: bool = True,
     corrected: bool = False,
@@ -37,11 +37,13 @@ def dpm_solver(
 
     The first row is first order, the second at most second. The last row goes to t = 0, where h is
     infinite: it is first order and lands on x0, as in diffusers with `final_sigmas_type="zero"`.
+    From a start without any signal h is infinite too, and the row after it is first order again
+    (diffusers puts alpha_bar = 2^-24 there instead).
 
     Args:
         schedule: noise levels; only alpha and sigma at the grid's times are read.
         grid: K times and the final 0.
-        order: 1, 2 or 3, at most K.
+        order: 1, 2 or 3, at most K; None is 2, or 1 for a single step.
         stochastic: solve the SDE, with noise in every row but the last; order 1 or 2. Order 1 is
             ancestral sampling with the small variance.
         lower_order_final: below 15 rows, hold the row before the last to second order, as in the
@@ -60,6 +62,12 @@ def dpm_solver(
     """
     alphas, sigmas = grid_levels("dpm_solver", schedule, grid)
     rows = len(grid)
+    for name, value in (
+        ("stochastic", stochastic),
+        ("lower_order_final", lower_order_final),
+        ("corrected", corrected),
+    ):
+        check_bool("dpm_solver", name, value)
     highest = check_order("dpm_solver", order, 2 if stochastic else 3, rows)
     if corrected and highest != 3:
         raise ValueError(f"dpm_solver: corrected must be False below order 3, got order {highest}")

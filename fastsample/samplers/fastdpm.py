@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TypeAlias
@@ -11,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from fastsample import grids
-from fastsample._checks import FloatArray, check_integer, check_real
+from fastsample._checks import FloatArray, check_bool, check_integer, check_real, warn_user
 from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Clip, Prediction
@@ -89,7 +88,7 @@ def steps_grid(
             for 136 values of S at T = 1000; or "quadratic", the DDIM repository's list.
         extended: end at T in any case.
     """
-    T, steps = _checked(schedule, num_steps, spacing)
+    T, steps = _checked(schedule, num_steps, spacing, extended)
     if spacing == "quadratic" and not extended:
         return grids.ddim(T, steps, "quadratic")
     if spacing == "quadratic":
@@ -112,7 +111,7 @@ def var_grid(
         spacing: "linear" or "quadratic".
         extended: end at T where the authors' search is bounded before.
     """
-    T, _ = _checked(schedule, num_steps, spacing)
+    T, _ = _checked(schedule, num_steps, spacing, extended)
     levels = np.cumprod(1.0 - var_betas(schedule, num_steps, spacing, extended=extended))
     lowest = float(schedule.alpha_bar(T))
     times = schedule.time_at(np.maximum(levels, lowest))
@@ -121,12 +120,10 @@ def var_grid(
     if levels[-1] <= lowest * (1.0 + 1e-9) or (short and extended):
         times[-1] = T  # extended: short only where rounding bounds the last variance
     elif short:
-        warnings.warn(
+        warn_user(
             f"fastdpm: num_steps should reach alpha_bar(T) = {lowest:.3g} but {num_steps} "
             f"{spacing} variances end at {levels[-1]:.3g} (t = {times[-1]:.6g}), as in the "
             "authors' code; pass extended=True to start at T",
-            UserWarning,
-            stacklevel=3,
         )
     return Grid(np.append(times[::-1], 0.0))
 
@@ -144,7 +141,7 @@ def var_betas(
     Raises:
         ValueError: if no chain of this length and spacing ends at alpha_bar(T).
     """
-    T, steps = _checked(schedule, num_steps, spacing)
+    T, steps = _checked(schedule, num_steps, spacing, extended)
     target = float(schedule.alpha_bar(T))
     first = -math.expm1(math.log(float(schedule.alpha_bar(1.0))))
     if target <= 0.0:
@@ -198,7 +195,9 @@ def _bisected(
     return x
 
 
-def _checked(schedule: NoiseSchedule, num_steps: int, spacing: str) -> tuple[int, int]:
+def _checked(
+    schedule: NoiseSchedule, num_steps: int, spacing: str, extended: bool
+) -> tuple[int, int]:
     """(T, S) of a schedule with whole steps."""
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"fastdpm: schedule must be a NoiseSchedule, got {schedule!r}")
@@ -206,5 +205,6 @@ def _checked(schedule: NoiseSchedule, num_steps: int, spacing: str) -> tuple[int
         raise ValueError(f"fastdpm: schedule must have whole steps, got {schedule!r}; try ddim")
     if spacing not in ("linear", "quadratic"):
         raise ValueError(f'fastdpm: spacing must be "linear" or "quadratic", got {spacing!r}')
+    check_bool("fastdpm", "extended", extended)
     steps = check_integer("fastdpm", "num_steps", num_steps, 2, schedule.num_steps)
     return schedule.num_steps, steps

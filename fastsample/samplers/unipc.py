@@ -17,7 +17,7 @@ def unipc(
     schedule: NoiseSchedule,
     grid: Grid,
     *,
-    order: int = 2,
+    order: int | None = None,
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
@@ -26,15 +26,15 @@ def unipc(
     Zhao et al. 2023, "UniPC" (arXiv:2302.04867), algorithms 5 and 6, as `UniPCMultistepScheduler`
     of diffusers with its defaults. Each network output first corrects the sample it was computed
     from, then predicts the next one. The corrected sample differs from the predicted one by a
-    combination of the last three x0's alone, so that both fit in one row: no extra operand. (Order
-    3 would look back at a fourth x0.)
+    combination of the last three x0's alone, so that both fit in one row, which looks back at one
+    x0 more than the predictor alone. (Order 3 would look back at a fourth.)
 
     The last row goes to t = 0 and lands on x0.
 
     Args:
         schedule: noise levels; only alpha and sigma at the grid's times are read.
         grid: K times and the final 0.
-        order: 1 or 2, at most K.
+        order: 1 or 2, at most K; None is 2, or 1 for a single step.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
         prediction: what the network's output is.
 
