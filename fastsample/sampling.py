@@ -122,7 +122,9 @@ def sample(
     chosen = {"eta": eta if eta != 0.0 else None, "variance": variance}
     chosen = {**{name: value for name, value in chosen.items() if value is not None}, **knobs}
     # NumPy, once per run: nothing for torch.compile. (As a decorator it would import dynamo, 2 s.)
-    planned = torch.compiler.disable(_planned) if torch.compiler.is_compiling() else _planned
+    planned: Any = _planned
+    if torch.compiler.is_compiling():
+        planned = torch.compiler.disable(_planned)
     plan, absent, correct = planned(
         denoiser,
         {"steps": steps, "method": method, "grid": grid, "clip": clip, "seed": seed},

@@ -18,18 +18,19 @@ ORDER = (
     {"_checks", "reference", "conditioning", "interpolation", "devices", "fixed_point"},
     {"_curves", "transition", "grid", "rows"},
     {"schedule"},
+    {"elbo"},
     {"grids", "plan_text"},
     {"plan"},
     {"samplers"},
     {"methods"},
     {"ops", "models"},
-    {"denoiser", "identity"},
+    {"denoiser", "identity", "planner"},
     {"loop", "loading", "guidance"},
     {"graph", "arguments", "diagnosis"},
     {"sampling", "inversion", "forward"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:7]) - {
+PURE = set().union(*ORDER[:8]) - {
     "reference",
     "conditioning",
     "interpolation",
@@ -37,7 +38,7 @@ PURE = set().union(*ORDER[:7]) - {
     "fixed_point",
 }
 # Joins torch and the kernels.
-DOORS = {"ops"}
+DOORS = {"ops", "planner"}
 # On top: nothing below may know of them.
 TOP = {"bound", "training", "integrations", "cli", "images", "plots", "__main__"}
 

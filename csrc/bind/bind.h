@@ -6,6 +6,7 @@
 namespace fastsample {
 
 void register_indexing(pybind11::module_& module);
+void register_planner(pybind11::module_& module);
 void register_step(pybind11::module_& module);
 
 }  // namespace fastsample

@@ -6,12 +6,14 @@
 #include <vector>
 
 #include "core/operands.h"
+#include "core/planner.h"
 
 #define FASTSAMPLE_DECLARE_ISA(name)                        \
   namespace name {                                          \
   void step(const StepOperands&, int threads);              \
   void step_backward(const BackwardOperands&, int threads); \
   void fill_noise(const NoiseOperands&, int threads);       \
+  void table_paths(const TableOperands&, int threads);      \
   }
 
 namespace fastsample {
@@ -26,6 +28,7 @@ FASTSAMPLE_DECLARE_ISA(avx512)
 void step(const StepOperands&, int threads);
 void step_backward(const BackwardOperands&, int threads);
 void fill_noise(const NoiseOperands&, int threads);
+void table_paths(const TableOperands&, int threads);
 
 std::vector<std::string> available_isas();  // narrowest first
 std::string current_isa();
