@@ -10,6 +10,7 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
 
 from fastsample import grids, training
 from fastsample.denoiser import Denoiser
+from fastsample.elbo import elbo_costs
 from fastsample.forward import diffuse
 from fastsample.grid import Grid
 from fastsample.interpolation import interpolate
@@ -18,6 +19,7 @@ from fastsample.loading import load
 from fastsample.loop import Step
 from fastsample.ops import build_info
 from fastsample.plan import Plan
+from fastsample.planner import best_path, best_paths
 from fastsample.samplers import (
     ancestral,
     ddim,
@@ -40,11 +42,14 @@ __all__ = [
     "Step",
     "__version__",
     "ancestral",
+    "best_path",
+    "best_paths",
     "build_info",
     "ddim",
     "ddim_inversion",
     "diffuse",
     "dpm_solver",
+    "elbo_costs",
     "fastdpm",
     "grids",
     "interpolate",

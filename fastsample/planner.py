@@ -91,8 +91,7 @@ def best_paths(costs: Costs, max_steps: int) -> Paths:
     """Cheapest paths for every number of steps up to `max_steps`, from one run.
 
     ``O(max_steps n^2)`` additions for a table of n times, blocked for caches and registers and run
-    on torch's number of threads; ``O(max_steps n log n)`` for `SeparableCosts`, whose table is never
-    made.
+    on torch's number of threads; ``O(max_steps n log n)`` for `SeparableCosts`, without the table.
 
     Args:
         costs: `(n, n)` float64, ``costs[t, s]`` for the step from position t to s < t, +inf where
@@ -109,13 +108,15 @@ def best_paths(costs: Costs, max_steps: int) -> Paths:
         costs = _checked_table(costs)
         size = len(costs)
     steps = check_integer("best_paths", "max_steps", max_steps, 1, size - 1)
-    best = np.empty((size, steps + 1))
     if isinstance(costs, SeparableCosts):
-        origin = np.empty((size, steps + 1), np.int32)
+        best, origin = np.empty((size, steps + 1)), np.empty((size, steps + 1), np.int32)
         _native.separable_paths(*costs.operands(), steps, best.ctypes.data, origin.ctypes.data)
         return Paths(costs, best, origin)
-    _native.table_paths(costs.ctypes.data, size, steps, best.ctypes.data, torch.get_num_threads())
-    return Paths(costs, best, None)
+    lanes = _native.path_lanes
+    padded = lanes * -(-steps // lanes)
+    best = np.empty((size, padded + 1))
+    _native.table_paths(costs.ctypes.data, size, padded, best.ctypes.data, torch.get_num_threads())
+    return Paths(costs, best[:, : steps + 1], None)
 
 
 def best_path(costs: Costs, num_steps: int, *, at_most: bool = False) -> tuple[list[int], float]:

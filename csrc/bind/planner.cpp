@@ -21,6 +21,7 @@ T* pointer(uintptr_t address) {
 }  // namespace
 
 void register_planner(py::module_& module) {
+  module.attr("path_lanes") = path_lanes;
   module.def(
       "table_paths",
       [](uintptr_t costs, int64_t size, int64_t budgets, uintptr_t best, int threads) {

@@ -18,10 +18,12 @@ namespace fastsample {
 
 constexpr double infinite_cost = std::numeric_limits<double>::infinity();
 
+constexpr int path_lanes = 16;  // budgets that advance together
+
 struct TableOperands {
-  const double* costs;  // (size, size), row t, column s < t; the rest is not read
-  int64_t size, budgets;
-  double* best;  // (size, budgets + 1), filled whole
+  const double* costs;    // (size, size), row t, column s < t; the rest is not read
+  int64_t size, budgets;  // budgets: a multiple of path_lanes; those above size - 1 have no path
+  double* best;           // (size, budgets + 1), filled whole
 };
 
 enum class Edge : int { small = 0, large = 1, mse = 2 };
