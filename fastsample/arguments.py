@@ -85,7 +85,7 @@ def make_plan(
     """The plan of the run; a given one is checked against the model."""
     if isinstance(steps, Plan):
         given = {"method": (method, "ddim"), "grid": (grid, "uniform"), "clip": (clip, "auto")}
-        given |= {name: (value, None) for name, value in knobs.items()}
+        given |= {name: (value, ...) for name, value in knobs.items()}
         for name, (value, default) in given.items():
             if value is not default and not (np.ndim(value) == 0 and value == default):
                 raise ValueError(
@@ -98,7 +98,9 @@ def make_plan(
         raise ValueError(f"{function}: method must be one of {list(METHODS)}, got {method!r}")
     for name, value in knobs.items():
         if not any(name in known.knobs for known in METHODS.values()):
-            raise TypeError(f"{function}: {name} must be one of its arguments or a method's knobs")
+            raise TypeError(
+                f"{function}: {name} must be an argument of it or a method's knob, got {value!r}"
+            )
         if name not in chosen.knobs:
             raise ValueError(
                 f'{function}: {name} must be left out with method="{method}", got {value!r}; '
@@ -174,7 +176,9 @@ def make_guidance(
             raise ValueError("sample: guidance must be given with guidance_interval, got None")
         return plan, None
     if guidance is None and interval is not None:
-        raise ValueError("sample: guidance_interval must be left out with a guided Plan")
+        raise ValueError(
+            f"sample: guidance_interval must be left out with a guided Plan, got {interval!r}"
+        )
     if guidance is not None:
         plan = plan.with_guidance(interval_scales(plan, guidance, interval))
     absent = denoiser.uncond if uncond is None else uncond

@@ -45,9 +45,11 @@ def diffuse(
         TypeError: data that are no floating tensor, or no schedule.
         ValueError: a time outside [0, T], or shapes that do not fit.
     """
-    if not isinstance(x0, Tensor) or x0.dtype not in DTYPE_CODES or x0.dim() < 2:
-        got = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-        raise TypeError(f"diffuse: x0 must be a floating tensor (B, *shape), got {got}")
+    if not isinstance(x0, Tensor) or x0.dtype not in DTYPE_CODES:
+        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+        raise TypeError(f"diffuse: x0 must be a floating tensor, got {got}")
+    if x0.dim() < 2:
+        raise ValueError(f"diffuse: x0 must have shape (B, *shape), got {tuple(x0.shape)}")
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"diffuse: schedule must be a NoiseSchedule, got {schedule!r}")
     times = check_array("diffuse", "t", t.detach().cpu() if isinstance(t, Tensor) else t)

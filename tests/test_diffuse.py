@@ -149,8 +149,12 @@ def diffuse(x0=START, schedule=LINEAR, t=5.0, **options):
 
 DATA = {
     "integers": (diffuse(START.long()), TypeError, r"x0 must be a floating .*, got torch\.int64"),
-    "list": (diffuse([1.0]), TypeError, r"diffuse: x0 must be a floating tensor .*, got list"),
-    "no batch": (diffuse(torch.ones(3)), TypeError, r"x0 must be .* \(B, \*shape\), got .* \(3,\)"),
+    "list": (diffuse([1.0]), TypeError, r"diffuse: x0 must be a floating tensor, got list"),
+    "no batch": (
+        diffuse(torch.ones(3)),
+        ValueError,
+        r"x0 must be .* \(B, \*shape\), got .* \(3,\)",
+    ),
     "schedule": (diffuse(schedule="linear"), TypeError, "schedule must be a Noise.*, got 'linear'"),
     "noise": (diffuse(noise=[1.0]), TypeError, "diffuse: noise must be a tensor, got list"),
     "its shape": (
