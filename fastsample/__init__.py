@@ -15,6 +15,7 @@ from fastsample.forward import diffuse
 from fastsample.grid import Grid
 from fastsample.interpolation import interpolate
 from fastsample.inversion import invert
+from fastsample.likelihood import BitsPerDim, bits_per_dim
 from fastsample.loading import load
 from fastsample.loop import Step
 from fastsample.ops import build_info
@@ -35,6 +36,7 @@ from fastsample.schedule import NoiseSchedule
 __version__: str = build_info()["version"]
 
 __all__ = [
+    "BitsPerDim",
     "Denoiser",
     "Grid",
     "NoiseSchedule",
@@ -44,6 +46,7 @@ __all__ = [
     "ancestral",
     "best_path",
     "best_paths",
+    "bits_per_dim",
     "build_info",
     "ddim",
     "ddim_inversion",

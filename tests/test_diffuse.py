@@ -153,7 +153,7 @@ DATA = {
     "no batch": (
         diffuse(torch.ones(3)),
         ValueError,
-        r"x0 must be .* \(B, \*shape\), got .* \(3,\)",
+        r"x0 must have shape \(B, \*shape\), got \(3,\)",
     ),
     "schedule": (diffuse(schedule="linear"), TypeError, "schedule must be a Noise.*, got 'linear'"),
     "noise": (diffuse(noise=[1.0]), TypeError, "diffuse: noise must be a tensor, got list"),
