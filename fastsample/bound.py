@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.rows import Variance
+from fastsample.rows import Prediction, Variance, check_prediction, x0_terms
 from fastsample.schedule import NoiseSchedule
 from fastsample.transition import transition
 
@@ -24,8 +23,6 @@ __all__ = [
     "prior_bits_per_dim",
     "vlb_terms",
 ]
-
-Prediction = Literal["epsilon", "x0", "v"]
 
 
 def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
@@ -76,6 +73,7 @@ def posterior_table(
     schedule: NoiseSchedule,
     times: Sequence[float] | np.ndarray | None = None,
     *,
+    prediction: Prediction = "epsilon",
     decoder_variance: float | None = None,
 ) -> np.ndarray:
     """What the bound needs at each step (t, s) of a chain of times, in float64.
@@ -89,12 +87,13 @@ def posterior_table(
     Args:
         schedule: noise levels; only `levels` at the times is read.
         times: `(K + 1,)`, strictly decreasing to 0; None means T, T-1, ..., 0.
+        prediction: what the network predicts; p and q turn it into x0.
         decoder_variance: variance of the last step, in squared data units; None is the released
             code's choice, which needs K >= 2.
 
     Returns:
-        `(K, 7)`, noisiest step first; columns alpha_t, sigma_t, x0_weight, log_small, log_large,
-        log_range, last (1 in the last row, else 0).
+        `(K, 9)`, noisiest step first; columns alpha_t, sigma_t, x0_weight, log_small, log_large,
+        log_range, last (1 in the last row, else 0), p, q (``x0 = p x + q m``).
 
     Raises:
         ValueError: the times do not decrease to 0, or are left to a schedule without integer
@@ -126,7 +125,9 @@ def posterior_table(
     small[-1] = large[-1] = small[-2] if decoder_variance is None else decoder_variance
     logs = np.log([small, large, pair.variance])
     last = np.arange(len(small)) == len(small) - 1
-    columns = [alpha_t, sigma_t, alpha_s * pair.variance / sigma_t**2, *logs, last]
+    check_prediction("posterior_table", prediction)
+    p, q = x0_terms("posterior_table", prediction, alpha_t, sigma_t)
+    columns = [alpha_t, sigma_t, alpha_s * pair.variance / sigma_t**2, *logs, last, p, q]
     return np.stack(columns, axis=1)
 
 
@@ -137,7 +138,6 @@ def vlb_terms(
     rows: Tensor,
     *,
     variance: Variance = "learned_range",
-    prediction: Prediction = "epsilon",
     clip: float | None = None,
     bin_width: float = 2 / 255,
 ) -> tuple[Tensor, Tensor]:
@@ -151,16 +151,15 @@ def vlb_terms(
             and raw variance with a learned range.
         x0: data `(B, C, ...)` in [-1, 1].
         x_t: the noisy data, the shape of `x0`.
-        rows: rows of `posterior_table` `(B, 7)`, one per sample, in the dtype of `x0`.
+        rows: rows of `posterior_table` `(B, 9)`, one per sample, in the dtype of `x0`.
         variance: reverse variance "small", "large" or "learned_range".
-        prediction: what the network predicts: "epsilon", "x0" or "v".
         clip: bound on the predicted |x0| in data units, or None.
         bin_width: distance of neighbouring data levels, in data units.
 
     Returns:
         `vb` `(B,)` in bits per dimension, and the predicted x0 in the shape of `x0`.
     """
-    alpha, sigma, weight, log_small, log_large, log_range, last = (
+    _, _, weight, log_small, log_large, log_range, last, p, q = (
         column.reshape(-1, *[1] * (x0.ndim - 1)) for column in rows.unbind(1)
     )
     if variance == "learned_range":
@@ -169,12 +168,7 @@ def vlb_terms(
         log_variance = fraction * log_range + (1.0 - fraction) * log_small
     else:
         log_variance = (log_small if variance == "small" else log_large).expand_as(x0)
-    if prediction == "epsilon":
-        predicted = (x_t - sigma * output) / alpha
-    elif prediction == "v":
-        predicted = alpha * x_t - sigma * output
-    else:
-        predicted = output
+    predicted = p * x_t + q * output
     if clip is not None:
         predicted = predicted.clamp(-clip, clip)
     # Both means hold the same multiple of x_t: leaving it out avoids a cancellation in float32.

@@ -128,10 +128,13 @@ def bits_per_dim(
     width = check_real(name, "bin_width", bin_width)
     if width <= 0.0:
         raise ValueError(f"{name}: bin_width must be positive, got {width:g}")
-    if denoiser.prediction == "flow":
-        raise ValueError(f'{name}: denoiser must not predict "flow", got {denoiser!r}')
     table = torch.from_numpy(
-        posterior_table(schedule, times.times, decoder_variance=decoder_variance)
+        posterior_table(
+            schedule,
+            times.times,
+            prediction=denoiser.prediction,
+            decoder_variance=decoder_variance,
+        )
     ).to(denoiser.device)
     told = denoiser.network_times(times.times[:-1])
 
@@ -157,7 +160,6 @@ def bits_per_dim(
                     x_t,
                     table[k].expand(batch, -1),
                     variance=used,
-                    prediction=denoiser.prediction,
                     clip=bound,
                     bin_width=width,
                 )

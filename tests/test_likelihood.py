@@ -133,3 +133,25 @@ def test_one_step_with_its_own_decoder():
     found = bits_per_dim(denoiser(halve, 3), levels(4), 1, decoder_variance=0.3)
     assert found.kl == 0.0
     assert len(found.terms) == 1
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "flow"])
+def test_every_prediction_of_one_network_costs_the_same(prediction):
+    """Outputs that say the same about x0, in the four languages."""
+    schedule, x0 = fs.NoiseSchedule.linear(), levels(6)
+
+    def network(x, t):
+        alpha, sigma = (float(v) for v in schedule.levels(float(t[0]) + 1.0))
+        clean = 0.3 * torch.tanh(x)
+        eps = (x - alpha * clean) / sigma
+        return {
+            "epsilon": eps,
+            "x0": clean,
+            "v": alpha * eps - sigma * clean,
+            "flow": eps - clean,
+        }[prediction]
+
+    model = fs.Denoiser(network, schedule, (3,), prediction=prediction)
+    found = bits_per_dim(model, x0, 10)
+    clean = fs.Denoiser(lambda x, t: 0.3 * torch.tanh(x), schedule, (3,), prediction="x0")
+    assert found.total == pytest.approx(bits_per_dim(clean, x0, 10).total, rel=1e-9)

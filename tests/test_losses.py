@@ -258,5 +258,7 @@ def test_the_last_step_has_a_variance_of_choice() -> None:
     with pytest.raises(ValueError, match=r"decoder_variance must be positive, got 0\.0"):
         posterior_table(schedule, [60.0, 0.0], decoder_variance=0.0)
     (row,) = posterior_table(schedule, [60.0, 0.0], decoder_variance=0.01)
-    sigma = schedule.sigma(60.0)
-    np.testing.assert_allclose(row[1:], [sigma, 1, *np.log([0.01, 0.01, sigma**2]), 1], rtol=1e-12)
+    alpha, sigma = schedule.levels(60.0)
+    logs = np.log([0.01, 0.01, sigma**2])
+    expected = [alpha, sigma, 1, *logs, 1, 1 / alpha, -sigma / alpha]
+    np.testing.assert_allclose(row, expected, rtol=1e-12)

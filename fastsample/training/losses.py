@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastsample.bound import Prediction, Variance, posterior_table, vlb_terms
+from fastsample.bound import posterior_table, vlb_terms
+from fastsample.rows import Prediction, Variance
 from fastsample.schedule import NoiseSchedule
 
 __all__ = ["DiffusionLoss"]
@@ -76,8 +77,10 @@ class DiffusionLoss:
         self.vlb_weight = vlb_weight
         self.bin_width = bin_width
         self.num_steps = schedule.num_steps
+        # "simple" needs no x0, which an epsilon output does not give at alpha = 0.
+        wanted: Prediction = "x0" if kind == "simple" else prediction
         # Row t - 1 belongs to time t. Made in float64 once, rounded once per dtype and device.
-        self._table = torch.from_numpy(posterior_table(schedule)[::-1].copy())
+        self._table = torch.from_numpy(posterior_table(schedule, prediction=wanted)[::-1].copy())
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def __call__(
@@ -140,7 +143,6 @@ class DiffusionLoss:
             x_t,
             rows,
             variance=self.variance,
-            prediction=self.prediction,
             bin_width=self.bin_width,
         )
         bound = self.num_steps * vb
