@@ -1,17 +1,9 @@
-"""What the quality benchmark compares: every method x grid here, and the schedulers of diffusers.
-
-Both draw from the same starting noise through the same counted network. Not crossed: FastDPM, which
-chooses its own times; on the digits, whose network takes most of the time, the stochastic methods
-with all grids (`DIGITS_GRIDS`), and random times with any other method than shortcut, which is
-where they come from. `ddim(eta=1)` is `ancestral("small")` and `ddim(sigma_hat=True)` is
-`ancestral("large")`, row by row; "trailing" is "uniform" where K divides T. Equal tables are run
-once (`Ours.key`), and every name gets the result.
-"""
+"""Who takes part in the quality benchmark: a method of ours on a grid, a scheduler of diffusers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,20 +12,19 @@ import torch
 from torch import Tensor
 
 import fastsample as fs
-from benchmarks.models import Model
+from benchmarks.models import Model, generator
 from fastsample.methods import GRIDS, METHODS, noisiest
 
-ALL_GRIDS = (
-    "uniform",
-    "quadratic",
-    "log_snr",
-    "karras",
-    "trailing",
-    "leading",
-    "ddim_quadratic",
-    "random",
-)
-DIGITS_GRIDS = ("uniform", "quadratic", "log_snr", "karras")
+TIMES: dict[str, dict[str, Any]] = {
+    "linspace": {"timestep_spacing": "linspace"},
+    "leading": {"timestep_spacing": "leading"},
+    "trailing": {"timestep_spacing": "trailing"},
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+    "lu": {"use_lu_lambdas": True},
+}
+"""The options of diffusers that choose the times, by the names of the grids they make."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +35,32 @@ class Ours:
         family: what it is compared as, one line of the plot.
         method: name in `fastsample.methods.METHODS`.
         knobs: its keyword arguments.
-        grid: name of the grid, "random", or "own" for a method that chooses its times.
+        grid: name of the grid, or "random"; for a method that chooses its times, what to call them.
     """
 
     family: str
     method: str
     knobs: dict[str, Any] = field(default_factory=dict)
-    grid: str = "own"
+    grid: str = "uniform"
     peer = False
 
     @property
-    def name(self) -> str:
-        """A unique name."""
-        knobs = ", ".join(f"{k}={v}" for k, v in self.knobs.items())
-        return f"{self.method}({knobs}), {self.grid}"
+    def label(self) -> str:
+        """The method with its knobs."""
+        return _call(self.method, self.knobs)
 
     def plan(self, model: Model, steps: int, seed: int) -> fs.Plan:
         """The table of a run; ValueError where there is none of so many steps."""
         schedule = model.denoiser.schedule
+        method = METHODS[self.method]
         chosen: int | fs.Grid = steps
         if self.grid == "random":
             chosen = fs.grids.random(noisiest(schedule), steps, seed)
-        elif self.grid != "own":
+        elif not method.chooses_times:
             chosen = GRIDS[self.grid](schedule, steps)
         with warnings.catch_warnings():  # short chains that start below T do so on purpose
             warnings.simplefilter("ignore", UserWarning)
-            return METHODS[self.method].make(
+            return method.make(
                 schedule,
                 chosen,
                 clip=model.denoiser.clip,
@@ -106,18 +97,16 @@ class Peer:
 
     family: str
     scheduler: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
     grid: str = "linspace"
     clips: bool = True
     peer = True
 
     @property
-    def name(self) -> str:
-        """A unique name."""
+    def label(self) -> str:
+        """The scheduler with its options, but for those that make the grid."""
         knobs = {k: v for k, v in self.options.items() if not _is_grid(k)}
-        text = ", ".join(f"{k}={v}" for k, v in knobs.items())
-        end = "" if self.clips else ", no clipping"
-        return f"diffusers {self.scheduler}({text}), {self.grid}{end}"
+        return _call(self.scheduler, knobs) + ("" if self.clips else ", no clipping")
 
     def make(self, model: Model) -> Any:
         """The scheduler, for the model's betas and clip range."""
@@ -138,7 +127,7 @@ class Peer:
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
         """Equal for runs that give equal samples."""
-        return self.name, steps
+        return self, steps
 
     def deterministic(self, model: Model, steps: int) -> bool:
         """Whether the samples depend on the starting noise alone."""
@@ -151,7 +140,7 @@ class Peer:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)  # else a first time that repeats is searched for wrongly
         takes_noise = not self.deterministic(model, steps)
-        given = {"generator": torch.Generator().manual_seed(seed)} if takes_noise else {}
+        given = {"generator": generator("noise", seed)} if takes_noise else {}
         learned = self.options.get("variance_type") == "learned_range"
         channels = start.shape[1]
         x = start
@@ -166,80 +155,14 @@ class Peer:
 Contestant = Ours | Peer
 
 
-def contestants(model: Model) -> list[Contestant]:
-    """All that is compared on a model."""
-    learned = model.denoiser.variance == "learned_range"
-    return [*_ours(learned, model.name == "digits"), *_peers(learned, model.name == "digits")]
-
-
-def _ours(learned: bool, digits: bool) -> list[Contestant]:
-    found: list[Contestant] = []
-    few = DIGITS_GRIDS if digits else ALL_GRIDS
-    crossed: list[tuple[str, str, dict[str, Any], Sequence[str]]] = [
-        ("DDIM", "ddim", {}, ALL_GRIDS),
-        ("DPM-Solver++ 2M", "dpm++", {"order": 2}, ALL_GRIDS),
-        ("DPM-Solver++ 3M", "dpm++", {"order": 3}, ALL_GRIDS),
-        ("UniPC", "unipc", {"order": 2}, ALL_GRIDS),
-        ("SDE 2M", "dpm++", {"order": 2, "stochastic": True}, few),
-        ("DDPM", "ancestral", {"variance": "small"}, few),
-        ("DDPM, large variance", "ancestral", {"variance": "large"}, few),
-        ("shortcut", "shortcut", {}, (*few, "random") if digits else few),
-    ]
-    if learned:
-        crossed.append(("DDPM, learned variance", "ancestral", {"variance": "learned_range"}, few))
-    for family, method, knobs, names in crossed:
-        for grid in names:
-            if not (digits and grid == "random" and method != "shortcut"):
-                found.append(Ours(family, method, knobs, grid))
-    for approximation in ("steps", "var"):
-        for spacing in ("linear", "quadratic"):
-            for extended in (False, True):
-                knobs = {"approximation": approximation, "spacing": spacing, "extended": extended}
-                found.append(Ours("FastDPM", "fastdpm", knobs))
-    return found
-
-
-_TIMES: dict[str, dict[str, Any]] = {
-    "linspace": {},  # the default of all but DDIM and DDPM, and the same as "uniform" but for 1
-    "leading": {"timestep_spacing": "leading"},
-    "trailing": {"timestep_spacing": "trailing"},
-    "karras": {"use_karras_sigmas": True},
-    "exponential": {"use_exponential_sigmas": True},
-    "beta": {"use_beta_sigmas": True},
-    "lu": {"use_lu_lambdas": True},
-}
-
-
 def _is_grid(option: str) -> bool:
-    return any(option in options for options in _TIMES.values())
+    return any(option in options for options in TIMES.values())
 
 
-def _peers(learned: bool, digits: bool) -> list[Contestant]:
-    spaced = ("leading", "trailing", "linspace")
-    by_sigma = ("linspace", "trailing", "karras", "exponential", "beta")
-    dpm, unipc = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
-    sde = {"algorithm_type": "sde-dpmsolver++"}
-    crossed: list[tuple[str, str, dict[str, Any], Sequence[str]]] = [
-        ("DDIM", "DDIMScheduler", {}, spaced),
-        ("DPM-Solver++ 2M", dpm, {}, (*by_sigma, "lu")),
-        ("DPM-Solver++ 3M", dpm, {"solver_order": 3}, (*by_sigma, "lu")),
-        ("UniPC", unipc, {}, by_sigma),
-        ("UniPC", unipc, {"solver_order": 3}, by_sigma),
-        ("DEIS", "DEISMultistepScheduler", {}, by_sigma),
-        ("SDE 2M", dpm, sde, ("linspace", "karras", "lu")),
-        ("DDPM", "DDPMScheduler", {}, spaced),
-    ]
-    if learned:
-        crossed.append(
-            ("DDPM, learned variance", "DDPMScheduler", {"variance_type": "learned_range"}, spaced)
-        )
-    found: list[Contestant] = []
-    for family, scheduler, options, names in crossed:
-        for grid in names:
-            times = _TIMES[grid] or {"timestep_spacing": "linspace"}
-            found.append(Peer(family, scheduler, {**options, **times}, grid))
-    if digits:  # as they come, without the clipping that they know under another name
-        for family, scheduler in (("DPM-Solver++ 2M", dpm), ("UniPC", unipc)):
-            for grid in ("linspace", "karras"):
-                found.append(Peer(family, scheduler, dict(_TIMES[grid]), grid, clips=False))
-    return found
+def _call(name: str, knobs: dict[str, Any]) -> str:
+    text = ", ".join(f"{key}={_quoted(value)}" for key, value in knobs.items())
+    return f"{name}({text})" if text else name
+
+
+def _quoted(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.models import Model
+from benchmarks.models import Model, generator
 
-PROJECTIONS = 128
+PROJECTIONS = 128  # 32 in two dimensions, where directions are few
 
 
 class SlicedWasserstein:
@@ -24,8 +24,9 @@ class SlicedWasserstein:
     """
 
     def __init__(self, reference: Tensor, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(PROJECTIONS, reference[0].numel(), generator=generator)
+        source = generator("directions", seed)
+        size = reference[0].numel()
+        directions = torch.randn(min(PROJECTIONS, 16 * size), size, generator=source)
         self.directions = functional.normalize(directions)
         self._sorted = self._sort(reference)
 

@@ -1,15 +1,131 @@
-"""Tables and the plot of the quality benchmark, from its JSON alone."""
+"""The tables of the quality benchmark, from its JSON alone."""
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
-from pathlib import Path
 from typing import Any
 
-METRICS = {"sw2": "sliced W2", "frechet": "Frechet distance"}
-BEST_OF = 10
+from benchmarks.quality_results import (
+    FAMILIES,
+    METRICS,
+    VERDICT_AT,
+    best_of_family,
+    candidates,
+    metrics,
+    verdict,
+)
+
 SHOWN = 10
-def markdown(result): return ''
-def render(f): pass
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All tables."""
+    lines = [
+        "# Quality against network calls",
+        "",
+        "Made by `python -m benchmarks.bench_quality` from `quality.json`. Less is better "
+        f"everywhere. Tables of {VERDICT_AT} calls give mean and standard deviation of the seeds; "
+        "the others are of the first seed. Bold is the best of a column. A row is of all grids and "
+        "settings the best at each K.",
+        "",
+        "![Quality against network calls](quality.png)",
+        "",
+        f"## At {VERDICT_AT} calls",
+        "",
+        "The best of all settings of each side, once more with seeds that did not choose it, since "
+        "the best of many noisy figures is too good. Both sides start from the same noise and are "
+        "judged by the same true samples, so that their difference is surer than their spreads: "
+        "its ± is half the 95% interval over the seeds (Student's t). Stochastic methods draw "
+        "their own noise on either side.",
+        "",
+        "| model | distance | best here | best of diffusers | difference | here is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in result.values():
+        for metric in metrics(model) if "finals" in model else ():
+            found = verdict(model, metric)
+            ours, peer = found["ours"], found["peer"]
+            lines.append(
+                f"| {model['title']} | {METRICS[metric]} | {_named(ours)}: {_spread(ours[metric])} "
+                f"| {_named(peer)}: {_spread(peer[metric])} | {found['difference']:+.2g} ± "
+                f"{found['noise']:.1g} | **{found['words']}** |"
+            )
+    for model in result.values():
+        lines += ["", *_section(model)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(model: dict[str, Any]) -> list[str]:
+    main, *others = metrics(model)
+    known = "; ".join(
+        f"{METRICS[metric]} of true samples {_spread(model['floor'][metric])}, of "
+        f"{model['limit_steps']}-step DDIM {model['limit'][metric][0]:.3g} (one seed)"
+        for metric in (main, *others)
+    )
+    names = [METRICS[metric] for metric in (main, *others)]
+    lines = [
+        f"## {model['title'][0].upper()}{model['title'][1:]}",
+        "",
+        f"{model['count']} samples. {known[0].upper()}{known[1:]}. {_facts(model)}",
+        "",
+        f"| of {VERDICT_AT} calls the best {SHOWN} | grid | {' | '.join(names)} "
+        f"| RMSE to {model['limit_steps']} steps | calls |",
+        "|---|---|" + "---|" * (len(names) + 2),
+    ]
+    rows = sorted(candidates(model, VERDICT_AT), key=lambda row: statistics.fmean(row[main]))
+    best_peer = next(row for row in rows if row["peer"])
+    for row in [*rows[:SHOWN], *([] if best_peer in rows[:SHOWN] else [best_peer])]:
+        values = " | ".join(_spread(row[metric]) for metric in (main, *others))
+        mark = " (best of diffusers)" if row is best_peer else ""
+        error = f"{row['rmse']:.3g}" if "rmse" in row else ""
+        lines.append(f"| {_who(row)}{mark} | {row['grid']} | {values} | {error} | {row['calls']} |")
+    columns = list(model["rows"][0]["runs"])
+    for metric in (main, *others):
+        lines += ["", *_by_calls(model, metric, columns)]
+    return lines
+
+
+def _facts(model: dict[str, Any]) -> str:
+    known = model["facts"]
+    return (
+        f"Measured {known['date']} at commit {known['commit']}, torch {known['torch']}, diffusers "
+        f"{known['diffusers']}, on {known['threads']} threads of an {known['cpu']}, in "
+        f"{model['seconds'] / 60:.0f} minutes."
+    )
+
+
+def _by_calls(model: dict[str, Any], metric: str, columns: list[str]) -> list[str]:
+    """The best grid of each family at each K, of the first seed."""
+    table = {
+        (family, peer): [best_of_family(model, family, metric, int(K), peer=peer) for K in columns]
+        for family in FAMILIES
+        for peer in (False, True)
+    }
+    table = {key: row for key, row in table.items() if any(row)}
+    least = [
+        min(row[i][metric][0] for row in table.values() if row[i]) for i in range(len(columns))
+    ]
+    head = " | ".join(f"K = {K}" for K in columns)
+    lines = [f"| {METRICS[metric]}, best grid | {head} |", "|---|" + "---|" * len(columns)]
+    for (family, peer), row in table.items():
+        cells = []
+        for found, low in zip(row, least, strict=True):
+            value = f"{found[metric][0]:.3g}" if found else "none"
+            bold = f"**{value}**" if found and found[metric][0] == low else value
+            cells.append(f"{bold} {found['grid']}" if found else value)
+        name = f"diffusers {family}" if peer else family
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _who(row: dict[str, Any]) -> str:
+    return f"diffusers `{row['method']}`" if row["peer"] else f"`{row['method']}`"
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"{_who(row)} on {row['grid']}"
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.3g}"
+    return f"{mean} ± {statistics.stdev(values):.1g}" if len(values) > 1 else mean

@@ -96,7 +96,7 @@ def test_frechet_distance_is_the_formula():
     real, fake = torch.randn(150, 1, 8, 8), 0.5 * torch.randn(100, 1, 8, 8)
     net = Classifier()
     denoiser = fs.Denoiser(torch.nn.Identity(), fs.NoiseSchedule.linear(), (1, 8, 8))
-    model = Model("", "", denoiser, Counted(denoiser.model), lambda count, seed: (real, fake))
+    model = Model("", "", denoiser, Counted(denoiser.model), lambda count, seed: (real, fake), 100)
     found = Judge(model, 100, 0, net)(fake)["frechet"]
     with torch.no_grad():
         f, g = net(real).double(), net(fake).double()
@@ -142,44 +142,55 @@ def test_true_digits_are_apart():
     pytest.importorskip("sklearn")
     from benchmarks.models import MODELS
 
-    model = MODELS["digits"]()
-    reference, fresh = model.data(500, 1)
-    assert len(reference) == 1297
-    assert len(fresh) == 500
+    for name in ("digits", "digits-labels"):
+        model = MODELS[name]()
+        reference, fresh = model.data(500, 1)
+        images, classes = model.labelled
+        assert len(reference) == 1297
+        assert len(fresh) == 500
+        together = torch.cat([reference, fresh]).flatten(1)
+        assert torch.equal(together.unique(dim=0), images.flatten(1).unique(dim=0))
+    for image, label in zip(fresh, range(500), strict=True):
+        same = (images == image).flatten(1).all(dim=1)
+        assert label % 10 in classes[same]
     with pytest.raises(ValueError, match="digits: count must be at most 898"):
         model.data(899, 0)
 
 
-def _model(ours, peer):
-    row = {"grid": "uniform", "family": "DDIM"}
-    return {
-        "floor": {"sw2": [0.1]},
-        "rows": [
-            {**row, "method": name, "peer": name == "peer", "runs": {"10": run}}
-            for name, run in (
-                ("ours", {"calls": 10, "sw2": ours}),
-                ("peer", {"calls": 10, "sw2": peer}),
-                ("more calls than asked for", {"calls": 11, "sw2": [0.0] * 3}),
-                ("none", {"refused": "no such plan"}),
-            )
-        ],
+def test_candidates_have_no_more_calls_and_no_second_name():
+    from benchmarks.quality_results import best, best_of_family, candidates
+
+    runs = {
+        "first": {"calls": 10, "sw2": [0.3, 0.1]},
+        "second": {"calls": 9, "sw2": [0.2, 0.3]},
+        "again": {"calls": 9, "sw2": [0.2, 0.3], "same_as": "second"},
+        "long": {"calls": 11, "sw2": [0.0, 0.0]},
+        "none": {"refused": "no such plan"},
     }
+    row = {"grid": "uniform", "family": "DDIM", "peer": False}
+    rows = [{**row, "method": name, "runs": {"10": run}} for name, run in runs.items()]
+    model = {"floor": {"sw2": [0.1]}, "rows": rows}
+    assert [found["method"] for found in candidates(model, 10)] == ["first", "second"]
+    assert candidates(model, 10, peer=True) == []
+    assert best(model, "sw2", 10, peer=False) is rows[0]
+    assert best_of_family(model, "DDIM", "sw2", 10, peer=False)["method"] == "second"
+    assert best_of_family(model, "DDIM", "sw2", 10, peer=True) is None
 
 
 @pytest.mark.parametrize(
     ("ours", "peer", "words"),
     [
         ([1.0, 1.1, 1.2], [2.0, 2.1, 2.2], "better"),
-        ([1.0, 1.1, 1.25], [1.1, 1.0, 1.2], "at least as good"),
+        ([1.0, 1.1, 1.25], [1.1, 1.0, 1.2], "as good within the noise"),
         ([2.0, 2.1, 2.2], [1.9, 2.0, 2.1], "worse"),
     ],
 )
 def test_verdict_pairs_the_seeds(ours, peer, words):
-    from benchmarks.quality_report import verdict
+    from benchmarks.quality_results import verdict
 
-    found = verdict(_model(ours, peer), "sw2")
+    finals = {"fastsample": {"sw2": ours}, "diffusers": {"sw2": peer}}
+    found = verdict({"finals": {"sw2": finals}}, "sw2")
     assert found["words"] == words
-    assert found["ours"]["method"] == "ours"
     assert found["difference"] == pytest.approx(np.mean(ours) - np.mean(peer))
 
 
@@ -201,15 +212,13 @@ def test_bench_quality_runs_and_renders(monkeypatch, tmp_path, capsys):
         Peer("UniPC", "UniPCMultistepScheduler", TIMES["karras"], "karras"),
         Peer("DDPM", "DDPMScheduler", TIMES["leading"], "leading"),
     ]
-    result = {"facts": dict.fromkeys(("date", "commit", "torch", "diffusers", "cpu"), "")}
-    result["facts"]["threads"] = 1
-    result["models"] = {
+    result = {
         name: bench_quality.run_model(
             MODELS[name](), count=40, steps=(5, 10), seeds=2, limit_steps=12, entries=entries
         )
         for name in ("ring-2", "digits")
     }
-    for name, model in result["models"].items():
+    for name, model in result.items():
         first, second, *rest = model["rows"]
         for K in ("5", "10"):
             assert first["runs"][K]["calls"] == int(K)
@@ -217,7 +226,8 @@ def test_bench_quality_runs_and_renders(monkeypatch, tmp_path, capsys):
             assert "rmse" in first["runs"][K]
             assert "rmse" not in rest[0]["runs"][K]
         assert len(first["runs"]["10"]["sw2"]) == 2
-        assert ("frechet" in first["runs"]["5"]) == (name == "digits")
+        assert set(model["finals"]) == {"sw2"} | ({"frechet"} if name == "digits" else set())
+        assert len(model["finals"]["sw2"]["diffusers"]["sw2"]) == 2
 
     bench_quality.write(tmp_path, result)
     assert json.loads((tmp_path / "quality.json").read_text()) == result
