@@ -6,7 +6,8 @@
 
 Distances of samples to true data (`benchmarks.quality`) for K in 5, 8, 10, 15, 20, 50, on models
 with exact noise and on the digits (`benchmarks.models`), for the entries of
-`benchmarks.lineup`; of three seeds at K = 10, of one elsewhere. All entries of a seed share
+`benchmarks.lineup`; of three seeds at K = 10, of one elsewhere, and of twenty more for the best of
+either side at K = 10. All entries of a seed share
 the starting noise and the true data. Deterministic ones are also compared with their limit: the
 1000-step DDIM result of the same noise. Writes benchmarks/results/quality.json, .md and .png; with
 `--models` the other models in the JSON stay as they are.
@@ -84,6 +85,7 @@ def run_model(
     count: int | None = None,
     steps: Sequence[int] = STEPS,
     seeds: int = 3,
+    final_seeds: int = 20,
     limit_steps: int = LIMIT_STEPS,
     entries: Sequence[Contestant] | None = None,
     known_rows: Sequence[dict[str, Any]] = (),
@@ -130,7 +132,9 @@ def run_model(
         )
         show(f"{model.name} {i + 1}/{len(entries)}", rows[-1])
     if SEVERAL in steps:
-        trials = [Trial(model, count, seed, classifier) for seed in range(seeds, 2 * seeds)]
+        trials = [
+            Trial(model, count, seed, classifier) for seed in range(seeds, seeds + final_seeds)
+        ]
         found["finals"] = _finals(found, entries, trials)
     found["seconds"] = round(time.perf_counter() - began, 1)
     return found
@@ -204,6 +208,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS, metavar="K")
     parser.add_argument("--seeds", type=int, default=3, help=f"of K = {SEVERAL}")
+    parser.add_argument("--final-seeds", type=int, default=20, help="of the best of either side")
     parser.add_argument("--count", type=int, help="samples; the default is each model's own")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="a minute; writes nothing")
@@ -218,6 +223,7 @@ def main() -> None:
     limit_steps = LIMIT_STEPS
     if options.quick:
         options.steps, options.seeds, options.count, limit_steps = (10,), 1, 60, 50
+        options.final_seeds = 2
     path = options.out / NAME
     keeps = path.exists() and not options.quick
     result: dict[str, Any] = json.loads(path.read_text()) if keeps else {}
@@ -227,6 +233,7 @@ def main() -> None:
             count=options.count,
             steps=options.steps,
             seeds=options.seeds,
+            final_seeds=options.final_seeds,
             limit_steps=limit_steps,
             known_rows=result.get(name, {}).get("rows", ()) if options.add else (),
         )

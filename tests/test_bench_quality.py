@@ -214,7 +214,13 @@ def test_bench_quality_runs_and_renders(monkeypatch, tmp_path, capsys):
     ]
     result = {
         name: bench_quality.run_model(
-            MODELS[name](), count=40, steps=(5, 10), seeds=2, limit_steps=12, entries=entries
+            MODELS[name](),
+            count=40,
+            steps=(5, 10),
+            seeds=2,
+            final_seeds=2,
+            limit_steps=12,
+            entries=entries,
         )
         for name in ("ring-2", "digits")
     }
