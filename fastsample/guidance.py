@@ -71,7 +71,7 @@ class Correction:
     Attributes:
         plan: what the kernel runs on corrected outputs. Thresholding turns it into a plan for x0
             prediction: p = 0, q = 1. In half precision the corrected output, and so the x0 that
-        multistep rows look back at, is rounded to the samples' dtype.
+            multistep rows look back at, is rounded to the samples' dtype.
     """
 
     def __init__(self, plan: Plan, rescale: float = 0.0, threshold: float | None = None) -> None:

@@ -142,6 +142,7 @@ def _check_invertible(plan: Plan) -> None:
 def _solve(denoiser, plan, x0, conditions, tolerance, max_iterations, count) -> Tensor:
     """X at the noisiest time, row by row from the data upwards; decodes to `x0`."""
     told = denoiser.network_times(plan.times, x0.device)
+    table = torch.as_tensor(_pulling_rows(plan), dtype=ops.rows_dtype(x0.device), device=x0.device)
     batch = x0.shape[0]
 
     def network(y: Tensor, k: int) -> Tensor:
@@ -170,7 +171,7 @@ def _solve(denoiser, plan, x0, conditions, tolerance, max_iterations, count) -> 
 
         def swept(estimates: list[Tensor], share: float = share) -> Tensor:
             nonlocal states
-            states = _sweep(plan, network, x0, states, estimates, share * tolerance, per_row)
+            states = _sweep(plan, table, network, x0, states, estimates, share * tolerance, per_row)
             return states[0]
 
         z = nearest if states and plan.needs_history else swept([])
@@ -195,6 +196,7 @@ def _solve(denoiser, plan, x0, conditions, tolerance, max_iterations, count) -> 
 
 def _sweep(
     plan: Plan,
+    table: Tensor,
     network: Callable[[Tensor, int], Tensor],
     x0: Tensor,
     states: list[Tensor],
@@ -209,6 +211,7 @@ def _sweep(
 
     Args:
         plan: what to undo.
+        table: its `_pulling_rows`, on the device.
         network: (x, row) -> output.
         x0: data.
         states: the last sweep's result, to start from; may be empty.
@@ -217,7 +220,6 @@ def _sweep(
         max_iterations: network calls per row.
     """
     kind, device = history_dtype(x0), x0.device
-    table = torch.as_tensor(_pulling_rows(plan), dtype=ops.rows_dtype(device), device=device)
     found: list[Tensor] = []
     x = x0
     for k in reversed(range(len(plan))):

@@ -24,7 +24,8 @@ Costs: TypeAlias = SeparableCosts | npt.NDArray[np.float64]
 class Paths:
     """The cheapest path from time 0 to every time with exactly k steps, for k = 1..max_steps.
 
-    Made by `best_paths`.
+    Made by `best_paths`. Paths are read off the table of costs when they are asked for: it is not
+    copied, and must not be written to in between.
 
     Attributes:
         costs: `(max_steps,)` cost of the best path to the last time with 1, 2, ... steps; +inf
@@ -56,7 +57,7 @@ class Paths:
             at_most: allow fewer steps where that is cheaper.
 
         Raises:
-            ValueError: if no path has that many steps.
+            ValueError: if no path has that many steps, or the table has changed.
         """
         budget = self._budget(num_steps, at_most)
         position = len(self._best) - 1
@@ -84,7 +85,13 @@ class Paths:
         assert isinstance(self._costs, np.ndarray)
         # The sums are those of the program, so that the minimum is met exactly.
         sums = self._best[:position, k - 1] + self._costs[position, :position]
-        return int(np.argmin(sums))
+        origin = int(np.argmin(sums))
+        if sums[origin] != self._best[position, k]:
+            raise ValueError(
+                "best_path: costs must be left as they were when best_paths read them, "
+                f"got another cost into time {position}"
+            )
+        return origin
 
 
 def best_paths(costs: Costs, max_steps: int) -> Paths:

@@ -196,6 +196,15 @@ def test_tables_that_are_no_contiguous_float64():
     assert np.array_equal(best_paths(table, 5).costs, expected)
 
 
+def test_a_table_that_changed_gives_no_path():
+    table = np.random.default_rng(0).normal(size=(9, 9))
+    paths = best_paths(table, 4)
+    assert len(paths.path(4)) == 5
+    table -= 100.0
+    with pytest.raises(ValueError, match="best_path: costs must be left as they were"):
+        paths.path(4)
+
+
 THREE = np.ones((3, 3))
 
 
