@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--quick", action="store_true", help="a second instead of minutes")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each candidate and size")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
@@ -201,7 +202,11 @@ def main() -> None:
         "facts": facts(device),
         "overhead_us": overhead(device, dtype),
         "results": run(
-            device, dtype, sizes, not options.no_compile, 0.05 if options.quick else 1.0
+            device,
+            dtype,
+            sizes,
+            not options.no_compile,
+            0.05 if options.quick else options.seconds,
         ),
     }
     if not options.quick:

@@ -22,6 +22,11 @@ _looks_at_grad = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning"
 )
 
+# torch 2.11's own import, on a GPU machine.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
+)
+
 
 class Counting:
     """One of torch's backends, counting its graphs."""

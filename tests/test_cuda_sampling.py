@@ -118,7 +118,11 @@ def test_graph_of_the_bundled_model():
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("names", [{"seeds"}, {"seeds", "h1", "h2"}, {"noise"}], ids=str)
+@pytest.mark.parametrize(
+    "names",
+    [{"seeds"}, {"seeds", "h1", "h2"}, {"noise"}],
+    ids=lambda names: "+".join(sorted(names)),
+)
 def test_replay_reads_the_row_number(names, in_place):
     given = on_gpu(operands((3, 5, 33), names))
     start = given["x"].clone()

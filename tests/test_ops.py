@@ -166,7 +166,9 @@ def test_a_row_outside_the_table_gives_nan(device, number, dtype):
         assert not x_next[0].isnan().any()
 
 
-@pytest.mark.parametrize("names", [set(), {"uncond", "h1"}, {"learned"}], ids=str)
+@pytest.mark.parametrize(
+    "names", [set(), {"uncond", "h1"}, {"learned"}], ids=lambda names: "+".join(sorted(names))
+)
 def test_a_row_that_wants_noise_and_gets_none_gives_nan(device, names):
     given = operands((3, 4, 9), names, device=device, row=1)
     assert ops.step(**given).isnan().all()
