@@ -9,6 +9,7 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
 """
 
 from fastsample import grids, training
+from fastsample.costs import CostTable
 from fastsample.denoiser import Denoiser
 from fastsample.elbo import elbo_costs
 from fastsample.forward import diffuse
@@ -21,6 +22,8 @@ from fastsample.loop import Step
 from fastsample.ops import build_info
 from fastsample.plan import Plan
 from fastsample.planner import best_path, best_paths
+from fastsample.profiles import Profile
+from fastsample.profiling import profile
 from fastsample.samplers import (
     ancestral,
     ddim,
@@ -37,10 +40,12 @@ __version__: str = build_info()["version"]
 
 __all__ = [
     "BitsPerDim",
+    "CostTable",
     "Denoiser",
     "Grid",
     "NoiseSchedule",
     "Plan",
+    "Profile",
     "Step",
     "__version__",
     "ancestral",
@@ -58,6 +63,7 @@ __all__ = [
     "interpolate",
     "invert",
     "load",
+    "profile",
     "sample",
     "shortcut",
     "training",

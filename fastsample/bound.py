@@ -148,7 +148,7 @@ def vlb_terms(
 
     Args:
         output: the network's output at (x_t, t), `(B, C, ...)`, or `(B, 2C, ...)` = prediction
-            and raw variance with a learned range.
+            and raw variance, which only "learned_range" uses.
         x0: data `(B, C, ...)` in [-1, 1].
         x_t: the noisy data, the shape of `x0`.
         rows: rows of `posterior_table` `(B, 9)`, one per sample, in the dtype of `x0`.
@@ -167,6 +167,7 @@ def vlb_terms(
         fraction = (v + 1.0) / 2.0
         log_variance = fraction * log_range + (1.0 - fraction) * log_small
     else:
+        output = output[:, : x0.shape[1]]  # a network with a learned variance that is not used
         log_variance = (log_small if variance == "small" else log_large).expand_as(x0)
     predicted = p * x_t + q * output
     if clip is not None:

@@ -11,7 +11,6 @@ dimensions and ``m_t = E||x0 - x0hat_t||^2`` summed over them, in nats:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsample._checks import FloatArray, check_array, check_integer, check_vector, frozen
+from fastsample.decoder import GaussianDecoder
 from fastsample.schedule import NoiseSchedule
 from fastsample.transition import transition
 
@@ -60,7 +60,7 @@ def elbo_costs(
     separable = SeparableCosts(
         "large" if variance == "large" else "small",
         np.arange(steps + 1.0),
-        *_levels(schedule, np.arange(steps + 1)),
+        *vp_levels(schedule, np.arange(steps + 1)),
         np.append(0.0, errors),
         np.append(np.inf, last),
         size,
@@ -71,10 +71,15 @@ def elbo_costs(
         raise ValueError(
             f'elbo_costs: variance must be "small", "large" or "analytic", got {variance!r}'
         )
-    table = separable.table()
-    inner = np.tri(steps + 1, k=-1, dtype=bool)
+    return analytic_costs(separable)
+
+
+def analytic_costs(small: SeparableCosts) -> FloatArray:
+    """The table for the best variance that is one number, from the table for the posterior's."""
+    table = small.table()
+    inner = np.tri(len(table), k=-1, dtype=bool)
     inner[:, 0] = False
-    table[inner] = 0.5 * size * np.log1p(2.0 * table[inner] / size)
+    table[inner] = 0.5 * small.dims * np.log1p(2.0 * table[inner] / small.dims)
     return table
 
 
@@ -106,7 +111,7 @@ def decoder_costs(
                 f"got shape {costs.shape}"
             )
         return costs
-    _, noise = _levels(schedule, np.arange(1, steps + 1))
+    _, noise = vp_levels(schedule, np.arange(1, steps + 1))
     if decoder == "optimal":
         variance = errors / dims
     elif decoder in ("forward", "posterior"):
@@ -119,8 +124,7 @@ def decoder_costs(
             'decoder_costs: decoder must be "optimal", "forward", "posterior" or an array, '
             f"got {decoder!r}"
         )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return 0.5 * dims * np.log(2.0 * math.pi * variance) + 0.5 * errors / variance
+    return GaussianDecoder(errors, dims).costs(variance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +209,7 @@ def _excess(x: FloatArray) -> FloatArray:
     return np.where(x > 0.5, np.expm1(-x) + x, series * small)
 
 
-def _levels(schedule: NoiseSchedule, times: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+def vp_levels(schedule: NoiseSchedule, times: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     """(alpha_bar, 1 - alpha_bar) of the variance-preserving process with the same SNR."""
     alpha, sigma = schedule.levels(times)
     total = alpha**2 + sigma**2

@@ -7,16 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastsample import ops
-from fastsample._checks import FloatArray, check_integer, check_real
-from fastsample.arguments import check_tensor, make_grid
+from fastsample._checks import FloatArray, check_real
+from fastsample.arguments import make_grid
+from fastsample.batches import arguments_of, batches_of, check_range
 from fastsample.bound import posterior_table, prior_bits_per_dim, vlb_terms
-from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
 from fastsample.grid import Grid
 from fastsample.identity import make_identity
@@ -140,10 +139,10 @@ def bits_per_dim(
 
     sums, squares, prior, seen = torch.zeros(len(times), dtype=torch.float64), 0.0, 0.0, 0
     with torch.inference_mode(), tqdm(disable=not progress, desc=name, unit="call") as bar:
-        for x0 in _batches(name, denoiser, data, batch_size):
+        for x0 in batches_of(name, denoiser, data, batch_size):
+            check_range(name, x0)
             batch = x0.shape[0]
-            part = {key: _slice(value, seen, batch) for key, value in (cond or {}).items()}
-            arguments = Conditions(name, part, None, batch, x0.device).arguments
+            arguments = arguments_of(name, cond, seen, x0)
             identity = make_identity(name, seed, seen, batch, x0.device)
             exact = x0.double()
             terms = torch.empty(len(times), batch, dtype=torch.float64)
@@ -181,30 +180,3 @@ def bits_per_dim(
     total = prior / seen + float(means.sum())
     spread = max(squares / seen - total**2, 0.0) / max(seen - 1, 1)
     return BitsPerDim(total, prior / seen, means, math.sqrt(spread), times, seen)
-
-
-def _batches(name: str, denoiser: Denoiser, data: Any, batch_size: int) -> Iterable[Tensor]:
-    """Checked batches on the model's device."""
-    size = check_integer(name, "batch_size", batch_size, 1)
-    for x0 in data.split(size) if isinstance(data, Tensor) else data:
-        if not isinstance(x0, Tensor) or not x0.is_floating_point():
-            got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
-            raise TypeError(f"{name}: data must be floating tensors, got {got}")
-        x0 = x0.to(denoiser.device)
-        check_tensor("data", x0, (x0.shape[0], *denoiser.shape), x0.dtype, x0.device, name)
-        if x0.shape[0] == 0:
-            continue
-        low, high = float(x0.min()), float(x0.max())
-        if not -1.0 - 1e-6 <= low <= high <= 1.0 + 1e-6:
-            raise ValueError(
-                f"{name}: data must be in [-1, 1], where the decoder's bins lie, "
-                f"got {low:g} to {high:g}"
-            )
-        yield x0
-
-
-def _slice(value: Any, first: int, count: int) -> Any:
-    """The entries of some samples; a number is for all of them."""
-    if isinstance(value, (Tensor, np.ndarray, list, tuple)) and np.ndim(value) > 0:
-        return value[first : first + count]
-    return value

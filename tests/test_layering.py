@@ -18,24 +18,33 @@ ORDER = (
     {"_checks", "reference", "conditioning", "interpolation", "devices", "fixed_point"},
     {"_curves", "transition", "grid", "rows"},
     {"schedule"},
+    {"decoder", "learned_range", "trajectory", "profile_file"},
     {"elbo"},
     {"grids", "plan_text"},
     {"plan"},
     {"samplers"},
     {"methods"},
     {"ops", "models"},
-    {"denoiser", "identity", "planner"},
+    {"identity", "planner", "statistics"},
+    {"costs"},
+    {"objectives"},
+    {"profiles"},
+    {"denoiser"},
     {"loop", "loading", "guidance"},
     {"graph", "arguments", "diagnosis"},
+    {"batches"},
     {"sampling", "inversion", "forward"},
+    {"collective", "measurement"},
+    {"profiling"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:8]) - {
+PURE = set().union(*ORDER[:9]) - {
     "reference",
     "conditioning",
     "interpolation",
     "devices",
     "fixed_point",
+    "profile_file",
 }
 # Joins torch and the kernels.
 DOORS = {"ops", "planner"}

@@ -5,6 +5,7 @@
 
 namespace fastsample {
 
+void register_elbo(pybind11::module_& module);
 void register_indexing(pybind11::module_& module);
 void register_planner(pybind11::module_& module);
 void register_step(pybind11::module_& module);

@@ -36,6 +36,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.def("build_info", &build_info);
   module.def("use_isa", &cpu::use_isa, py::arg("name"));
+  register_elbo(module);
   register_indexing(module);
   register_planner(module);
   register_step(module);

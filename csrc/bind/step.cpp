@@ -8,24 +8,15 @@
 #include <stdexcept>
 
 #include "bind/bind.h"
+#include "bind/launch.h"
 #include "cpu/backend.h"
 #include "cpu/threads.h"
-
-#if defined(FASTSAMPLE_WITH_CUDA)
-#include "cuda/backend.h"
-#endif
 
 namespace py = pybind11;
 
 namespace fastsample {
 
 namespace {
-
-// An address as torch gives it; 0 stands for "no tensor".
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 void require(const Layout& layout, std::initializer_list<const void*> pointers) {
   if (layout.batch == 0 || layout.size == 0) return;
@@ -34,32 +25,6 @@ void require(const Layout& layout, std::initializer_list<const void*> pointers) 
       throw std::invalid_argument("native: a tensor without storage (fake or meta) was passed");
   }
 }
-
-constexpr int cpu_device = -1;
-constexpr int emulated_device = -2;  // tests only: the CUDA threads' code in a loop on the host
-
-// Runs on the CPU, emulated, or on that CUDA device and stream.
-template <typename Operands>
-void launch(const Operands& operands, int device, uintptr_t stream, int threads,
-            void (*on_cpu)(const Operands&, int), void (*on_threads)(const Operands&),
-            [[maybe_unused]] void (*on_cuda)(const Operands&, int, uintptr_t)) {
-  py::gil_scoped_release release;
-  if (device == cpu_device) return on_cpu(operands, threads);
-  if (device == emulated_device) return on_threads(operands);
-#if defined(FASTSAMPLE_WITH_CUDA)
-  on_cuda(operands, device, stream);
-#else
-  (void)stream;
-  throw std::runtime_error(
-      "fastsample was built without CUDA; rebuild with -C cmake.define.FASTSAMPLE_CUDA=ON");
-#endif
-}
-
-#if defined(FASTSAMPLE_WITH_CUDA)
-#define FS_CUDA(function) &cuda::function
-#else
-#define FS_CUDA(function) nullptr
-#endif
 
 StepOperands step_operands(int dtype, int64_t batch, int64_t size, int64_t channels, int64_t pixels,
                            bool channels_last, bool learned, uintptr_t x, uintptr_t out,

@@ -14,11 +14,12 @@ struct Isa {
   void (*step_backward)(const BackwardOperands&, int);
   void (*fill_noise)(const NoiseOperands&, int);
   void (*table_paths)(const TableOperands&, int);
+  void (*elbo_sums)(const ElboOperands&, int);
 };
 
 std::vector<Isa> detect() {
   std::vector<Isa> found{{"baseline", baseline::step, baseline::step_backward, baseline::fill_noise,
-                          baseline::table_paths}};
+                          baseline::table_paths, baseline::elbo_sums}};
 #if defined(FASTSAMPLE_X86)
   __builtin_cpu_init();
   // What CMakeLists.txt lets the compiler use.
@@ -28,10 +29,11 @@ std::vector<Isa> detect() {
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
   if (v3)
-    found.push_back({"avx2", avx2::step, avx2::step_backward, avx2::fill_noise, avx2::table_paths});
+    found.push_back({"avx2", avx2::step, avx2::step_backward, avx2::fill_noise, avx2::table_paths,
+                     avx2::elbo_sums});
   if (v4)
-    found.push_back(
-        {"avx512", avx512::step, avx512::step_backward, avx512::fill_noise, avx512::table_paths});
+    found.push_back({"avx512", avx512::step, avx512::step_backward, avx512::fill_noise,
+                     avx512::table_paths, avx512::elbo_sums});
 #endif
   return found;
 }
@@ -45,6 +47,7 @@ void step(const StepOperands& o, int threads) { active->step(o, threads); }
 void step_backward(const BackwardOperands& o, int threads) { active->step_backward(o, threads); }
 void fill_noise(const NoiseOperands& o, int threads) { active->fill_noise(o, threads); }
 void table_paths(const TableOperands& o, int threads) { active->table_paths(o, threads); }
+void elbo_sums(const ElboOperands& o, int threads) { active->elbo_sums(o, threads); }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

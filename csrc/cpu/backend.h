@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "core/elbo.h"
 #include "core/operands.h"
 #include "core/planner.h"
 
@@ -14,6 +15,7 @@
   void step_backward(const BackwardOperands&, int threads); \
   void fill_noise(const NoiseOperands&, int threads);       \
   void table_paths(const TableOperands&, int threads);      \
+  void elbo_sums(const ElboOperands&, int threads);         \
   }
 
 namespace fastsample {
@@ -29,6 +31,7 @@ void step(const StepOperands&, int threads);
 void step_backward(const BackwardOperands&, int threads);
 void fill_noise(const NoiseOperands&, int threads);
 void table_paths(const TableOperands&, int threads);
+void elbo_sums(const ElboOperands&, int threads);
 
 std::vector<std::string> available_isas();  // narrowest first
 std::string current_isa();

@@ -2,6 +2,7 @@
 // one primary context, which every copy of the runtime library shares.
 #pragma once
 
+#include "core/elbo.h"
 #include "core/operands.h"
 
 namespace fastsample {
@@ -10,6 +11,7 @@ namespace cuda {
 void step(const StepOperands&, int device, uintptr_t stream);
 void step_backward(const BackwardOperands&, int device, uintptr_t stream);
 void fill_noise(const NoiseOperands&, int device, uintptr_t stream);
+void elbo_sums(const ElboOperands&, int device, uintptr_t stream);
 
 }  // namespace cuda
 }  // namespace fastsample

@@ -23,8 +23,19 @@ from fastsample.ops.checks import (
     check_step,
     rows_dtype,
 )
+from fastsample.ops.sums import ElboSums, elbo_sums
 
-__all__ = ["START_DRAW", "build_info", "has_tangent", "noise", "rows_dtype", "step", "step_x0"]
+__all__ = [
+    "START_DRAW",
+    "ElboSums",
+    "build_info",
+    "elbo_sums",
+    "has_tangent",
+    "noise",
+    "rows_dtype",
+    "step",
+    "step_x0",
+]
 
 build_info = native.build_info
 

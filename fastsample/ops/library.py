@@ -30,6 +30,10 @@ _library.define(
     "noise(Tensor seeds, Tensor index, SymInt[] size, int draw, ScalarType dtype, "
     "bool channels_last) -> Tensor"
 )
+_library.define(
+    "elbo_sums(Tensor x0, Tensor x, Tensor out, float[] coefficients, Tensor nodes, "
+    "Tensor log_scales, float bin_width) -> Tensor"
+)
 
 # The overload itself: naming it skips the packet's overload resolution, 1 us a call.
 step_op = torch.ops.fastsample.step.default
@@ -37,6 +41,7 @@ step_x0_op = torch.ops.fastsample.step_x0.default
 step_into_op = torch.ops.fastsample.step_into.default
 step_backward_op = torch.ops.fastsample.step_backward.default
 noise_op = torch.ops.fastsample.noise.default
+elbo_sums_op = torch.ops.fastsample.elbo_sums.default
 
 for _device in ("CPU", "CUDA"):
     _library.impl("step", native.step, _device)
@@ -44,6 +49,7 @@ for _device in ("CPU", "CUDA"):
     _library.impl("step_into", native.step_into, _device)
     _library.impl("step_backward", native.step_backward, _device)
     _library.impl("noise", native.noise, _device)
+    _library.impl("elbo_sums", native.elbo_sums, _device)
 
 for _device in _REFERENCE_DEVICES:
     _library.impl("step", reference.step, _device)
@@ -51,6 +57,7 @@ for _device in _REFERENCE_DEVICES:
     _library.impl("step_into", reference.step_into, _device)
     _library.impl("step_backward", reference.step_backward, _device)
     _library.impl("noise", reference.noise, _device)
+    _library.impl("elbo_sums", reference.elbo_sums, _device)
 
 torch.library.register_fake(
     "fastsample::step",
@@ -94,6 +101,13 @@ torch.library.register_fake(
     "fastsample::noise",
     lambda seeds, index, size, draw, dtype, channels_last: native.new_noise(
         index, size, dtype, channels_last
+    ),
+    lib=_library,
+)
+torch.library.register_fake(
+    "fastsample::elbo_sums",
+    lambda x0, x, out, coefficients, nodes, log_scales, bin_width: x0.new_empty(
+        x0.shape[0], native.sums_width(nodes, log_scales), dtype=torch.float64
     ),
     lib=_library,
 )

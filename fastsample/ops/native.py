@@ -219,6 +219,47 @@ def noise(seeds, index, size, draw, dtype, channels_last):
     return target
 
 
+# Elements per partial sum: enough blocks for a GPU when samples are few and large.
+_CHUNK = 4096
+
+
+def sums_width(nodes, log_scales):
+    """Columns of the operator elbo_sums."""
+    return 3 + 2 * nodes.shape[0] + log_scales.shape[0]
+
+
+def elbo_sums(x0, x, out, coefficients, nodes, log_scales, bin_width):
+    """Operator elbo_sums."""
+    x0, x, out = x0.contiguous(), x.contiguous(), out.contiguous()
+    nodes, log_scales = nodes.contiguous(), log_scales.contiguous()
+    batch = x0.shape[0]
+    size = x0.numel() // batch if batch else 0
+    chunks = -(-size // _CHUNK)
+    sums = nodes.new_empty(batch, chunks, sums_width(nodes, log_scales))
+    # A GPU's grid has 65535 places for samples.
+    for first in range(0, batch, 65535):
+        last = min(first + 65535, batch)
+        _native.elbo_sums(
+            *_place(x0),
+            DTYPE_CODES[x0.dtype],
+            last - first,
+            size,
+            out.shape[1] != x0.shape[1],
+            x0[first:].data_ptr(),
+            x[first:].data_ptr(),
+            out[first:].data_ptr(),
+            *coefficients,
+            nodes.data_ptr(),
+            nodes.shape[0],
+            log_scales.data_ptr(),
+            log_scales.shape[0],
+            bin_width,
+            _CHUNK,
+            sums[first:].data_ptr(),
+        )
+    return sums.sum(1) if chunks != 1 else sums.squeeze(1)
+
+
 def build_info() -> dict[str, Any]:
     """How this copy was built and what it runs on.
 

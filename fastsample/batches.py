@@ -1,0 +1,55 @@
+"""Data of any kind as checked batches on the model's device, with what belongs to each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastsample._checks import check_integer
+from fastsample.arguments import check_tensor
+from fastsample.conditioning import Conditions
+from fastsample.denoiser import Denoiser
+
+
+def batches_of(
+    function: str, denoiser: Denoiser, data: Tensor | Iterable[Tensor], batch_size: int
+) -> Iterator[Tensor]:
+    """Batches `(B, *shape)` that are not empty, on the model's device."""
+    size = check_integer(function, "batch_size", batch_size, 1)
+    for x0 in data.split(size) if isinstance(data, Tensor) else data:
+        if not isinstance(x0, Tensor) or not x0.is_floating_point():
+            got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+            raise TypeError(f"{function}: data must be floating tensors, got {got}")
+        x0 = x0.to(denoiser.device)
+        check_tensor("data", x0, (x0.shape[0], *denoiser.shape), x0.dtype, x0.device, function)
+        if x0.shape[0] > 0:
+            yield x0
+
+
+def check_range(function: str, x0: Tensor) -> None:
+    """Refuse data outside the bins of the discretized decoder, [-1, 1]; NaN is outside too."""
+    low, high = float(x0.min()), float(x0.max())
+    if not -1.0 - 1e-6 <= low <= high <= 1.0 + 1e-6:
+        raise ValueError(
+            f"{function}: data must be in [-1, 1], where the decoder's bins lie, "
+            f"got {low:g} to {high:g}"
+        )
+
+
+def arguments_of(
+    function: str, cond: Mapping[str, Any] | None, first: int, x0: Tensor
+) -> Mapping[str, Any]:
+    """The network's keyword arguments for the samples from `first` on."""
+    batch = x0.shape[0]
+    part = {key: _slice(value, first, batch) for key, value in (cond or {}).items()}
+    return Conditions(function, part, None, batch, x0.device).arguments
+
+
+def _slice(value: Any, first: int, count: int) -> Any:
+    """The entries of some samples; a number is for all of them."""
+    if isinstance(value, (Tensor, np.ndarray, list, tuple)) and np.ndim(value) > 0:
+        return value[first : first + count]
+    return value

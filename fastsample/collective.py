@@ -1,0 +1,62 @@
+"""Work shared by the processes of `torch.distributed`; with one process, nothing happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastsample.profiles import Profile
+
+Batches: TypeAlias = Iterable[tuple[int, Tensor]]
+Share: TypeAlias = Callable[[Batches], Iterator[tuple[int, Tensor | None]]]
+
+
+def share_of_batches() -> tuple[int, Share]:
+    """(rank, function that leaves each round's batch of this process, None if it has none).
+
+    Every process sees the same rounds, so that all of them meet in each reduction.
+    """
+    if not _running():
+        return 0, lambda batches: iter(batches)
+    rank, world = dist.get_rank(), dist.get_world_size()
+
+    def share(batches: Batches) -> Iterator[tuple[int, Tensor | None]]:
+        mine: tuple[int, Tensor | None] = (0, None)
+        number = -1
+        for number, batch in enumerate(batches):
+            if number % world == rank:
+                mine = batch
+            if number % world == world - 1:
+                yield mine
+                mine = (0, None)
+        if (number + 1) % world:
+            yield mine
+
+    return rank, share
+
+
+def all_reduced(part: Profile, device: torch.device) -> Profile:
+    """The sum of every process's part."""
+    if not _running():
+        return part
+    arrays = part.arrays()
+    flat = np.concatenate([np.atleast_1d(array).ravel() for array in arrays.values()])
+    vector = torch.from_numpy(np.append(flat, float(part.count)))
+    if dist.get_backend() == "nccl":
+        vector = vector.to(device)
+    dist.all_reduce(vector)
+    summed, place, found = vector.cpu().numpy(), 0, {}
+    for name, array in arrays.items():
+        found[name] = summed[place : place + array.size].reshape(array.shape)
+        place += array.size
+    return replace(part.with_arrays(found), count=int(summed[-1]))
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

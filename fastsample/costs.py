@@ -1,0 +1,143 @@
+"""What a step costs, by some objective, and the grids that cost least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from fastsample._checks import FloatArray, check_integer, frozen
+from fastsample.elbo import SeparableCosts
+from fastsample.grid import Grid
+from fastsample.planner import Paths, best_paths
+from fastsample.schedule import NoiseSchedule
+
+Objective: TypeAlias = Literal["elbo", "mse", "trajectory"]
+
+
+class CostTable:
+    """Costs of all steps between the times of a profile; made by `Profile.costs`.
+
+    Attributes:
+        schedule: the noise levels it is for.
+        times: `(n + 1,)` ascending, 0 first.
+        objective: "elbo" (nats), "mse" or "trajectory".
+        variance: of the reverse steps; None where the objective has none.
+        decoder_variance: `(n,)` variance of the last step from each time, squared data units, for
+            the decoder of another profile's table; None without such a decoder.
+        prior: nats that every grid from the last time pays besides, 0 if the objective has none.
+        dims: dimensions of a sample.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        times: FloatArray,
+        costs: FloatArray | SeparableCosts,
+        *,
+        objective: Objective,
+        dims: int,
+        variance: str | None = None,
+        decoder_variance: FloatArray | None = None,
+        prior: float = 0.0,
+        last_two: FloatArray | None = None,
+    ) -> None:
+        self.schedule = schedule
+        self.times = frozen(times)
+        self.objective: Objective = objective
+        self.variance = variance
+        self.decoder_variance = decoder_variance
+        self.prior = prior
+        self.dims = dims
+        self._costs = costs
+        # Cost of the steps t -> s -> 0 together, where the decoder depends on both.
+        self._last_two = last_two
+        self._paths: Paths | None = None
+
+    @property
+    def costs(self) -> FloatArray:
+        """`(n + 1, n + 1)`, row t, column s, +inf where there is no step.
+
+        With decoder="respaced" column 0 is the best pair of last steps through any time between.
+        """
+        if isinstance(self._costs, SeparableCosts):
+            return self._costs.table()
+        return self._costs.copy()
+
+    def best_grid(self, steps: int, *, at_most: bool = False) -> Grid:
+        """The grid of `steps` network calls that costs least.
+
+        Watson et al. 2021 (arXiv:2106.03802), exact: no other choice of the times is cheaper.
+
+        Args:
+            steps: K.
+            at_most: allow fewer calls where that is cheaper.
+
+        Raises:
+            ValueError: more steps than there are times, or no grid of finite cost.
+        """
+        return self.best_grids([steps], at_most=at_most)[steps]
+
+    def best_grids(self, steps: Iterable[int], *, at_most: bool = False) -> dict[int, Grid]:
+        """The best grid for each number of steps, from one run of the dynamic program."""
+        least = 1 if self._last_two is None else 2
+        budgets = [
+            check_integer("best_grid", "steps", k, least, len(self.times) - 1) for k in steps
+        ]
+        shorter = least - 1  # two steps are one edge there
+        paths = self._planned(max(budgets, default=least) - shorter)
+        return {k: self._grid(paths.path(k - shorter, at_most=at_most)) for k in budgets}
+
+    def cost(self, grid: Grid) -> float:
+        """Cost of a grid, the prior left out.
+
+        Raises:
+            ValueError: a grid with times that the table does not have, or that starts elsewhere
+                than its last time.
+        """
+        if not isinstance(grid, Grid):
+            raise TypeError(f"cost: grid must be a Grid, got {type(grid).__name__}")
+        positions = np.searchsorted(self.times, grid.times)
+        found = self.times[np.minimum(positions, len(self.times) - 1)] == grid.times
+        if not np.all(found):
+            raise ValueError(
+                f"cost: grid must lie on the {len(self.times) - 1} times of the table, "
+                f"got {grid.times[~found][0]:g}"
+            )
+        if self.objective == "elbo" and positions[0] != len(self.times) - 1:
+            raise ValueError(
+                f"cost: grid must start at {self.times[-1]:g}, where the prior is, "
+                f"got {grid.times[0]:g}"
+            )
+        costs = self._costs.table() if isinstance(self._costs, SeparableCosts) else self._costs
+        if self._last_two is None:
+            return float(costs[positions[:-1], positions[1:]].sum())
+        if len(grid) < 2:
+            raise ValueError('cost: grid must have 2 steps or more with decoder="respaced", got 1')
+        inner = costs[positions[:-3], positions[1:-2]].sum() if len(grid) > 2 else 0.0
+        return float(inner + self._last_two[positions[-3], positions[-2]])
+
+    def bits_per_dim(self, grid: Grid) -> float:
+        """The bound of a grid in bits per dimension, prior included ("elbo" only)."""
+        if self.objective != "elbo":
+            raise ValueError(
+                f'bits_per_dim: objective must be "elbo", got a table of {self.objective!r}'
+            )
+        return (self.cost(grid) + self.prior) / (self.dims * math.log(2.0))
+
+    def __repr__(self) -> str:
+        variance = f", variance={self.variance!r}" if self.variance else ""
+        return f"CostTable({self.objective!r}{variance}, {len(self.times) - 1} times)"
+
+    def _planned(self, budget: int) -> Paths:
+        """Paths of at least this many steps; the longest run is kept."""
+        if self._paths is None or self._paths.max_steps < budget:
+            self._paths = best_paths(self._costs, budget)
+        return self._paths
+
+    def _grid(self, path: list[int]) -> Grid:
+        if self._last_two is not None:
+            path.insert(1, int(np.argmin(self._last_two[path[1]])))
+        return Grid(self.times[path[::-1]])

@@ -1,0 +1,152 @@
+"""The network's side of a profile: one batch, every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample import ops
+from fastsample._checks import FloatArray
+from fastsample.denoiser import Denoiser
+from fastsample.identity import Identity
+from fastsample.ops.checks import history_dtype
+from fastsample.rows import eps_terms, x0_terms
+from fastsample.statistics import Settings, learned_nodes, log_scales
+from fastsample.trajectory import Trajectories
+
+_MOST_HELD = 2**28  # elements of trajectories kept at once: 1 GB of float32
+_COLUMNS = 2**16  # of the Gram matrices' factors that are widened to float64 at once
+
+
+class Measurement:
+    """Calls a network at every time and adds up what the planner needs.
+
+    Args:
+        denoiser: the model.
+        times: `(n,)` ascending.
+        settings: of the profile.
+        called: is told after every network call.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        times: FloatArray,
+        settings: Settings,
+        called: Callable[[], object],
+    ) -> None:
+        schedule, device = denoiser.schedule, denoiser.device
+        self.denoiser, self.times, self.settings, self.called = denoiser, times, settings, called
+        self.alpha, self.sigma = schedule.levels(times)
+        terms = (
+            function("profile", settings.prediction, self.alpha, self.sigma)
+            for function in (x0_terms, eps_terms)
+        )
+        self.x0_terms, self.eps_terms = ([*zip(*pair, strict=True)] for pair in terms)
+        self.nodes = torch.from_numpy(learned_nodes(schedule, times, settings.nodes)).to(device)
+        scales = log_scales(schedule, times, settings.bin_width)
+        self.log_scales = torch.from_numpy(scales).to(device)
+        self.told = denoiser.network_times(times)
+
+    def errors(
+        self, x0: Tensor, identity: Identity, arguments: Mapping[str, Any]
+    ) -> dict[str, FloatArray]:
+        """A profile's sums over one batch."""
+        kind = history_dtype(torch.empty(0, dtype=self.denoiser.dtype))
+        clean = x0.to(kind)
+        eps = ops.noise(*identity, self.denoiser.shape, dtype=kind)
+        rows = []
+        for k in range(len(self.times)):
+            x = torch.add(clean * float(self.alpha[k]), eps, alpha=float(self.sigma[k]))
+            output, x = self._call(x, k, arguments)
+            sums = ops.elbo_sums(
+                clean,
+                x,
+                output,
+                x0_terms=self.x0_terms[k],
+                eps_terms=self.eps_terms[k],
+                clip=self.settings.clip,
+                nodes=self.nodes[k] if self.settings.nodes else None,
+                log_scales=self.log_scales,
+                bin_width=self.settings.bin_width or 1.0,
+            )
+            fixed = torch.stack([sums.error, sums.error.square(), sums.eps_square, sums.v], dim=1)
+            columns = torch.cat([fixed, sums.excess, sums.weighted, sums.nll], dim=1)
+            rows.append(columns.sum(0))
+        table = torch.stack(rows).cpu().numpy()
+        self._check_finite(table)
+        n = self.settings.nodes
+        names = ("error", "error_square", "eps_square", "v")
+        parts = np.split(table, [1, 2, 3, 4, 4 + n, 4 + 2 * n], axis=1)
+        found = {name: column[:, 0] for name, column in zip(names, parts, strict=False)}
+        found |= dict(zip(("excess", "weighted", "nll"), parts[4:], strict=True))
+        found["x0_square"] = np.array(float(clean.double().square().sum()))
+        return found
+
+    def trajectories(
+        self, identity: Identity, count: int, arguments: Mapping[str, Any]
+    ) -> Trajectories:
+        """Inner products along the DDIM trajectories of the first samples of a batch."""
+        size = int(np.prod(self.denoiser.shape))
+        held = max(1, _MOST_HELD // (2 * size * len(self.times)))
+        total = Trajectories.empty(len(self.times))
+        for first in range(0, count, held):
+            part = slice(first, min(first + held, count))
+            some = {
+                name: value[part] if isinstance(value, Tensor) else value
+                for name, value in arguments.items()
+            }
+            total = total + self._trajectories(Identity(identity.seeds, identity.index[part]), some)
+        return total
+
+    def _trajectories(self, identity: Identity, arguments: Mapping[str, Any]) -> Trajectories:
+        """Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0, on all the times."""
+        kind = history_dtype(torch.empty(0, dtype=self.denoiser.dtype))
+        n = len(self.times)
+        x = ops.noise(*identity, self.denoiser.shape, dtype=kind)
+        states = x.new_empty(n + 1, x.numel())
+        estimates = x.new_empty(n, x.numel())
+        low, high = self.settings.clip
+        for k in range(n - 1, -1, -1):
+            states[k + 1] = x.flatten()
+            output, seen = self._call(x, k, arguments)
+            p, q = self.x0_terms[k]
+            x0hat = torch.clamp(p * seen + q * output[:, : x.shape[1]], low, high)
+            estimates[k] = x0hat.flatten()
+            alpha, sigma = (self.alpha[k - 1], self.sigma[k - 1]) if k else (1.0, 0.0)
+            scale = float(sigma / self.sigma[k])
+            x = scale * x + float(alpha - scale * self.alpha[k]) * x0hat
+        states[0] = x.flatten()
+        gram = states.new_zeros(n + 1, n + 1, dtype=torch.float64)
+        cross = states.new_zeros(n, n + 1, dtype=torch.float64)
+        squares = states.new_zeros(n, dtype=torch.float64)
+        for left, right in zip(
+            states.split(_COLUMNS, dim=1), estimates.split(_COLUMNS, dim=1), strict=True
+        ):
+            left, right = left.double(), right.double()
+            gram += left @ left.T
+            cross += right @ left.T
+            squares += right.square().sum(1)
+        found = [t.cpu().numpy() for t in (gram, cross, squares)]
+        self._check_finite(found[2][:, None])
+        return Trajectories(len(identity.index), *found)
+
+    def _call(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(output, what the network saw) in the arithmetic of x."""
+        seen = x.to(self.denoiser.dtype)
+        output = self.denoiser.call(seen, self.told[k].expand(x.shape[0]), arguments)
+        self.called()
+        return output.to(x.dtype), seen.to(x.dtype)
+
+    def _check_finite(self, table: FloatArray) -> None:
+        """Refuse NaN and infinity, by the first row `(n, ...)` that has one."""
+        bad = ~np.isfinite(table).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                "profile: the model's output must be finite, got NaN or infinity at "
+                f"t = {self.times[int(np.argmax(bad))]:g}"
+            )

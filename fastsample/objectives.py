@@ -1,0 +1,141 @@
+"""Cost tables of a model's statistics, one function per objective."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsample._checks import FloatArray, check_array
+from fastsample.costs import CostTable
+from fastsample.decoder import Decoders
+from fastsample.elbo import SeparableCosts, analytic_costs, vp_levels
+from fastsample.learned_range import learned_range_costs
+from fastsample.statistics import Statistics
+from fastsample.transition import transition
+
+DecoderChoice: TypeAlias = Literal["optimal", "forward", "posterior", "respaced"] | npt.ArrayLike
+
+
+def _separable(
+    found: Statistics,
+    edge: Literal["small", "large", "mse"],
+    times: FloatArray,
+    decoder: FloatArray,
+) -> SeparableCosts:
+    levels = vp_levels(found.schedule, np.append(0.0, found.times))
+    error = np.append(0.0, found.error)
+    return SeparableCosts(edge, times, *levels, error, np.append(np.inf, decoder), found.dims)
+
+
+def elbo_table(found: Statistics, variance: str, decoder: DecoderChoice) -> CostTable:
+    """The bound's terms, in nats; see `fastsample.Profile.costs`."""
+    times = np.append(0.0, found.times)
+    if variance not in ("small", "large", "learned_range", "analytic"):
+        raise ValueError(
+            'costs: variance must be "small", "large", "learned_range" or "analytic", '
+            f"got {variance!r}"
+        )
+    if variance == "learned_range" and not found.settings.nodes:
+        raise ValueError(
+            'costs: variance must not be "learned_range" for the profile of a model without '
+            "a learned variance"
+        )
+    curve = found.decoder()
+    respaced = isinstance(decoder, str) and decoder == "respaced"
+    chosen = None if respaced else _decoder_variance(found, curve, decoder)
+    last = np.full(len(found.times), np.inf) if chosen is None else curve.costs(chosen)
+    costs = _step_costs(found, variance, last)
+    last_two = None
+    if respaced:
+        table = costs.table() if isinstance(costs, SeparableCosts) else costs
+        last_two = table + np.pad(_respaced_decoder(found, curve), (1, 0))
+        table[1:, 0] = last_two[1:].min(axis=1)
+        costs = table
+    return CostTable(
+        found.schedule,
+        times,
+        costs,
+        objective="elbo",
+        dims=found.dims,
+        variance=variance,
+        decoder_variance=chosen,
+        prior=found.prior,
+        last_two=last_two,
+    )
+
+
+def _step_costs(
+    found: Statistics, variance: str, decoder: FloatArray
+) -> SeparableCosts | FloatArray:
+    """Separable where the planner can do without the table."""
+    edge = "large" if variance == "large" else "small"
+    separable = _separable(found, edge, np.append(0.0, found.times), decoder)
+    if variance == "analytic":
+        return analytic_costs(separable)
+    if variance != "learned_range":
+        return separable
+    alpha_bar, noise = vp_levels(found.schedule, found.times)
+    excess, weighted = (found.sums[name] / found.count for name in ("excess", "weighted"))
+    table = np.full((len(found.times) + 1, len(found.times) + 1), np.inf)
+    table[1:, 1:] = learned_range_costs(alpha_bar, noise, found.nodes, excess, weighted)
+    table[1:, 0] = decoder
+    return table
+
+
+def _decoder_variance(found: Statistics, curve: Decoders, decoder: DecoderChoice) -> FloatArray:
+    """The last step's variance from each time."""
+    if not isinstance(decoder, str):
+        given = check_array("costs", "decoder", decoder)
+        if given.shape != found.times.shape or np.any(given <= 0.0):
+            raise ValueError(
+                f"costs: decoder must be {len(found.times)} positive variances, "
+                f"got shape {given.shape} from {given.min(initial=0.0):g}"
+            )
+        return given
+    if decoder == "optimal":
+        return curve.best()
+    if decoder not in ("forward", "posterior"):
+        raise ValueError(
+            'costs: decoder must be "optimal", "forward", "posterior", "respaced" or '
+            f"variances, got {decoder!r}"
+        )
+    _, noise = vp_levels(found.schedule, found.times)
+    variance = noise.copy()
+    if decoder == "posterior" and len(found.times) > 1:
+        variance[0] = _posterior(found, found.times[1:2], found.times[:1])[0]
+    return variance
+
+
+def _respaced_decoder(found: Statistics, curve: Decoders) -> FloatArray:
+    """`(n, n)` the decoder's cost from s at the posterior variance of (t, s), row t."""
+    variance = _posterior(found, found.times[:, None], found.times[None, :])
+    lower = np.tri(len(found.times), k=-1, dtype=bool)
+    return np.where(lower, curve.costs(np.where(lower, variance, 1.0).T).T, np.inf)
+
+
+def _posterior(found: Statistics, t: FloatArray, s: FloatArray) -> FloatArray:
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = found.schedule.levels(t), found.schedule.levels(s)
+    return transition(alpha_s, sigma_s, alpha_t, sigma_t).posterior_variance
+
+
+def trajectory_table(found: Statistics) -> CostTable:
+    """How far one DDIM step strays, per root dimension."""
+    if found.trajectories is None or found.trajectories.count == 0:
+        raise ValueError(
+            'costs: objective must not be "trajectory" for a profile without trajectories; '
+            "pass trajectories=64 to profile"
+        )
+    times = np.append(0.0, found.times)
+    squares = found.trajectories.squared_errors(*found.schedule.levels(times))
+    costs = np.sqrt(squares / found.dims)
+    return CostTable(found.schedule, times, costs, objective="trajectory", dims=found.dims)
+
+
+def mse_table(found: Statistics) -> CostTable:
+    """The reweighted objective ``(t - s) / T m_t``; the last step counts like any other."""
+    times = np.append(0.0, found.times)
+    scaled = times / found.schedule.T
+    costs = _separable(found, "mse", scaled, scaled[1:] * found.error)
+    return CostTable(found.schedule, times, costs, objective="mse", dims=found.dims)

@@ -1,0 +1,67 @@
+"""Profiles on disk: safetensors with a header that says what it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fastsample._checks import FloatArray
+
+_KEY, _FORMAT = "fastsample_profile", 1
+
+
+def write(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> Path:
+    """Save under a name of its own, then rename: an interruption leaves the old file."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    text = json.dumps({"format": _FORMAT, **header})
+    save_file(
+        {name: np.asarray(array, order="C") for name, array in arrays.items()},
+        part,
+        metadata={_KEY: text},
+    )
+    os.replace(part, target)
+    return target
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, FloatArray]]:
+    """(header, arrays); ValueError for anything that `write` did not write whole."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"Profile.load: path must name a file, got {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata[_KEY])
+    except (SafetensorError, KeyError, ValueError) as error:
+        reason = "no profile header" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"Profile.load: path must be a fastsample profile, got {path} ({reason})"
+        ) from None
+    if header.get("format") != _FORMAT:
+        raise ValueError(
+            f"Profile.load: path must be a profile of format {_FORMAT}, "
+            f"got {header.get('format')!r} in {path}"
+        )
+    return header, arrays
+
+
+def settings_to_header(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: an open end of the clip range is null."""
+    clip = [None if np.isinf(bound) else bound for bound in settings["clip"]]
+    return {**settings, "clip": clip}
+
+
+def settings_from_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The way back."""
+    low, high = header["clip"]
+    clip = (-np.inf if low is None else low, np.inf if high is None else high)
+    return {**header, "clip": tuple(float(bound) for bound in clip)}

@@ -1,0 +1,214 @@
+"""A model's profile: saved, merged, and turned into cost tables and variances."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fastsample import profile_file
+from fastsample._checks import FloatArray
+from fastsample.costs import CostTable, Objective
+from fastsample.grid import Grid
+from fastsample.objectives import DecoderChoice, elbo_table, mse_table, trajectory_table
+from fastsample.schedule import NoiseSchedule
+from fastsample.statistics import Settings, Statistics, empty_sums
+from fastsample.trajectory import Trajectories
+from fastsample.transition import transition
+
+
+class Profile(Statistics):
+    """A model's errors at every time, and what is made of them; `fastsample.profile` measures one.
+
+    Its attributes are those of `fastsample.statistics.Statistics`.
+    """
+
+    @classmethod
+    def empty(
+        cls,
+        schedule: NoiseSchedule,
+        shape: tuple[int, ...],
+        times: FloatArray,
+        settings: Settings,
+        trajectories: bool,
+    ) -> Profile:
+        """The profile of no samples: what others are added to."""
+        sums = empty_sums(schedule, times, settings)
+        lines = Trajectories.empty(len(times)) if trajectories else None
+        return cls(schedule, shape, times, settings, 0, sums, lines)
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """Everything that adds up over samples, but the count."""
+        lines = {} if self.trajectories is None else self.trajectories.to_arrays()
+        return {**self.sums, **lines}
+
+    def with_arrays(self, arrays: dict[str, FloatArray]) -> Profile:
+        """The same profile with other sums, named as by `arrays`."""
+        sums = dict(arrays)
+        lines = Trajectories.from_arrays(sums)
+        return replace(self, sums=sums, trajectories=lines)
+
+    def costs(
+        self,
+        objective: Objective = "elbo",
+        *,
+        variance: Literal["small", "large", "learned_range", "analytic"] | None = None,
+        decoder: DecoderChoice = "optimal",
+    ) -> CostTable:
+        """Costs of every step between two of the times.
+
+        - "elbo": the step's term of the bound, in nats: what Watson et al. 2021 (arXiv:2106.03802)
+          minimise. Best for likelihood; its grids crowd near the data, and samples suffer.
+        - "mse": ``(t - s) / T E||x0 - x0hat_t||^2``, their reweighted objective.
+        - "trajectory": mean distance, per root dimension, of one DDIM step from a fine DDIM
+          trajectory. Best for samples of deterministic samplers in few steps.
+
+        Args:
+            objective: what is to be small.
+            variance: of the reverse steps, "elbo" only; None is the model's own. "analytic" is the
+                best single variance of each step (Bao et al. 2022, arXiv:2201.06503) for the
+                measured errors.
+            decoder: variance of the last step, "elbo" only. "optimal": the one that costs least
+                here at each time. "forward": ``1 - alpha_bar_t``. "posterior": the same, but for
+                the first time the posterior variance of the two first times (Analytic-DPM).
+                "respaced": the posterior variance of the step before it in the chosen grid, which
+                is improved-diffusion's convention and that of `fastsample.bits_per_dim`; grids then
+                have 2 steps or more. Or `(n,)` variances, as another profile's
+                `CostTable.decoder_variance`.
+
+        Raises:
+            ValueError: a combination that the profile has no statistics for.
+        """
+        if objective not in ("elbo", "mse", "trajectory"):
+            raise ValueError(
+                f'costs: objective must be "elbo", "mse" or "trajectory", got {objective!r}'
+            )
+        if objective != "elbo":
+            for name, value, default in (
+                ("variance", variance, None),
+                ("decoder", decoder, "optimal"),
+            ):
+                if value is not default and not (isinstance(value, str) and value == default):
+                    raise ValueError(
+                        f'costs: {name} must be left out with objective="{objective}", '
+                        f"got {value!r}"
+                    )
+        if objective == "trajectory":
+            return trajectory_table(self)
+        if objective == "mse":
+            return mse_table(self)
+        return elbo_table(self, variance or self.settings.variance, decoder)
+
+    def analytic_variance(
+        self, grid: Grid, *, estimate: Literal["error", "eps"] = "error"
+    ) -> FloatArray:
+        """Best single variance of each step of a grid, for ``fastsample.ancestral(variance=...)``.
+
+        Bao et al. 2022 (arXiv:2201.06503). The posterior's variance plus what the error of x0hat
+        adds: ``beta-tilde + c1^2 E||x0 - x0hat||^2 / D``, c1 the weight of x0 in the mean.
+
+        Args:
+            grid: K steps on times of the profile.
+            estimate: "error" uses the measured error, right for any network; "eps" is the paper's
+                own, which gets the error from ``E||eps_theta||^2`` as a Bayes-optimal network has
+                it. The two agree for such a network.
+
+        Returns:
+            `(K,)`, noisiest step first, in the sample's own scale; the last, which lands on x0,
+            is 0.
+
+        Raises:
+            ValueError: a grid off the profile's times.
+        """
+        positions = np.searchsorted(self.times, grid.times[:-1])
+        found = self.times[np.minimum(positions, len(self.times) - 1)] == grid.times[:-1]
+        if not np.all(found):
+            raise ValueError(
+                f"analytic_variance: grid must lie on the {len(self.times)} times of the profile, "
+                f"got {grid.times[:-1][~found][0]:g}"
+            )
+        alpha, sigma = self.schedule.levels(grid.times)
+        if estimate == "error":
+            error = self.error[positions] / self.dims
+        elif estimate == "eps":
+            share = self.eps_square[positions] / self.dims
+            error = np.maximum(1.0 - share, 0.0) * (sigma[:-1] / alpha[:-1]) ** 2
+        else:
+            raise ValueError(
+                f'analytic_variance: estimate must be "error" or "eps", got {estimate!r}'
+            )
+        pair = transition(alpha[1:], sigma[1:], alpha[:-1], sigma[:-1])
+        weight = alpha[1:] * pair.variance / sigma[:-1] ** 2
+        variance = pair.posterior_variance + weight**2 * error
+        variance[-1] = 0.0
+        return variance
+
+    def merge(self, other: Profile) -> Profile:
+        """The profile of both sets of data together, which must be disjoint.
+
+        Raises:
+            ValueError: profiles of another schedule, shape, times or settings.
+        """
+        if not isinstance(other, Profile):
+            raise TypeError(f"merge: other must be a Profile, got {type(other).__name__}")
+        _check_same("merge", self, other)
+        sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
+        mine, theirs = self.trajectories, other.trajectories
+        both = mine or theirs
+        if mine is not None and theirs is not None:
+            both = mine + theirs
+        return replace(self, count=self.count + other.count, sums=sums, trajectories=both)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as safetensors; a reader never sees half a file."""
+        header = {
+            "schedule": self.schedule.to_dict(),
+            "shape": list(self.shape),
+            "count": self.count,
+            "settings": profile_file.settings_to_header(vars(self.settings)),
+        }
+        return profile_file.write(path, header, {"times": self.times, **self.arrays()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file that is cut off, or no profile.
+        """
+        header, arrays = profile_file.read(path)
+        try:
+            settings = Settings(**profile_file.settings_from_header(header["settings"]))
+            found = cls(
+                NoiseSchedule.from_dict(header["schedule"]),
+                tuple(header["shape"]),
+                arrays.pop("times"),
+                settings,
+                int(header["count"]),
+                {},
+            ).with_arrays(arrays)
+            found.check_arrays()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Profile.load: path must be a fastsample profile, got {path} ({error})"
+            ) from None
+        return found
+
+
+def _check_same(function: str, one: Profile, other: Profile) -> None:
+    """Refuse to add profiles that were not measured alike."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "schedule": (one.schedule, other.schedule),
+        "shape": (one.shape, other.shape),
+        "settings": (one.settings, other.settings),
+    }
+    for name, (mine, theirs) in pairs.items():
+        if mine != theirs:
+            raise ValueError(f"{function}: {name} must be {mine!r}, got {theirs!r}")
+    if not np.array_equal(one.times, other.times):
+        raise ValueError(
+            f"{function}: times must be the same {len(one.times)}, got {len(other.times)} others"
+        )
