@@ -51,6 +51,7 @@ class Measurement:
         scales = log_scales(schedule, times, settings.bin_width)
         self.log_scales = torch.from_numpy(scales).to(device)
         self.told = denoiser.network_times(times)
+        self._width = 4 + 2 * settings.nodes + len(scales)
 
     def errors(
         self, x0: Tensor, identity: Identity, arguments: Mapping[str, Any]
@@ -59,7 +60,7 @@ class Measurement:
         kind = history_dtype(torch.empty(0, dtype=self.denoiser.dtype))
         clean = x0.to(kind)
         eps = ops.noise(*identity, self.denoiser.shape, dtype=kind)
-        rows = []
+        table = eps.new_empty(len(self.times), self._width, dtype=torch.float64)
         for k in range(len(self.times)):
             x = torch.add(clean * float(self.alpha[k]), eps, alpha=float(self.sigma[k]))
             output, x = self._call(x, k, arguments)
@@ -74,18 +75,20 @@ class Measurement:
                 log_scales=self.log_scales,
                 bin_width=self.settings.bin_width or 1.0,
             )
-            fixed = torch.stack([sums.error, sums.error.square(), sums.eps_square, sums.v], dim=1)
-            columns = torch.cat([fixed, sums.excess, sums.weighted, sums.nll], dim=1)
-            rows.append(columns.sum(0))
-        table = torch.stack(rows).cpu().numpy()
-        self._check_finite(table)
-        n = self.settings.nodes
-        names = ("error", "error_square", "eps_square", "v")
-        parts = np.split(table, [1, 2, 3, 4, 4 + n, 4 + 2 * n], axis=1)
-        found = {name: column[:, 0] for name, column in zip(names, parts, strict=False)}
-        found |= dict(zip(("excess", "weighted", "nll"), parts[4:], strict=True))
+            torch.sum(sums.table, 0, out=table[k, 1:])
+            torch.dot(sums.error, sums.error, out=table[k, 0])
+        found = self._named(table.cpu().numpy())
         found["x0_square"] = np.array(float(clean.double().square().sum()))
         return found
+
+    def _named(self, table: FloatArray) -> dict[str, FloatArray]:
+        """A profile's sums from the columns of `errors`."""
+        self._check_finite(table)
+        n = self.settings.nodes
+        vectors = ("error_square", "error", "eps_square", "v")
+        found = {name: table[:, i].copy() for i, name in enumerate(vectors)}
+        rest = np.split(table[:, len(vectors) :], [n, 2 * n], axis=1)
+        return found | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
     def trajectories(
         self, identity: Identity, count: int, arguments: Mapping[str, Any]

@@ -28,6 +28,8 @@ class ElboSums(NamedTuple):
     """`(B, n)` squared error times ``exp(-a v)`` at the nodes a."""
     nll: Tensor
     """`(B, m)` decoder's negative log-likelihood in nats, for each log standard deviation."""
+    table: Tensor
+    """`(B, 3 + 2 n + m)`: all of the others side by side."""
 
 
 def elbo_sums(
@@ -79,7 +81,7 @@ def elbo_sums(
     n = nodes.shape[0]
     fixed, excess, weighted, nll = sums.split([3, n, n, log_scales.shape[0]], dim=1)
     error, eps_square, v = fixed.unbind(1)
-    return ElboSums(error, eps_square, v, excess, weighted, nll)
+    return ElboSums(error, eps_square, v, excess, weighted, nll, sums)
 
 
 def _check(x0, x, out, nodes, log_scales) -> None:
