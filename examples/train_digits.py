@@ -72,17 +72,17 @@ def bits_per_dim(
     """
     generator = torch.Generator().manual_seed(seed)
     num_steps = int(schedule.num_steps)
-    table = torch.from_numpy(posterior_table(schedule)[::-1].copy()).float()
+    table = torch.from_numpy(posterior_table(schedule)[::-1].copy()).float().to(x.device)
     total = prior_bits_per_dim(schedule, x).double().mean()
     for draw in range(draws + 1):
         if draw == 0:
-            t, weight = torch.ones(len(x), dtype=torch.long), 1.0
+            t, weight = torch.ones(len(x), dtype=torch.long, device=x.device), 1.0
         else:
-            t = stratified_times(len(x), num_steps - 1, generator) + 1
+            t = stratified_times(len(x), num_steps - 1, generator).to(x.device) + 1
             weight = (num_steps - 1) / draws
         rows = table[t - 1]
         alpha, sigma = (rows[:, i].reshape(-1, 1, 1, 1) for i in (0, 1))
-        x_t = alpha * x + sigma * torch.randn(x.shape, generator=generator)
+        x_t = alpha * x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
         output = model(x_t, t - 1, y)
         vb, _ = vlb_terms(output, x, x_t, rows, clip=1.0, bin_width=BIN_WIDTH)
         total += weight * vb.double().mean()

@@ -45,7 +45,8 @@ def all_reduced(part: Profile, device: torch.device) -> Profile:
     """The sum of every process's part."""
     if not _running():
         return part
-    arrays = part.arrays()
+    # One order for all: a process without a batch has made its dictionary another way.
+    arrays = dict(sorted(part.arrays().items()))
     flat = np.concatenate([np.atleast_1d(array).ravel() for array in arrays.values()])
     vector = torch.from_numpy(np.append(flat, float(part.count)))
     if dist.get_backend() == "nccl":

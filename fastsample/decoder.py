@@ -48,6 +48,9 @@ class GaussianDecoder:
 class DiscretizedDecoder:
     """Nats measured at log standard deviations; cubic interpolation between four of them.
 
+    Good to 1e-3 bits/dim over a thousand samples; a few samples beyond the floor of 1e-12 in
+    probability make a kink, and with it 0.03.
+
     Attributes:
         log_scales: `(m,)` evenly spaced.
         nll: `(n, m)` nats per sample, at each time.

@@ -35,9 +35,10 @@ def chebyshev_nodes(noise: FloatArray, count: int) -> FloatArray:
 
     Args:
         noise: `(n,)` 1 - alpha_bar of the times, rising.
-        count: 16 gives costs to 1e-6 or better for v in [0, 1], 24 to 1e-12, 32 for v in [-1, 2].
+        count: 16 gives costs to 1e-6 or better for v in [0, 1], 24 to 1e-12, 32 for v in [-1, 2];
+            0 without a learned variance.
     """
-    angles = (np.arange(count) + 0.5) * (np.pi / count)
+    angles = (np.arange(count) + 0.5) * (np.pi / max(count, 1))
     largest = np.maximum(np.log(noise / noise[0]), _LEAST_RANGE)
     return largest[:, None] * (0.5 * (1.0 - np.cos(angles)))
 

@@ -83,11 +83,11 @@ class Measurement:
 
     def _named(self, table: FloatArray) -> dict[str, FloatArray]:
         """A profile's sums from the columns of `errors`."""
-        self._check_finite(table)
+        self._check_finite(table, self.times)
         n = self.settings.nodes
-        vectors = ("error_square", "error", "eps_square", "v")
-        found = {name: table[:, i].copy() for i, name in enumerate(vectors)}
-        rest = np.split(table[:, len(vectors) :], [n, 2 * n], axis=1)
+        columns = {"error_square": 0, "error": 1, "eps_square": 2, "v": 3}
+        found = {name: table[:, i].copy() for name, i in columns.items()}
+        rest = np.split(table[:, len(columns) :], [n, 2 * n], axis=1)
         return found | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
     def trajectories(
@@ -135,7 +135,8 @@ class Measurement:
             cross += right @ left.T
             squares += right.square().sum(1)
         found = [t.cpu().numpy() for t in (gram, cross, squares)]
-        self._check_finite(found[2][:, None])
+        # What comes after NaN is NaN: the first call that gave it is the noisiest.
+        self._check_finite(found[2][::-1, None], self.times[::-1])
         return Trajectories(len(identity.index), *found)
 
     def _call(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -145,11 +146,11 @@ class Measurement:
         self.called()
         return output.to(x.dtype), seen.to(x.dtype)
 
-    def _check_finite(self, table: FloatArray) -> None:
+    def _check_finite(self, table: FloatArray, times: FloatArray) -> None:
         """Refuse NaN and infinity, by the first row `(n, ...)` that has one."""
         bad = ~np.isfinite(table).all(axis=1)
         if bad.any():
             raise ValueError(
                 "profile: the model's output must be finite, got NaN or infinity at "
-                f"t = {self.times[int(np.argmax(bad))]:g}"
+                f"t = {times[int(np.argmax(bad))]:g}"
             )

@@ -39,12 +39,19 @@ def elbo_table(found: Statistics, variance: str, decoder: DecoderChoice) -> Cost
         )
     if variance == "learned_range" and not found.settings.nodes:
         raise ValueError(
-            'costs: variance must not be "learned_range" for the profile of a model without '
-            "a learned variance"
+            'costs: variance must be "small", "large" or "analytic" for the profile of a model '
+            'that learned none, got "learned_range"'
         )
     curve = found.decoder()
     respaced = isinstance(decoder, str) and decoder == "respaced"
     chosen = None if respaced else _decoder_variance(found, curve, decoder)
+    if respaced and len(times) < 3:
+        raise ValueError('costs: decoder must not be "respaced" for a single time, got one')
+    if chosen is not None and np.any(chosen <= 0.0):
+        raise ValueError(
+            "costs: decoder must have a positive variance, got 0 from an error of 0 at "
+            f"t = {found.times[np.argmin(chosen)]:g}; pass variances"
+        )
     last = np.full(len(found.times), np.inf) if chosen is None else curve.costs(chosen)
     costs = _step_costs(found, variance, last)
     last_two = None
@@ -91,7 +98,7 @@ def _decoder_variance(found: Statistics, curve: Decoders, decoder: DecoderChoice
         if given.shape != found.times.shape or np.any(given <= 0.0):
             raise ValueError(
                 f"costs: decoder must be {len(found.times)} positive variances, "
-                f"got shape {given.shape} from {given.min(initial=0.0):g}"
+                f"got shape {given.shape} from {given.min(initial=np.inf):g}"
             )
         return given
     if decoder == "optimal":
@@ -124,8 +131,8 @@ def trajectory_table(found: Statistics) -> CostTable:
     """How far one DDIM step strays, per root dimension."""
     if found.trajectories is None or found.trajectories.count == 0:
         raise ValueError(
-            'costs: objective must not be "trajectory" for a profile without trajectories; '
-            "pass trajectories=64 to profile"
+            'costs: objective must be "elbo" or "mse" for a profile without trajectories, '
+            'got "trajectory"; pass trajectories=64 to profile'
         )
     times = np.append(0.0, found.times)
     squares = found.trajectories.squared_errors(*found.schedule.levels(times))

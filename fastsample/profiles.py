@@ -73,9 +73,10 @@ class Profile(Statistics):
             decoder: variance of the last step, "elbo" only. "optimal": the one that costs least
                 here at each time. "forward": ``1 - alpha_bar_t``. "posterior": the same, but for
                 the first time the posterior variance of the two first times (Analytic-DPM).
-                "respaced": the posterior variance of the step before it in the chosen grid, which
-                is improved-diffusion's convention and that of `fastsample.bits_per_dim`; grids then
-                have 2 steps or more. Or `(n,)` variances, as another profile's
+                "respaced": the posterior variance of the step before it in the chosen grid, the
+                convention of improved-diffusion and `fastsample.bits_per_dim` (which with a learned
+                variance go on from there by v, up to 0.1 bits/dim away); grids then have 2 steps or
+                more. Or `(n,)` variances, as another profile's
                 `CostTable.decoder_variance`.
 
         Raises:
@@ -99,7 +100,8 @@ class Profile(Statistics):
             return trajectory_table(self)
         if objective == "mse":
             return mse_table(self)
-        return elbo_table(self, variance or self.settings.variance, decoder)
+        chosen = self.settings.variance if variance is None else variance
+        return elbo_table(self, chosen, decoder)
 
     def analytic_variance(
         self, grid: Grid, *, estimate: Literal["error", "eps"] = "error"
@@ -122,6 +124,8 @@ class Profile(Statistics):
         Raises:
             ValueError: a grid off the profile's times.
         """
+        if not isinstance(grid, Grid):
+            raise TypeError(f"analytic_variance: grid must be a Grid, got {type(grid).__name__}")
         positions = np.searchsorted(self.times, grid.times[:-1])
         found = self.times[np.minimum(positions, len(self.times) - 1)] == grid.times[:-1]
         if not np.all(found):
@@ -133,8 +137,11 @@ class Profile(Statistics):
         if estimate == "error":
             error = self.error[positions] / self.dims
         elif estimate == "eps":
-            share = self.eps_square[positions] / self.dims
-            error = np.maximum(1.0 - share, 0.0) * (sigma[:-1] / alpha[:-1]) ** 2
+            share = np.maximum(1.0 - self.eps_square[positions] / self.dims, 0.0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                error = share * (sigma[:-1] / alpha[:-1]) ** 2
+            # Without any signal epsilon is x itself and says nothing of x0.
+            error = np.where(alpha[:-1] == 0.0, self.error[positions] / self.dims, error)
         else:
             raise ValueError(
                 f'analytic_variance: estimate must be "error" or "eps", got {estimate!r}'

@@ -86,8 +86,10 @@ def profile(
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"profile: denoiser must be a Denoiser, got {type(denoiser).__name__}")
     measured = _checked_times(denoiser.schedule, times)
-    if bin_width is not None and check_real("profile", "bin_width", bin_width) <= 0.0:
-        raise ValueError(f"profile: bin_width must be positive, got {bin_width:g}")
+    if bin_width is not None:
+        bin_width = check_real("profile", "bin_width", bin_width)
+        if bin_width <= 0.0:
+            raise ValueError(f"profile: bin_width must be positive, got {bin_width:g}")
     learned = denoiser.variance == "learned_range"
     settings = Settings(
         prediction=denoiser.prediction,
@@ -118,6 +120,8 @@ def profile(
             if x0 is not None:  # a process may have no batch in the last round
                 if bin_width is not None:
                     check_range("profile", x0)
+                elif not torch.isfinite(x0).all():
+                    raise ValueError("profile: data must be finite, got NaN or infinity")
                 count = x0.shape[0]
                 identity = make_identity("profile", seed, first + index, count, x0.device)
                 arguments = arguments_of("profile", cond, index, x0)

@@ -124,11 +124,17 @@ class Statistics:
         )
 
     def check_arrays(self) -> None:
-        """ValueError unless the sums have the shapes that the settings say."""
+        """ValueError unless times, count and sums are what the settings say."""
+        if self.times.ndim != 1 or not np.all(np.diff(self.times, prepend=0.0) > 0.0):
+            raise ValueError("times that do not rise from 0")
+        if self.count < 0:
+            raise ValueError(f"{self.count} samples")
         n, scales = len(self.times), 0 if self.settings.bin_width is None else len(self.log_scales)
         for name, shape in sum_shapes(n, self.settings.nodes, scales).items():
             if self.sums[name].shape != shape or self.sums[name].dtype != np.float64:
                 raise ValueError(f"{name} of shape {self.sums[name].shape}, not {shape}")
+        if self.trajectories is not None:
+            self.trajectories.check_shapes(len(self.times))
 
 
 def empty_sums(

@@ -48,6 +48,13 @@ class Trajectories:
         n = num_times
         return cls(0, np.zeros((n + 1, n + 1)), np.zeros((n, n + 1)), np.zeros(n))
 
+    def check_shapes(self, num_times: int) -> None:
+        """ValueError unless the sums are over this many times."""
+        for name, array in vars(Trajectories.empty(num_times)).items():
+            found = getattr(self, name)
+            if name != "count" and found.shape != array.shape:
+                raise ValueError(f"{name} of shape {found.shape}, not {array.shape}")
+
     def to_arrays(self) -> dict[str, FloatArray]:
         """For a file."""
         return {

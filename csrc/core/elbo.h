@@ -150,7 +150,7 @@ FS_HD double log_of(double x) {
   y = fused(y, z, 1.0 / 7.0);
   y = fused(y, z, 1.0 / 5.0);
   y = fused(y, z, 1.0 / 3.0);
-  return fused(n, 0.6931471805599453, fused(2.0 * s * z, y, 2.0 * s));
+  return fused(n, 0.6931471805599453, fused(2.0 * s * z, y, 2.0 * s)) + (x - x);  // NaN stays
 #endif
 }
 
@@ -186,8 +186,8 @@ struct NodeTerms {
 
 template <typename F>
 FS_HD NodeTerms<F> node_terms(F a, F v, F error2) {
-  const F x = limited(a * v, F(80));
-  const Power<F> e = split_exp(-x);
+  const F x = a * v;
+  const Power<F> e = split_exp(-limited(x, F(80)));
   const F square = e.r * e.r * e.phi;
   const F exponential = e.power * (F(1) + (e.r + square));
   return {e.whole ? square : exponential - F(1) + x, error2 * exponential};
