@@ -49,7 +49,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, FloatArray]]:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise ValueError(
-            f"Profile.load: path must be a fastsample profile of format {_FORMAT}, got {found!r} in {path}"
+            f"Profile.load: path must be a fastsample profile of format {_FORMAT}, "
+            f"got {found!r} in {path}"
         )
     return header, arrays
 
