@@ -27,6 +27,7 @@ class CostTable:
         variance: of the reverse steps; None where the objective has none.
         decoder_variance: `(n,)` variance of the last step from each time, squared data units, for
             the decoder of another profile's table; None without such a decoder.
+        start: `(n + 1,)` what starting at each time costs; None if the best grids start at the last.
         prior: nats that every grid from the last time pays besides, 0 if the objective has none.
         dims: dimensions of a sample.
     """
@@ -43,6 +44,7 @@ class CostTable:
         decoder_variance: FloatArray | None = None,
         prior: float = 0.0,
         last_two: FloatArray | None = None,
+        start: FloatArray | None = None,
     ) -> None:
         self.schedule = schedule
         self.times = frozen(times)
@@ -54,6 +56,7 @@ class CostTable:
         self._costs = costs
         # Cost of the steps t -> s -> 0 together, where the decoder depends on both.
         self._last_two = last_two
+        self.start = None if start is None else frozen(start)
         self._paths: Paths | None = None
 
     @property
@@ -82,13 +85,14 @@ class CostTable:
 
     def best_grids(self, steps: Iterable[int], *, at_most: bool = False) -> dict[int, Grid]:
         """The best grid for each number of steps, from one run of the dynamic program."""
-        least = 1 if self._last_two is None else 2
+        # In the dynamic program two last steps may be one edge, and the start is one.
+        more = int(self.start is not None) - int(self._last_two is not None)
+        least = max(1, 1 - more)
         budgets = [
             check_integer("best_grid", "steps", k, least, len(self.times) - 1) for k in steps
         ]
-        shorter = least - 1  # two steps are one edge there
-        paths = self._planned(max(budgets, default=least) - shorter)
-        return {k: self._grid(paths.path(k - shorter, at_most=at_most)) for k in budgets}
+        paths = self._planned(max(budgets, default=least) + more)
+        return {k: self._grid(paths.path(k + more, at_most=at_most)) for k in budgets}
 
     def cost(self, grid: Grid) -> float:
         """Cost of a grid, the prior left out.
@@ -113,7 +117,8 @@ class CostTable:
             )
         costs = self._costs.table() if isinstance(self._costs, SeparableCosts) else self._costs
         if self._last_two is None:
-            return float(costs[positions[:-1], positions[1:]].sum())
+            first = 0.0 if self.start is None else float(self.start[positions[0]])
+            return first + float(costs[positions[:-1], positions[1:]].sum())
         if len(grid) < 2:
             raise ValueError('cost: grid must have 2 steps or more with decoder="respaced", got 1')
         inner = costs[positions[:-3], positions[1:-2]].sum() if len(grid) > 2 else 0.0
@@ -134,10 +139,22 @@ class CostTable:
     def _planned(self, budget: int) -> Paths:
         """Paths of at least this many steps; the longest run is kept."""
         if self._paths is None or self._paths.max_steps < budget:
-            self._paths = best_paths(self._costs, budget)
+            self._paths = best_paths(self._edges(), budget)
         return self._paths
+
+    def _edges(self) -> FloatArray | SeparableCosts:
+        """What the dynamic program runs on: with the noise as one more time, if it may choose."""
+        if self.start is None:
+            return self._costs
+        size = len(self.times)
+        edges = np.full((size + 1, size + 1), np.inf)
+        edges[:size, :size] = self.costs
+        edges[size, :size] = self.start
+        return edges
 
     def _grid(self, path: list[int]) -> Grid:
         if self._last_two is not None:
             path.insert(1, int(np.argmin(self._last_two[path[1]])))
+        if self.start is not None:
+            path = path[:-1]
         return Grid(self.times[path[::-1]])

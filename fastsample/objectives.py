@@ -128,7 +128,11 @@ def _posterior(found: Statistics, t: FloatArray, s: FloatArray) -> FloatArray:
 
 
 def trajectory_table(found: Statistics) -> CostTable:
-    """How far one DDIM step strays, per root dimension."""
+    """How far one DDIM step strays: squared distance, mean over dimensions and trajectories.
+
+    Squares, because they chose better grids than distances at 5 to 20 steps on every model tried
+    (mixtures and digits); starting times below T, because those cost less than a call.
+    """
     if found.trajectories is None or found.trajectories.count == 0:
         raise ValueError(
             'costs: objective must be "elbo" or "mse" for a profile without trajectories, '
@@ -136,8 +140,14 @@ def trajectory_table(found: Statistics) -> CostTable:
         )
     times = np.append(0.0, found.times)
     squares = found.trajectories.squared_errors(*found.schedule.levels(times))
-    costs = np.sqrt(squares / found.dims)
-    return CostTable(found.schedule, times, costs, objective="trajectory", dims=found.dims)
+    return CostTable(
+        found.schedule,
+        times,
+        squares / found.dims,
+        objective="trajectory",
+        dims=found.dims,
+        start=found.trajectories.start_errors() / found.dims,
+    )
 
 
 def mse_table(found: Statistics) -> CostTable:

@@ -62,8 +62,9 @@ class Profile(Statistics):
         - "elbo": the step's term of the bound, in nats: what Watson et al. 2021 (arXiv:2106.03802)
           minimise. Best for likelihood; its grids crowd near the data, and samples suffer.
         - "mse": ``(t - s) / T E||x0 - x0hat_t||^2``, their reweighted objective.
-        - "trajectory": mean distance, per root dimension, of one DDIM step from a fine DDIM
-          trajectory. Best for samples of deterministic samplers in few steps.
+        - "trajectory": mean squared distance of one DDIM step from a fine DDIM trajectory. Best
+          for samples of deterministic samplers in few steps. Its grids may start below T, where
+          x is still nearly the noise.
 
         Args:
             objective: what is to be small.

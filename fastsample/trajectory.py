@@ -76,6 +76,16 @@ class Trajectories:
             arrays.pop("trajectory_squares"),
         )
 
+    def start_errors(self) -> FloatArray:
+        """Mean squared distance `(n + 1,)` of the starting noise from x at each time, inf at 0.
+
+        A sampler that starts at t < T takes its noise for x_t; where little signal has come in yet
+        that is nearly right, and saves a network call.
+        """
+        norms = np.diag(self.states)
+        squares = norms + norms[-1] - 2.0 * self.states[:, -1]
+        return np.append(np.inf, np.maximum(squares[1:], 0.0) / self.count)
+
     def squared_errors(self, alpha: FloatArray, sigma: FloatArray) -> FloatArray:
         """Mean squared distance of a step from t to s, `(n + 1, n + 1)`, row t, column s < t.
 

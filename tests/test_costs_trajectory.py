@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -84,8 +86,12 @@ def test_a_profile_runs_ddim_and_compares_with_it(clip):
     lower = np.tri(n + 1, k=-1, dtype=bool)
     # The trajectory is float32: 6e-8 of vectors of length 1, and of 200 where nothing is clipped.
     size = float(estimates.abs().max())
-    np.testing.assert_allclose(costs.costs[lower], expected[lower], atol=1e-6 * max(size, 1.0))
-    assert np.all(np.diag(costs.costs, -1) < 1e-6 * max(size, 1.0))  # its own steps
+    distances = np.sqrt(costs.costs)
+    np.testing.assert_allclose(distances[lower], expected[lower], atol=1e-6 * max(size, 1.0))
+    assert np.all(np.diag(distances, -1) < 1e-6 * max(size, 1.0))  # its own steps
+    started = (states - states[-1:]).square().mean((1, 2, 3)).sqrt().numpy()
+    np.testing.assert_allclose(np.sqrt(costs.start[1:]), started[1:], atol=1e-6 * max(size, 1.0))
+    assert costs.start[0] == np.inf
     assert expected[-1, 1] > 1e-3 * size  # while longer ones do stray
 
 
@@ -116,11 +122,24 @@ def test_best_grids_follow_the_trajectory():
     found, _ = measured(times=np.arange(10.0, 1001.0, 30.0))
     costs = found.costs("trajectory")
     best = {K: costs.cost(grid) for K, grid in costs.best_grids(range(1, 35)).items()}
-    assert best[34] < 1e-5 < best[5]
+    assert best[34] < 1e-10 < best[5]
     assert sorted(best.values(), reverse=True) == [best[K] for K in range(1, 35)]
     assert (costs.prior, costs.variance, costs.decoder_variance) == (0.0, None, None)
     # Not bound to the last time: there is no prior.
     assert costs.cost(fs.Grid([700, 10, 0])) > 0.0
+
+
+def test_best_grids_may_start_anywhere():
+    found, _ = measured()
+    costs = found.costs("trajectory")
+    for K in (1, 2, 3, 7):
+        every = [
+            fs.Grid([*(TIMES[i] for i in reversed(chosen)), 0.0])
+            for chosen in itertools.combinations(range(len(TIMES)), K)
+        ]
+        assert costs.cost(costs.best_grid(K)) == min(costs.cost(grid) for grid in every)
+    late, _ = measured(times=[1.0, 200.0, 600.0, 998.0, 1000.0])
+    assert late.costs("trajectory").best_grid(4).times[0] == 998.0  # nearly the noise still
 
 
 def test_a_model_that_is_always_right_needs_one_step():
