@@ -14,6 +14,7 @@ from torch import Tensor
 import fastsample as fs
 from benchmarks.models import Model, generator
 from fastsample.methods import GRIDS, METHODS, noisiest
+from fastsample.stored import stored_grid
 
 TIMES: dict[str, dict[str, Any]] = {
     "linspace": {"timestep_spacing": "linspace"},
@@ -56,6 +57,11 @@ class Ours:
         chosen: int | fs.Grid = steps
         if self.grid == "random":
             chosen = fs.grids.random(noisiest(schedule), steps, seed)
+        elif self.grid == "auto":
+            best = stored_grid(model.denoiser, steps)
+            if best is None:
+                raise ValueError(f"contestants: the profile must have a grid of {steps} steps")
+            chosen = best
         elif not method.chooses_times:
             chosen = GRIDS[self.grid](schedule, steps)
         with warnings.catch_warnings():  # short chains that start below T do so on purpose

@@ -4,7 +4,8 @@ Not crossed: FastDPM, which chooses its own times; and on the digits, whose netw
 the time, stochastic methods and the corrected 3M run on three grids (`DIGITS_FEW`), random times
 with shortcut alone, where they come from, and fewer settings of diffusers. `ddim(eta=1)` is
 `ancestral(variance="small")` and `ddim(sigma_hat=True)` is `ancestral(variance="large")`, row by
-row. Equal tables, as "trailing" and "uniform" where K divides T, are run once.
+row. "auto" are the times of the trajectory objective for the model's profile. Equal tables, as
+"trailing" and "uniform" where K divides T, are run once.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ ALL_GRIDS = (
     "linspace",
     "ddim_quadratic",
     "random",
+    "auto",
 )
-DIGITS_FEW = ("uniform", "leading", "linspace")
+DIGITS_FEW = ("uniform", "leading", "linspace", "auto")
 DIGITS_GRIDS = (*DIGITS_FEW, "quadratic", "log_snr", "karras", "ddim_quadratic")
 
 

@@ -27,6 +27,7 @@ import torch
 import fastsample as fs
 from benchmarks.timing import RESULTS, facts, write
 from fastsample import grids
+from fastsample.datasets import DIGITS_BIN_WIDTH, digits_data
 
 ROOT = Path(__file__).resolve().parent.parent
 LOSSES = {"simple": "small", "vlb": "learned_range", "hybrid": "learned_range"}
@@ -45,7 +46,7 @@ def train(loss: str, path: Path, steps: int, device: str) -> subprocess.Popen[by
 
 def measure(model: fs.Denoiser, loss: str, train_set, test_set) -> dict[str, object]:
     """All figures of one model."""
-    variance, bin_width = LOSSES[loss], 1 / 8
+    variance, bin_width = LOSSES[loss], DIGITS_BIN_WIDTH
     whole = int(model.schedule.num_steps or 0)
 
     def profiled(x):
@@ -184,10 +185,7 @@ def main() -> None:
         ]
         if any(run.wait() for run in runs):
             raise SystemExit("paper_tables: training failed")
-        sys.path.insert(0, str(ROOT / "examples"))
-        from train_digits import load_data
-
-        x, _, held_out, _ = load_data()
+        x, _, held_out, _ = digits_data()
         models = {}
         for loss, path in paths.items():
             print(loss)

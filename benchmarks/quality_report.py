@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import numpy as np
+
 from benchmarks.quality_results import (
     FAMILIES,
     METRICS,
@@ -50,9 +52,44 @@ def markdown(result: dict[str, Any]) -> str:
                 f"| {_named(peer)}: {_spread(peer[metric])} | {found['difference']:+.2g} ± "
                 f"{found['noise']:.1g} | **{found['words']}** |"
             )
+    lines += ["", *_chosen_times(result)]
     for model in result.values():
         lines += ["", *_section(model)]
     return "\n".join(lines) + "\n"
+
+
+def _chosen_times(result: dict[str, Any]) -> list[str]:
+    """DDIM on even times and on those of `grid="auto"`."""
+    lines = [
+        "## DDIM on chosen times",
+        "",
+        '`grid="auto"` takes the times of least squared error of DDIM steps against fine '
+        'trajectories (`Profile.costs("trajectory")`). RMSE is to the many-step result of the '
+        "same noise; bold is better than uniform.",
+        "",
+        "| model | calls | figure | uniform | auto | best of the other grids |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in result.values():
+        rows = {row["grid"]: row["runs"] for row in model["rows"] if row["method"] == "ddim"}
+        if "auto" not in rows:
+            continue
+        for steps in ("5", "10"):
+            for figure in ("rmse", *metrics(model)):
+                found = {
+                    grid: statistics.fmean(np.atleast_1d(runs[steps][figure]))
+                    for grid, runs in rows.items()
+                    if figure in runs[steps] and runs[steps]["calls"] <= int(steps)
+                }
+                even, auto = found.pop("uniform"), found.pop("auto")
+                other = min(found, key=lambda grid: found[grid])
+                mark = "**" if auto < even else ""
+                name = METRICS.get(figure, "RMSE")
+                lines.append(
+                    f"| {model['title']} | {steps} | {name} | {even:.3g} | {mark}{auto:.3g}{mark} "
+                    f"| {found[other]:.3g} {other} |"
+                )
+    return lines
 
 
 def _section(model: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from fastsample.guidance import interval_scales
 from fastsample.methods import GRIDS, METHODS, noisiest
 from fastsample.ops.checks import DTYPE_CODES
 from fastsample.plan import Plan
-from fastsample.schedule import NoiseSchedule
+from fastsample.stored import stored_grid
 
 Steps: TypeAlias = int | Grid | Plan | Sequence[float]
 
@@ -48,10 +48,19 @@ def make_dtype(dtype: torch.dtype | None, start: Any, denoiser: Denoiser) -> tor
 
 
 def make_grid(
-    schedule: NoiseSchedule, steps: Any, grid: str, function: str, seed: Any = None
+    denoiser: Denoiser,
+    steps: Any,
+    grid: str,
+    function: str,
+    seed: Any = None,
+    **objective: Any,
 ) -> Grid:
-    """The times: given as they are, or K of them spread as `grid` says."""
-    names = sorted([*GRIDS, "random"])
+    """The times: given as they are, or K of them spread as `grid` says.
+
+    `objective` is what "auto" asks of the model's profile, see `stored_grid`.
+    """
+    schedule = denoiser.schedule
+    names = sorted([*GRIDS, "auto", "random"])
     if not isinstance(grid, str) or grid not in names:
         raise ValueError(f"{function}: grid must be one of {names}, got {grid!r}")
     if _are_times(steps):
@@ -61,6 +70,8 @@ def make_grid(
             return steps
         return Grid(steps.tolist() if isinstance(steps, Tensor) else steps)
     count = check_integer(function, "steps", steps, 1, schedule.num_steps)
+    if grid == "auto":
+        return stored_grid(denoiser, count, **objective) or GRIDS["uniform"](schedule, count)
     if grid != "random":
         return GRIDS[grid](schedule, count)
     if np.ndim(seed) != 0 or seed is None:
@@ -118,7 +129,7 @@ def make_plan(
     options["clip"] = denoiser.clip if isinstance(clip, str) and clip == "auto" else clip
     options["prediction"] = denoiser.prediction
     if not chosen.chooses_times:
-        times = make_grid(denoiser.schedule, steps, grid, function, seed)
+        times = make_grid(denoiser, steps, grid, function, seed)
         return chosen.make(denoiser.schedule, times, **options)
     if grid != "uniform" or _are_times(steps):
         name, value = ("grid", grid) if grid != "uniform" else ("steps", steps)

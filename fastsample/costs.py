@@ -27,7 +27,7 @@ class CostTable:
         variance: of the reverse steps; None where the objective has none.
         decoder_variance: `(n,)` variance of the last step from each time, squared data units, for
             the decoder of another profile's table; None without such a decoder.
-        start: `(n + 1,)` what starting at each time costs; None if the best grids start at the last.
+        start: `(n + 1,)` what starting at each time costs; None if all grids start at the last.
         prior: nats that every grid from the last time pays besides, 0 if the objective has none.
         dims: dimensions of a sample.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fastsample._checks import FloatArray, check_array, check_integer
 from fastsample.devices import make_device
+from fastsample.profiles import Profile
 from fastsample.rows import Clip, Prediction, Variance, check_prediction, clip_bounds
 from fastsample.schedule import NoiseSchedule
 
@@ -94,9 +96,39 @@ class Denoiser:
         if uncond is not None and not isinstance(uncond, Mapping):
             raise TypeError(f"Denoiser: uncond must be a mapping, got {uncond!r}")
         self.uncond = None if uncond is None else dict(uncond)
+        self.profile: Profile | None = None
         self._device = make_device("Denoiser", device)
         if self._device is not None and isinstance(model, nn.Module):
             model.to(self._device)
+
+    def with_profile(self, profile: Profile | None) -> Denoiser:
+        """The same model with its profile, from which ``grid="auto"`` takes its times.
+
+        Args:
+            profile: what `fastsample.profile` measured of this model; None takes it away.
+
+        Raises:
+            ValueError: a profile of another schedule, shape or prediction.
+        """
+        if profile is not None:
+            if not isinstance(profile, Profile):
+                raise TypeError(
+                    f"with_profile: profile must be a Profile, got {type(profile).__name__}"
+                )
+            for name, mine, theirs in (
+                ("schedule", self.schedule, profile.schedule),
+                ("shape", self.shape, profile.shape),
+                ("prediction", self.prediction, profile.settings.prediction),
+                ("variance", self.variance, profile.settings.variance),
+            ):
+                if mine != theirs:
+                    raise ValueError(
+                        f"with_profile: profile must have the model's {name} {mine!r}, "
+                        f"got {theirs!r}"
+                    )
+        other = copy.copy(self)
+        other.profile = profile
+        return other
 
     @property
     def device(self) -> torch.device:

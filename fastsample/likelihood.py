@@ -90,7 +90,8 @@ def bits_per_dim(
             iterable of such batches, which is gone through once.
         steps: K, or the times, or None for every step of a discrete schedule.
         variance: of the reverse steps; None is the model's own.
-        grid: how K times are spread, as for `sample`.
+        grid: how K times are spread, as for `sample`; "auto" are those of the lowest bound for the
+            model's profile.
         clip: range x0 is held in; "auto" is the model's own.
         bin_width: distance of neighbouring data levels: 2/255 for 8-bit images.
         decoder_variance: of the last step, in squared data units; None is the posterior variance of
@@ -110,7 +111,6 @@ def bits_per_dim(
     schedule = denoiser.schedule
     if steps is None and schedule.num_steps is None:
         raise ValueError(f"{name}: steps must be given for {schedule!r}, got None")
-    times = make_grid(schedule, schedule.num_steps if steps is None else steps, grid, name)
     used = denoiser.variance if variance is None else variance
     if used not in ("small", "large", "learned_range") or (
         used == "learned_range" != denoiser.variance
@@ -119,6 +119,15 @@ def bits_per_dim(
             f'{name}: variance must be "small" or "large", or "learned_range" for a model that '
             f"has one, got {used!r}"
         )
+    times = make_grid(
+        denoiser,
+        schedule.num_steps if steps is None else steps,
+        grid,
+        name,
+        objective="elbo",
+        variance=used,
+        decoder="respaced" if decoder_variance is None else "optimal",
+    )
     bound = denoiser.clip if isinstance(clip, str) and clip == "auto" else clip
     if isinstance(bound, tuple):
         if bound[0] != -bound[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ import torch
 from fastsample.denoiser import Denoiser, checked_shape
 from fastsample.devices import make_device
 from fastsample.models import load_digits_model
+from fastsample.profiles import Profile
 from fastsample.rows import Clip
 from fastsample.schedule import NoiseSchedule
+
+_DIGITS_PROFILE = Path(__file__).parent / "models" / "digits-profile.safetensors"
 
 
 def load(name: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Denoiser:
@@ -20,7 +24,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
 
     Args:
         name: "digits" (8 x 8 handwritten digits in [-1, 1], learned-range variance, optional
-            labels as ``cond={"y": ...}``), or the path of a file written by
+            labels as ``cond={"y": ...}``, with its profile), or the path of a file written by
             `examples/train_digits.py`.
         device: where to run; None is the CPU.
 
@@ -34,7 +38,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
     place = make_device("load", device) or torch.device("cpu")
     model, metadata = load_digits_model(None if name == "digits" else name)
-    return Denoiser(
+    found = Denoiser(
         model,
         NoiseSchedule.from_dict(metadata["schedule"]),
         metadata["shape"],
@@ -44,6 +48,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         uncond={"y": metadata["null_class"]},
         device=place,
     )
+    return found.with_profile(Profile.load(_DIGITS_PROFILE)) if name == "digits" else found
 
 
 def as_denoiser(

@@ -23,12 +23,17 @@ def write(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str, Floa
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     text = json.dumps({"format": _FORMAT, **header})
-    save_file(
-        {name: np.asarray(array, order="C") for name, array in arrays.items()},
-        part,
-        metadata={_KEY: text},
-    )
-    os.replace(part, target)
+    try:
+        save_file(
+            {name: np.asarray(array, order="C") for name, array in arrays.items()},
+            part,
+            metadata={_KEY: text},
+        )
+        part.chmod(0o644)  # safetensors makes files private
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return target
 
 

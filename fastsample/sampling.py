@@ -79,7 +79,8 @@ def sample(
             else 1.
         method: the sampler, one of `fastsample.methods.METHODS`.
         grid: how K times are spread when `steps` is a number: one of `fastsample.methods.GRIDS`,
-            or "random", drawn from `seed`. "fastdpm" chooses its own.
+            or "random", drawn from `seed`, or "auto": the best for the profile that the model
+            carries (`Denoiser.with_profile`), uniform without one. "fastdpm" chooses its own.
         eta: DDIM's share of fresh noise, in [0, 1]; 0 is deterministic.
         seed: 64-bit seed; a sequence gives each sample its own, with index 0.
         sample_index: global index of each sample, or of the first one; None counts from 0.

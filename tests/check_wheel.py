@@ -13,6 +13,7 @@ def check(path: Path) -> None:
         "fastsample/py.typed",
         "fastsample/_native.pyi",
         "fastsample/models/digits.safetensors",
+        "fastsample/models/digits-profile.safetensors",
         "fastsample/ops/native.py",
         "fastsample/samplers/ddim.py",
     }

@@ -15,7 +15,7 @@ NATIVE = "fastsample._native"
 # From the bottom up; a module imports only from the lines above its own. Modules that are not
 # named stand above these.
 ORDER = (
-    {"_checks", "reference", "conditioning", "interpolation", "devices", "fixed_point"},
+    {"_checks", "reference", "conditioning", "interpolation", "devices", "fixed_point", "datasets"},
     {"_curves", "transition", "grid", "rows"},
     {"schedule"},
     {"decoder", "learned_range", "trajectory", "profile_file"},
@@ -30,7 +30,7 @@ ORDER = (
     {"objectives"},
     {"profiles"},
     {"denoiser"},
-    {"loop", "loading", "guidance"},
+    {"loop", "loading", "guidance", "stored"},
     {"graph", "arguments", "diagnosis"},
     {"batches"},
     {"sampling", "inversion", "forward"},
@@ -44,6 +44,7 @@ PURE = set().union(*ORDER[:9]) - {
     "interpolation",
     "devices",
     "fixed_point",
+    "datasets",
     "profile_file",
 }
 # Joins torch and the kernels.
