@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.reference import bin_log_likelihood
 from fastsample.rows import Prediction, Variance, check_prediction, x0_terms
 from fastsample.schedule import NoiseSchedule
 from fastsample.transition import transition
@@ -60,13 +61,7 @@ def discretized_gaussian_log_likelihood(
     Returns:
         Nats, in the shape of `x`; never below log(1e-12).
     """
-    centred = x - mean
-    inverse = torch.exp(-log_scale)
-    upper = _normal_cdf(inverse * (centred + bin_width / 2))
-    lower = _normal_cdf(inverse * (centred - bin_width / 2))
-    # Floored as in improved-diffusion: a bin of probability 0 would make the loss infinite.
-    inside = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1.0 - lower, upper - lower))
-    return torch.log(inside.clamp(min=1e-12))
+    return bin_log_likelihood(x, mean, log_scale, bin_width)
 
 
 def posterior_table(
@@ -198,8 +193,3 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = No
     zero = x0.new_zeros(())
     kl = normal_kl(alpha * x0, log_variance, zero, zero)
     return kl.flatten(1).mean(1) / math.log(2.0)
-
-
-def _normal_cdf(x: Tensor) -> Tensor:
-    """The tanh approximation of the normal distribution function."""
-    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))

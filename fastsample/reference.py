@@ -86,13 +86,17 @@ def elbo_sums(
         excess.append(torch.where(y.abs() < 0.5, series * small, torch.expm1(-y) + y).sum(1))
     weighted = [(error2 * torch.exp(-a * v)).sum(1) for a in nodes]
     nll = [
-        -_bin_log_likelihood(x0, x0hat, scale, bin_width).flatten(1).sum(1) for scale in log_scales
+        -bin_log_likelihood(x0, x0hat, scale, bin_width).flatten(1).sum(1) for scale in log_scales
     ]
     return torch.stack([*sums, *excess, *weighted, *nll], dim=1)
 
 
-def _bin_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor, bin_width: float) -> Tensor:
-    """As `fastsample.bound.discretized_gaussian_log_likelihood`, with tails that keep digits."""
+def bin_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor, bin_width: float) -> Tensor:
+    """As `fastsample.bound.discretized_gaussian_log_likelihood`, which explains it.
+
+    The tanh approximation of the normal distribution function is a logistic function; seen from the
+    nearer end a tail's probability keeps its digits.
+    """
     inverse = torch.exp(-log_scale)
     upper, lower = ((x0 - mean + side * bin_width / 2) * inverse for side in (1, -1))
     upper, lower = (1.5957691216057308 * (z + 0.044715 * z**3) for z in (upper, lower))
@@ -101,6 +105,7 @@ def _bin_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor, bin_width: 
     reflect = upper + lower > 0
     upper, lower = torch.where(reflect, -lower, upper), torch.where(reflect, -upper, lower)
     inside = torch.sigmoid(upper) - torch.sigmoid(lower)
+    # Floored as in improved-diffusion: a bin of probability 0 would make the loss infinite.
     return torch.log(inside.clamp(min=1e-12))
 
 
