@@ -147,6 +147,36 @@ def step_backward(
     return tuple(x.new_empty(0) if t is None else next(found) for t in leaves)
 
 
+def row_gradients(
+    grad: Tensor,
+    grad_x0: Tensor | None,
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    uncond: Tensor | None = None,
+    seeds: Tensor | None = None,
+    index: Tensor | None = None,
+    noise: Tensor | None = None,
+    h1: Tensor | None = None,
+    h2: Tensor | None = None,
+) -> Tensor:
+    """Gradient of each sample's row `(B, 13)`, by autograd."""
+    batch = x.shape[0]
+    numbers = row.reshape(-1).expand(batch)
+    if noise is None and seeds is not None and index is not None:
+        noise = _normal(seeds, index, x.shape[1:], numbers).to(x.dtype)
+    own = rows.detach()[numbers.clamp(0, rows.shape[0] - 1)].requires_grad_()
+    with torch.enable_grad():
+        x_next, x0 = step_x0(
+            *(x.detach(), out.detach(), own, torch.arange(batch, device=x.device), uncond),
+            *(None, None, noise, h1, h2),
+        )
+        cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
+        (found,) = torch.autograd.grad((x_next, x0), own, cotangents, materialize_grads=True)
+    return found
+
+
 def noise(
     seeds: Tensor,
     index: Tensor,

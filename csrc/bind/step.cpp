@@ -93,6 +93,26 @@ void register_step(py::module_& module) {
                                         &emulated::step_backward, FS_CUDA(step_backward));
              });
 
+  module.def("row_gradients",
+             [](int device, uintptr_t stream, int threads, int dtype, int64_t batch, int64_t size,
+                int64_t channels, int64_t pixels, bool channels_last, bool learned, uintptr_t x,
+                uintptr_t out, uintptr_t uncond, uintptr_t noise, uintptr_t h1, uintptr_t h2,
+                uintptr_t rows, int64_t num_rows, uintptr_t row, bool row_per_sample,
+                uintptr_t seeds, bool seed_per_sample, uintptr_t index, uintptr_t grad_next,
+                uintptr_t grad_x0, int64_t chunks, uintptr_t sums) {
+               RowGradientOperands r{};
+               r.forward = step_operands(dtype, batch, size, channels, pixels, channels_last,
+                                         learned, x, out, uncond, noise, h1, h2, rows, num_rows,
+                                         row, row_per_sample, seeds, seed_per_sample, index);
+               r.grad_next = pointer<void>(grad_next);
+               r.grad_x0 = pointer<void>(grad_x0);
+               r.chunks = chunks;
+               r.sums = pointer<double>(sums);
+               require(r.forward.layout, {r.grad_next, r.sums});
+               launch<RowGradientOperands>(r, device, stream, threads, &cpu::row_gradients, nullptr,
+                                           FS_CUDA(row_gradients));
+             });
+
   module.def("fill_noise",
              [](int device, uintptr_t stream, int threads, int dtype, int64_t batch, int64_t size,
                 int64_t channels, int64_t pixels, bool channels_last, uintptr_t seeds,

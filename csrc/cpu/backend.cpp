@@ -15,11 +15,12 @@ struct Isa {
   void (*fill_noise)(const NoiseOperands&, int);
   void (*table_paths)(const TableOperands&, int);
   void (*elbo_sums)(const ElboOperands&, int);
+  void (*row_gradients)(const RowGradientOperands&, int);
 };
 
 std::vector<Isa> detect() {
   std::vector<Isa> found{{"baseline", baseline::step, baseline::step_backward, baseline::fill_noise,
-                          baseline::table_paths, baseline::elbo_sums}};
+                          baseline::table_paths, baseline::elbo_sums, baseline::row_gradients}};
 #if defined(FASTSAMPLE_X86)
   __builtin_cpu_init();
   // What CMakeLists.txt lets the compiler use.
@@ -30,10 +31,10 @@ std::vector<Isa> detect() {
                   __builtin_cpu_supports("avx512vl");
   if (v3)
     found.push_back({"avx2", avx2::step, avx2::step_backward, avx2::fill_noise, avx2::table_paths,
-                     avx2::elbo_sums});
+                     avx2::elbo_sums, avx2::row_gradients});
   if (v4)
     found.push_back({"avx512", avx512::step, avx512::step_backward, avx512::fill_noise,
-                     avx512::table_paths, avx512::elbo_sums});
+                     avx512::table_paths, avx512::elbo_sums, avx512::row_gradients});
 #endif
   return found;
 }
@@ -48,6 +49,7 @@ void step_backward(const BackwardOperands& o, int threads) { active->step_backwa
 void fill_noise(const NoiseOperands& o, int threads) { active->fill_noise(o, threads); }
 void table_paths(const TableOperands& o, int threads) { active->table_paths(o, threads); }
 void elbo_sums(const ElboOperands& o, int threads) { active->elbo_sums(o, threads); }
+void row_gradients(const RowGradientOperands& r, int threads) { active->row_gradients(r, threads); }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

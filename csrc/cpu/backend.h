@@ -8,14 +8,16 @@
 #include "core/elbo.h"
 #include "core/operands.h"
 #include "core/planner.h"
+#include "core/row_gradients.h"
 
-#define FASTSAMPLE_DECLARE_ISA(name)                        \
-  namespace name {                                          \
-  void step(const StepOperands&, int threads);              \
-  void step_backward(const BackwardOperands&, int threads); \
-  void fill_noise(const NoiseOperands&, int threads);       \
-  void table_paths(const TableOperands&, int threads);      \
-  void elbo_sums(const ElboOperands&, int threads);         \
+#define FASTSAMPLE_DECLARE_ISA(name)                           \
+  namespace name {                                             \
+  void step(const StepOperands&, int threads);                 \
+  void step_backward(const BackwardOperands&, int threads);    \
+  void fill_noise(const NoiseOperands&, int threads);          \
+  void table_paths(const TableOperands&, int threads);         \
+  void elbo_sums(const ElboOperands&, int threads);            \
+  void row_gradients(const RowGradientOperands&, int threads); \
   }
 
 namespace fastsample {
@@ -32,6 +34,7 @@ void step_backward(const BackwardOperands&, int threads);
 void fill_noise(const NoiseOperands&, int threads);
 void table_paths(const TableOperands&, int threads);
 void elbo_sums(const ElboOperands&, int threads);
+void row_gradients(const RowGradientOperands&, int threads);
 
 std::vector<std::string> available_isas();  // narrowest first
 std::string current_isa();

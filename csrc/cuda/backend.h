@@ -4,6 +4,7 @@
 
 #include "core/elbo.h"
 #include "core/operands.h"
+#include "core/row_gradients.h"
 
 namespace fastsample {
 namespace cuda {
@@ -12,6 +13,7 @@ void step(const StepOperands&, int device, uintptr_t stream);
 void step_backward(const BackwardOperands&, int device, uintptr_t stream);
 void fill_noise(const NoiseOperands&, int device, uintptr_t stream);
 void elbo_sums(const ElboOperands&, int device, uintptr_t stream);
+void row_gradients(const RowGradientOperands&, int device, uintptr_t stream);
 
 }  // namespace cuda
 }  // namespace fastsample

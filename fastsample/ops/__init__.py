@@ -59,8 +59,9 @@ def step(
 ) -> Tensor:
     """Apply one row of a plan to a batch: the whole sampler step in one kernel.
 
-    All tensors lie on one device. Differentiable in ``x``, ``out``, ``uncond``, ``noise``, ``h1``,
-    ``h2`` (once). float32, bfloat16 and float16 compute in float32, float64 in float64.
+    All tensors lie on one device. Differentiable in ``x``, ``out``, ``rows``, ``uncond``,
+    ``noise``, ``h1``, ``h2`` (once). float32, bfloat16 and float16 compute in float32, float64 in
+    float64.
 
     Args:
         x: current samples ``(B, *shape)``, contiguous or channels_last.
@@ -201,8 +202,6 @@ def noise(
 def _needs_grad(operands) -> bool:
     if not torch.is_grad_enabled():
         return False
-    if operands[2].requires_grad:
-        raise ValueError("step: rows must not require grad, got a table that does")
     return any(t is not None and t.requires_grad for t in operands)
 
 
@@ -239,7 +238,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad, grad_x0):
         operands = ctx.saved_tensors
-        x, out, _, _, uncond, _, _, noise, h1, h2 = operands
+        x, out, rows, row, uncond, _, _, noise, h1, h2 = operands
         if grad is None:  # only x0 was used
             grad = torch.zeros_like(x)
         if torch.compiler.is_compiling():  # dynamo cannot trace a Function inside a backward
@@ -250,7 +249,16 @@ class _Step(torch.autograd.Function):
             None if operand is None else g
             for operand, g in zip((x, out, uncond, noise, h1, h2), grads, strict=True)
         )
-        return grad_x, grad_out, None, None, grad_uncond, None, None, grad_noise, grad_h1, grad_h2
+        grad_rows = None
+        if ctx.needs_input_grad[2]:
+            sums = library.row_gradients_op(grad, grad_x0, *operands).to(rows.dtype)
+            # A row outside the table made NaN; so is every gradient from it.
+            number = row.reshape(-1).expand(sums.shape[0]).clamp(0, rows.shape[0] - 1)
+            grad_rows = torch.zeros_like(rows).index_add_(0, number, sums)
+        return (
+            *(grad_x, grad_out, grad_rows, None, grad_uncond),
+            *(None, None, grad_noise, grad_h1, grad_h2),
+        )
 
 
 class _StepBackward(torch.autograd.Function):

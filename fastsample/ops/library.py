@@ -26,6 +26,7 @@ _library.define(
     f"step_backward(Tensor grad, Tensor? grad_x0, {_STEP_ARGUMENTS}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_library.define(f"row_gradients(Tensor grad, Tensor? grad_x0, {_STEP_ARGUMENTS}) -> Tensor")
 _library.define(
     "noise(Tensor seeds, Tensor index, SymInt[] size, int draw, ScalarType dtype, "
     "bool channels_last) -> Tensor"
@@ -40,6 +41,7 @@ step_op = torch.ops.fastsample.step.default
 step_x0_op = torch.ops.fastsample.step_x0.default
 step_into_op = torch.ops.fastsample.step_into.default
 step_backward_op = torch.ops.fastsample.step_backward.default
+row_gradients_op = torch.ops.fastsample.row_gradients.default
 noise_op = torch.ops.fastsample.noise.default
 elbo_sums_op = torch.ops.fastsample.elbo_sums.default
 
@@ -48,6 +50,7 @@ for _device in ("CPU", "CUDA"):
     _library.impl("step_x0", native.step_x0, _device)
     _library.impl("step_into", native.step_into, _device)
     _library.impl("step_backward", native.step_backward, _device)
+    _library.impl("row_gradients", native.row_gradients, _device)
     _library.impl("noise", native.noise, _device)
     _library.impl("elbo_sums", native.elbo_sums, _device)
 
@@ -56,6 +59,7 @@ for _device in _REFERENCE_DEVICES:
     _library.impl("step_x0", reference.step_x0, _device)
     _library.impl("step_into", reference.step_into, _device)
     _library.impl("step_backward", reference.step_backward, _device)
+    _library.impl("row_gradients", reference.row_gradients, _device)
     _library.impl("noise", reference.noise, _device)
     _library.impl("elbo_sums", reference.elbo_sums, _device)
 
@@ -95,6 +99,13 @@ def _fake_backward(
 torch.library.register_fake(
     "fastsample::step_backward",
     _fake_backward,
+    lib=_library,
+)
+torch.library.register_fake(
+    "fastsample::row_gradients",
+    lambda grad, grad_x0, x, out, rows, row, *rest: rows.new_empty(
+        (x.shape[0], rows.shape[1]), dtype=torch.float64
+    ),
     lib=_library,
 )
 torch.library.register_fake(

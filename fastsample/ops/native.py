@@ -10,6 +10,7 @@ from torch import Tensor
 # After torch: its OpenMP runtime is loaded by then, so both share one thread pool.
 from fastsample import _native  # isort: skip
 from fastsample.ops.checks import DTYPE_CODES, history_dtype
+from fastsample.rows import COLUMNS
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -191,6 +192,40 @@ def step_backward(
     return grads
 
 
+def row_gradients(
+    grad,
+    grad_x0,
+    x,
+    out,
+    rows,
+    row,
+    uncond=None,
+    seeds=None,
+    index=None,
+    noise=None,
+    h1=None,
+    h2=None,
+):
+    """Operator row_gradients."""
+    fmt = packing(x, out)
+    grad = _packed(fmt, grad)
+    grad_x0 = None if grad_x0 is None else _packed(fmt, grad_x0)
+    batch = x.shape[0]
+    # On a GPU a block sums one part of a sample.
+    chunks = 1 if x.is_cpu or not batch else -(-(x.numel() // batch) // _ROW_CHUNK)
+    sums = x.new_zeros((batch, max(chunks, 1), len(COLUMNS)), dtype=torch.float64)
+    at_x0 = 0 if grad_x0 is None else grad_x0.data_ptr()
+    results = (grad.data_ptr(), at_x0, chunks, sums.data_ptr())
+    if x.numel():
+        _launch(
+            _native.row_gradients,
+            fmt,
+            results,
+            *(x, out, rows, row, uncond, seeds, index, noise, h1, h2),
+        )
+    return sums.sum(1) if sums.shape[1] != 1 else sums.squeeze(1)
+
+
 def new_noise(index, size, dtype, channels_last):
     """Output of the operator noise."""
     fmt = CHANNELS_LAST[len(size)] if channels_last else torch.contiguous_format
@@ -218,6 +253,8 @@ def noise(seeds, index, size, draw, dtype, channels_last):
     )
     return target
 
+
+_ROW_CHUNK = 16384
 
 # Elements per partial sum: enough blocks for a GPU when samples are few and large.
 _CHUNK = 4096
