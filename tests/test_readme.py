@@ -41,6 +41,11 @@ def test_the_table_of_quality_is_the_measured_one():
     assert shown in (ROOT / "benchmarks" / "results" / "quality.md").read_text()
 
 
+def test_the_table_of_likelihoods_is_the_measured_one():
+    shown = README.split("paper-tables.md -->\n")[1].split("\n<!-- end of it -->")[0]
+    assert shown in (ROOT / "benchmarks" / "results" / "paper-tables.md").read_text()
+
+
 def test_linked_files_exist():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
