@@ -25,7 +25,8 @@ def test_python_block_runs(number, tmp_path, monkeypatch):
     exec(compile("\n".join(BLOCKS[: number + 1]), "README.md", "exec"), {})
 
 
-def test_the_printed_plan_is_the_real_one(capsys):
+def test_the_printed_plan_is_the_real_one(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exec(compile("\n".join(BLOCKS), "README.md", "exec"), {})
     shown = README[README.index("Plan ddim") :]
     assert shown[: shown.index("```")] in capsys.readouterr().out
