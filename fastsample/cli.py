@@ -1,4 +1,4 @@
-"""The command line: ``fastsample demo | sample | info``."""
+"""The command line: ``fastsample demo | sample | profile | plan | bpd | info``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import fastsample as fs
+from fastsample import cli_planning
 from fastsample.images import save_grid
 from fastsample.methods import GRIDS, METHODS
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_drawing(sample, out="samples.png")
     sample.add_argument("--num", type=int, default=16, help="number of samples (default 16)")
     sample.add_argument("--method", choices=list(METHODS), default="ddim")
-    sample.add_argument("--grid", choices=sorted([*GRIDS, "random"]), default="uniform")
+    sample.add_argument("--grid", choices=sorted([*GRIDS, "auto", "random"]), default="uniform")
     sample.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0..1")
     sample.add_argument(
         "--knob",
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale")
     sample.set_defaults(run=_sample)
+
+    cli_planning.add_commands(commands)
 
     info = commands.add_parser("info", help="how this copy was built and what it runs on")
     info.set_defaults(run=_info)

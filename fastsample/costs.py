@@ -57,6 +57,7 @@ class CostTable:
         # Cost of the steps t -> s -> 0 together, where the decoder depends on both.
         self._last_two = last_two
         self.start = None if start is None else frozen(start)
+        self._made: FloatArray | None = None
         self._paths: Paths | None = None
 
     @property
@@ -65,9 +66,7 @@ class CostTable:
 
         With decoder="respaced" column 0 is the best pair of last steps through any time between.
         """
-        if isinstance(self._costs, SeparableCosts):
-            return self._costs.table()
-        return self._costs.copy()
+        return self._table().copy()
 
     def best_grid(self, steps: int, *, at_most: bool = False) -> Grid:
         """The grid of `steps` network calls that costs least.
@@ -95,12 +94,16 @@ class CostTable:
         return {k: self._grid(paths.path(k + more, at_most=at_most)) for k in budgets}
 
     def cost(self, grid: Grid) -> float:
-        """Cost of a grid, the prior left out.
+        """Cost of a grid, its start included and the prior left out.
 
         Raises:
             ValueError: a grid with times that the table does not have, or that starts elsewhere
                 than its last time.
         """
+        return float(self.terms(grid).sum())
+
+    def terms(self, grid: Grid) -> FloatArray:
+        """Cost of each step of a grid `(K,)`, noisiest first; a start counts to the first step."""
         if not isinstance(grid, Grid):
             raise TypeError(f"cost: grid must be a Grid, got {type(grid).__name__}")
         positions = np.searchsorted(self.times, grid.times)
@@ -115,14 +118,24 @@ class CostTable:
                 f"cost: grid must start at {self.times[-1]:g}, where the prior is, "
                 f"got {grid.times[0]:g}"
             )
-        costs = self._costs.table() if isinstance(self._costs, SeparableCosts) else self._costs
-        if self._last_two is None:
-            first = 0.0 if self.start is None else float(self.start[positions[0]])
-            return first + float(costs[positions[:-1], positions[1:]].sum())
-        if len(grid) < 2:
-            raise ValueError('cost: grid must have 2 steps or more with decoder="respaced", got 1')
-        inner = costs[positions[:-3], positions[1:-2]].sum() if len(grid) > 2 else 0.0
-        return float(inner + self._last_two[positions[-3], positions[-2]])
+        costs = self._table()
+        if self._last_two is not None:
+            if len(grid) < 2:
+                raise ValueError(
+                    'cost: grid must have 2 steps or more with decoder="respaced", got 1'
+                )
+            steps = costs[positions[:-2], positions[1:-1]]
+            last_two = self._last_two[positions[-3], positions[-2]]
+            return np.append(steps, last_two - steps[-1])
+        terms = costs[positions[:-1], positions[1:]]
+        if self.start is not None:
+            terms[0] += self.start[positions[0]]
+        return terms
+
+    @property
+    def respaced(self) -> bool:
+        """Whether the last step's cost depends on the step before it."""
+        return self._last_two is not None
 
     def bits_per_dim(self, grid: Grid) -> float:
         """The bound of a grid in bits per dimension, prior included ("elbo" only)."""
@@ -134,7 +147,8 @@ class CostTable:
 
     def __repr__(self) -> str:
         variance = f", variance={self.variance!r}" if self.variance else ""
-        return f"CostTable({self.objective!r}{variance}, {len(self.times) - 1} times)"
+        decoder = ', decoder="respaced"' if self.respaced else ""
+        return f"CostTable({self.objective!r}{variance}{decoder}, {len(self.times) - 1} times)"
 
     def _planned(self, budget: int) -> Paths:
         """Paths of at least this many steps; the longest run is kept."""
@@ -142,13 +156,20 @@ class CostTable:
             self._paths = best_paths(self._edges(), budget)
         return self._paths
 
+    def _table(self) -> FloatArray:
+        """The costs, made once."""
+        if self._made is None:
+            costs = self._costs
+            self._made = costs.table() if isinstance(costs, SeparableCosts) else costs
+        return self._made
+
     def _edges(self) -> FloatArray | SeparableCosts:
         """What the dynamic program runs on: with the noise as one more time, if it may choose."""
         if self.start is None:
             return self._costs
         size = len(self.times)
         edges = np.full((size + 1, size + 1), np.inf)
-        edges[:size, :size] = self.costs
+        edges[:size, :size] = self._table()
         edges[size, :size] = self.start
         return edges
 

@@ -64,7 +64,8 @@ def profile(
         bin_width: distance of neighbouring data levels in [-1, 1], 2/255 for 8-bit images; None
             for continuous data, whose decoder is a density.
         trajectories: for how many of the first samples a fine DDIM trajectory is run from noise,
-            for ``costs("trajectory")``: one more network call per time for them. Holds up to 1 GB.
+            for ``costs("trajectory")``: one more network call per time for them. It takes every one
+            of the times and no other: fewer than 100 make a coarse one. Holds up to 1 GB.
         nodes: for a learned variance, see `fastsample.learned_range.chebyshev_nodes`.
         clip: range x0hat is held in; "auto" is the model's own.
         cond: keyword arguments for the network, one entry per sample of the data.
@@ -111,8 +112,13 @@ def profile(
         total = _resumed(total, path, wanted, first)
 
     rank, share = share_of_batches()
-    with torch.inference_mode(), tqdm(disable=not progress or rank > 0, unit="call") as bar:
-        bar.set_description("profile")
+    size = check_integer("profile", "batch_size", batch_size, 1)
+    calls = len(measured) * -(-len(data) // size) if isinstance(data, Tensor) else None
+    hidden = not progress or rank > 0
+    with (
+        torch.inference_mode(),
+        tqdm(desc="profile", total=calls, disable=hidden, unit="call") as bar,
+    ):
         measurement = Measurement(denoiser, measured, settings, bar.update)
         done = total.count
         for index, x0 in share(_remaining(denoiser, data, batch_size, done)):
