@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -41,22 +42,51 @@ def share_of_batches() -> tuple[int, Share]:
     return rank, share
 
 
-def all_reduced(part: Profile, device: torch.device) -> Profile:
-    """The sum of every process's part."""
+def all_reduced(measure: Callable[[], Profile], empty: Profile, device: torch.device) -> Profile:
+    """The sum of what every process measures; if one of them fails, all of them raise."""
     if not _running():
-        return part
+        return measure()
+    part, failure = empty, None
+    try:
+        part = measure()
+    except Exception as error:
+        failure = error
+    failures = _summed(torch.tensor([float(failure is not None)], dtype=torch.float64), device)
+    if failure is not None:
+        raise failure
+    if failures[0] > 0:
+        raise RuntimeError("profile: another process failed; see its message")
     # One order for all: a process without a batch has made its dictionary another way.
     arrays = dict(sorted(part.arrays().items()))
     flat = np.concatenate([np.atleast_1d(array).ravel() for array in arrays.values()])
-    vector = torch.from_numpy(np.append(flat, float(part.count)))
-    if dist.get_backend() == "nccl":
-        vector = vector.to(device)
-    dist.all_reduce(vector)
-    summed, place, found = vector.cpu().numpy(), 0, {}
+    summed = _summed(torch.from_numpy(np.append(flat, float(part.count))), device)
+    place, found = 0, {}
     for name, array in arrays.items():
         found[name] = summed[place : place + array.size].reshape(array.shape)
         place += array.size
     return replace(part.with_arrays(found), count=int(summed[-1]))
+
+
+def check_agreement(function: str, name: str, value: float, device: torch.device) -> None:
+    """Refuse processes that do not begin alike: each would wait for the others, or count twice."""
+    if not _running():
+        return
+    world = dist.get_world_size()
+    everyone = torch.zeros(world, dtype=torch.float64)
+    everyone[dist.get_rank()] = value
+    found = _summed(everyone, device)
+    if not np.allclose(found, found[0], rtol=1e-12, atol=0.0):
+        raise ValueError(
+            f"{function}: {name} must be the same in every process, got {found.tolist()}"
+        )
+
+
+def _summed(vector: Tensor, device: torch.device) -> npt.NDArray[np.float64]:
+    """The sum over all processes."""
+    if dist.get_backend() == "nccl":
+        vector = vector.to(device)
+    dist.all_reduce(vector)
+    return vector.cpu().numpy()
 
 
 def _running() -> bool:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from fastsample._checks import FloatArray, check_integer, frozen
+from fastsample._checks import FloatArray, check_bool, check_integer, frozen
 from fastsample.elbo import SeparableCosts
 from fastsample.grid import Grid
 from fastsample.planner import Paths, best_paths
@@ -23,7 +23,9 @@ class CostTable:
     Attributes:
         schedule: the noise levels it is for.
         times: `(n + 1,)` ascending, 0 first.
-        objective: "elbo" (nats), "mse" or "trajectory".
+        objective: "elbo" (nats, summed over dimensions), "mse" (squared data units, summed over
+            dimensions, time as a share of T) or "trajectory" (squared data units, mean over
+            dimensions).
         variance: of the reverse steps; None where the objective has none.
         decoder_variance: `(n,)` variance of the last step from each time, squared data units, for
             the decoder of another profile's table; None without such a decoder.
@@ -87,6 +89,9 @@ class CostTable:
         # In the dynamic program two last steps may be one edge, and the start is one.
         more = int(self.start is not None) - int(self._last_two is not None)
         least = max(1, 1 - more)
+        check_bool("best_grid", "at_most", at_most)
+        if not isinstance(steps, Iterable):
+            raise TypeError(f"best_grids: steps must be several numbers, got {steps!r}")
         budgets = [
             check_integer("best_grid", "steps", k, least, len(self.times) - 1) for k in steps
         ]
@@ -118,16 +123,16 @@ class CostTable:
                 f"cost: grid must start at {self.times[-1]:g}, where the prior is, "
                 f"got {grid.times[0]:g}"
             )
-        costs = self._table()
+        t, s = positions[:-1], positions[1:]
+        costs = self._costs
+        terms = costs.at(t, s) if isinstance(costs, SeparableCosts) else costs[t, s]
         if self._last_two is not None:
             if len(grid) < 2:
                 raise ValueError(
                     'cost: grid must have 2 steps or more with decoder="respaced", got 1'
                 )
-            steps = costs[positions[:-2], positions[1:-1]]
             last_two = self._last_two[positions[-3], positions[-2]]
-            return np.append(steps, last_two - steps[-1])
-        terms = costs[positions[:-1], positions[1:]]
+            return np.append(terms[:-1], last_two - terms[-2])
         if self.start is not None:
             terms[0] += self.start[positions[0]]
         return terms
@@ -153,7 +158,11 @@ class CostTable:
     def _planned(self, budget: int) -> Paths:
         """Paths of at least this many steps; the longest run is kept."""
         if self._paths is None or self._paths.max_steps < budget:
-            self._paths = best_paths(self._edges(), budget)
+            # Twice what the last run had: asking for one number after another stays cheap.
+            known = 0 if self._paths is None else 2 * self._paths.max_steps
+            edges = self._edges()
+            size = len(edges.times) if isinstance(edges, SeparableCosts) else len(edges)
+            self._paths = best_paths(edges, min(max(budget, known), size - 1))
         return self._paths
 
     def _table(self) -> FloatArray:

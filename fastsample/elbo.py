@@ -167,31 +167,39 @@ class SeparableCosts:
                 raise ValueError(f"SeparableCosts: {name} must hold no NaN or -inf")
             object.__setattr__(self, name, frozen(values))
         for name, rising in (("times", 1.0), ("noise", 1.0), ("alpha_bar", -1.0)):
-            if np.any(rising * np.diff(getattr(self, name)) <= 0):
+            least = 0.0 if name == "times" else -1e-300
+            if np.any(rising * np.diff(getattr(self, name)) <= least):
                 word = "rise" if rising > 0 else "fall"
-                raise ValueError(f"SeparableCosts: {name} must {word} strictly")
+                raise ValueError(f"SeparableCosts: {name} must {word}, got a step that does not")
+        # One of them runs into 1 and stays there long before the other does into 0.
+        if self.edge != "mse" and np.any(
+            (np.diff(self.noise) == 0) & (np.diff(self.alpha_bar) == 0)
+        ):
+            raise ValueError("SeparableCosts: noise must differ between times, got two alike")
         if not np.all(np.isfinite(self.error[1:])):
             raise ValueError("SeparableCosts: error must be finite")
 
     def table(self) -> FloatArray:
         """The `(n, n)` table, row t, column s; +inf where s >= t."""
-        s, t = slice(1, None), slice(1, None)
+        n = len(self.times)
+        position = np.arange(n)
+        table = self.at(position[:, None], position[None, :])
+        return np.where(np.tri(n, k=-1, dtype=bool), table, np.inf)
+
+    def at(self, t: npt.NDArray[np.int64], s: npt.NDArray[np.int64]) -> FloatArray:
+        """Costs of the steps from positions t to positions s < t, in their common shape."""
         a, v, m = self.alpha_bar, self.noise, self.error
-        rise = v[t, None] - v[None, s]
-        drop = np.where(v[t, None] < 0.5, rise, a[None, s] - a[t, None])
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.edge == "mse":
-                inner = (self.times[t, None] - self.times[None, s]) * m[t, None]
-            elif self.edge == "small":
-                inner = 0.5 * drop / (v[t, None] * v[None, s]) * m[t, None]
+                inner = (self.times[t] - self.times[s]) * m[t]
             else:
-                log_ratio = np.log1p(rise / v[None, s])
-                inner = 0.5 * drop / v[t, None] ** 2 * m[t, None]
-                inner += 0.5 * self.dims * _excess(log_ratio)
-        table = np.full((len(v), len(v)), np.inf)
-        table[1:, 1:] = np.where(np.tri(len(v) - 1, k=-1, dtype=bool), inner, np.inf)
-        table[1:, 0] = self.decoder[1:]
-        return table
+                drop = np.where(v[t] < 0.5, v[t] - v[s], a[s] - a[t])
+                if self.edge == "small":
+                    inner = 0.5 * drop / (v[t] * v[s]) * m[t]
+                else:
+                    log_ratio = np.log1p((v[t] - v[s]) / v[s])
+                    inner = 0.5 * drop / v[t] ** 2 * m[t] + 0.5 * self.dims * excess(log_ratio)
+        return np.where(s == 0, self.decoder[t], inner)
 
     def operands(self) -> tuple[int | float, ...]:
         """What `_native.separable_paths` reads, up to the size: addresses of the arrays."""
@@ -200,7 +208,7 @@ class SeparableCosts:
         return (_EDGES[self.edge], *addresses, float(self.dims), len(self.times))
 
 
-def _excess(x: FloatArray) -> FloatArray:
+def excess(x: FloatArray) -> FloatArray:
     """``x - 1 + exp(-x)``, by its series where that cancels."""
     series = np.zeros_like(x)
     small = np.minimum(x, 0.5)

@@ -21,43 +21,49 @@ from fastsample._checks import FloatArray
 _LEAST_RANGE = 1e-3  # the first time has no step to interpolate for; its nodes must still differ
 
 
-def log_ratios(noise: FloatArray) -> FloatArray:
+def log_ratios(variance: FloatArray) -> FloatArray:
     """``a = log(sigma_t^2 / sigma_s^2)`` of every pair, `(n, n)`, row t, column s.
 
     Args:
-        noise: `(n,)` 1 - alpha_bar of the times, rising.
+        variance: `(n,)` sigma^2 of the schedule itself at the times, rising: what the network's
+            range lies between depends on the scale that its process lives in.
     """
-    return np.log1p((noise[:, None] - noise[None, :]) / noise[None, :])
+    return np.log1p((variance[:, None] - variance[None, :]) / variance[None, :])
 
 
-def chebyshev_nodes(noise: FloatArray, count: int) -> FloatArray:
+def chebyshev_nodes(variance: FloatArray, count: int) -> FloatArray:
     """Nodes `(n, count)` in the range of a that each time's steps can have.
 
     Args:
-        noise: `(n,)` 1 - alpha_bar of the times, rising.
+        variance: `(n,)` sigma^2 of the schedule at the times, rising.
         count: 16 gives costs to 1e-6 or better for v in [0, 1], 24 to 1e-12, 32 for v in [-1, 2];
             0 without a learned variance.
     """
     angles = (np.arange(count) + 0.5) * (np.pi / max(count, 1))
-    largest = np.maximum(np.log(noise / noise[0]), _LEAST_RANGE)
+    largest = np.maximum(np.log(variance / variance[0]), _LEAST_RANGE)
     return largest[:, None] * (0.5 * (1.0 - np.cos(angles)))
 
 
 def learned_range_costs(
-    alpha_bar: FloatArray, noise: FloatArray, nodes: FloatArray, excess: FloatArray, weighted
+    levels: tuple[FloatArray, FloatArray],
+    variance: FloatArray,
+    nodes: FloatArray,
+    excess: FloatArray,
+    weighted: FloatArray,
 ) -> FloatArray:
     """Costs of the steps between times, nats, `(n, n)`, row t, column s < t; the rest is +inf.
 
     Args:
-        alpha_bar: `(n,)` of the times, falling.
-        noise: `(n,)` 1 - alpha_bar.
+        levels: (alpha_bar, 1 - alpha_bar) `(n,)` of the variance-preserving process.
+        variance: `(n,)` sigma^2 of the schedule itself.
         nodes: `(n, k)` of `chebyshev_nodes`.
         excess: `(n, k)` H at the nodes.
         weighted: `(n, k)` S at the nodes.
     """
     size, count = nodes.shape
     table = np.full((size, size), np.inf)
-    a = log_ratios(noise)
+    alpha_bar, noise = levels
+    a = log_ratios(variance)
     angles = (np.arange(count) + 0.5) * (np.pi / count)
     weights = np.sin(angles) * (-1.0) ** np.arange(count)  # barycentric, of first-kind nodes
     for t in range(1, size):

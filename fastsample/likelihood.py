@@ -13,13 +13,19 @@ from tqdm import tqdm
 
 from fastsample import ops
 from fastsample._checks import FloatArray, check_real
-from fastsample.arguments import make_grid
-from fastsample.batches import arguments_of, batches_of, check_range
+from fastsample.arguments import check_tensor, make_grid
+from fastsample.batches import (
+    arguments_of,
+    batches_of,
+    check_cond,
+    check_range,
+    check_width,
+)
 from fastsample.bound import posterior_table, prior_bits_per_dim, vlb_terms
 from fastsample.denoiser import Denoiser
 from fastsample.grid import Grid
 from fastsample.identity import make_identity
-from fastsample.rows import Clip
+from fastsample.rows import Clip, clip_bounds
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,16 @@ def bits_per_dim(
             the time), or arguments out of range.
     """
     name = "bits_per_dim"
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"{name}: denoiser must be a Denoiser, got {type(denoiser).__name__}")
     schedule = denoiser.schedule
     if steps is None and schedule.num_steps is None:
         raise ValueError(f"{name}: steps must be given for {schedule!r}, got None")
     used = denoiser.variance if variance is None else variance
-    if used not in ("small", "large", "learned_range") or (
-        used == "learned_range" != denoiser.variance
+    if (
+        not isinstance(used, str)
+        or used not in ("small", "large", "learned_range")
+        or (used == "learned_range" != denoiser.variance)
     ):
         raise ValueError(
             f'{name}: variance must be "small" or "large", or "learned_range" for a model that '
@@ -128,14 +138,19 @@ def bits_per_dim(
         variance=used,
         decoder="respaced" if decoder_variance is None else "optimal",
     )
-    bound = denoiser.clip if isinstance(clip, str) and clip == "auto" else clip
-    if isinstance(bound, tuple):
-        if bound[0] != -bound[1]:
-            raise ValueError(f"{name}: clip must be symmetric, got {bound}")
-        bound = bound[1]
-    width = check_real(name, "bin_width", bin_width)
-    if width <= 0.0:
-        raise ValueError(f"{name}: bin_width must be positive, got {width:g}")
+    bounds = clip_bounds(name, denoiser.clip if isinstance(clip, str) and clip == "auto" else clip)
+    if bounds[0] != -bounds[1]:
+        raise ValueError(f"{name}: clip must be symmetric, got {bounds}")
+    bound = None if math.isinf(bounds[1]) else bounds[1]
+    width = check_width(name, bin_width)
+    if decoder_variance is not None:
+        decoder_variance = check_real(name, "decoder_variance", decoder_variance)
+    if isinstance(data, Tensor):
+        check_cond(name, cond, len(data) if data.dim() else 0)
+    if noise is not None and (noise.dim() < 2 or noise.shape[0] != len(times)):
+        raise ValueError(
+            f"{name}: noise must have shape ({len(times)}, N, *shape), got {tuple(noise.shape)}"
+        )
     table = torch.from_numpy(
         posterior_table(
             schedule,
@@ -160,6 +175,7 @@ def bits_per_dim(
                     eps = ops.noise(*identity, denoiser.shape, draw=k, dtype=torch.float64)
                 else:
                     eps = noise[k, seen : seen + batch].to(exact)
+                    check_tensor("noise", eps, tuple(exact.shape), eps.dtype, eps.device, name)
                 x_t = table[k, 0] * exact + table[k, 1] * eps
                 output = denoiser.call(x_t.to(x0.dtype), told[k].expand(batch), arguments)
                 terms[k], _ = vlb_terms(
@@ -185,6 +201,9 @@ def bits_per_dim(
             seen += batch
     if seen == 0:
         raise ValueError(f"{name}: data must hold at least one sample, got none")
+    check_cond(name, cond, seen)
+    if noise is not None and noise.shape[1] != seen:
+        raise ValueError(f"{name}: noise must be for {seen} samples, got {noise.shape[1]}")
     means = (sums / seen).numpy()
     total = prior / seen + float(means.sum())
     spread = max(squares / seen - total**2, 0.0) / max(seen - 1, 1)

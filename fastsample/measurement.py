@@ -19,7 +19,7 @@ from fastsample.statistics import Settings, learned_nodes, log_scales
 from fastsample.trajectory import Trajectories
 
 _MOST_HELD = 2**28  # elements of trajectories kept at once: 1 GB of float32
-_COLUMNS = 2**16  # of the Gram matrices' factors that are widened to float64 at once
+_WIDENED = 2**24  # elements of the Gram matrices' factors that are in float64 at once
 
 
 class Measurement:
@@ -127,8 +127,9 @@ class Measurement:
         gram = states.new_zeros(n + 1, n + 1, dtype=torch.float64)
         cross = states.new_zeros(n, n + 1, dtype=torch.float64)
         squares = states.new_zeros(n, dtype=torch.float64)
+        columns = max(1, _WIDENED // (n + 1))
         for left, right in zip(
-            states.split(_COLUMNS, dim=1), estimates.split(_COLUMNS, dim=1), strict=True
+            states.split(columns, dim=1), estimates.split(columns, dim=1), strict=True
         ):
             left, right = left.double(), right.double()
             gram += left @ left.T

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from fastsample._checks import FloatArray, check_array
 from fastsample.costs import CostTable
 from fastsample.decoder import Decoders
-from fastsample.elbo import SeparableCosts, analytic_costs, vp_levels
+from fastsample.elbo import SeparableCosts, analytic_costs, excess, vp_levels
 from fastsample.learned_range import learned_range_costs
 from fastsample.statistics import Statistics
 from fastsample.transition import transition
@@ -32,7 +32,8 @@ def _separable(
 def elbo_table(found: Statistics, variance: str, decoder: DecoderChoice) -> CostTable:
     """The bound's terms, in nats; see `fastsample.Profile.costs`."""
     times = np.append(0.0, found.times)
-    if variance not in ("small", "large", "learned_range", "analytic"):
+    known = ("small", "large", "learned_range", "analytic")
+    if not isinstance(variance, str) or variance not in known:
         raise ValueError(
             'costs: variance must be "small", "large", "learned_range" or "analytic", '
             f"got {variance!r}"
@@ -77,17 +78,25 @@ def _step_costs(
     found: Statistics, variance: str, decoder: FloatArray
 ) -> SeparableCosts | FloatArray:
     """Separable where the planner can do without the table."""
-    edge = "large" if variance == "large" else "small"
+    alpha, sigma = found.schedule.levels(found.times)
+    preserving = np.allclose(alpha**2 + sigma**2, 1.0, rtol=0.0, atol=1e-9)
+    edge = "large" if variance == "large" and preserving else "small"
     separable = _separable(found, edge, np.append(0.0, found.times), decoder)
     if variance == "analytic":
         return analytic_costs(separable)
-    if variance != "learned_range":
+    if variance == "small" or edge == "large":
         return separable
-    alpha_bar, noise = vp_levels(found.schedule, found.times)
-    excess, weighted = (found.sums[name] / found.count for name in ("excess", "weighted"))
-    table = np.full((len(found.times) + 1, len(found.times) + 1), np.inf)
-    table[1:, 1:] = learned_range_costs(alpha_bar, noise, found.nodes, excess, weighted)
-    table[1:, 0] = decoder
+    table = separable.table()
+    if variance == "large":
+        # Not separable where the process has a scale of its own.
+        a = np.log1p((sigma[:, None] ** 2 - sigma[None, :] ** 2) / sigma[None, :] ** 2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            table[1:, 1:] = table[1:, 1:] * np.exp(-a) + 0.5 * found.dims * excess(a)
+        table[1:, 1:][~np.tri(len(sigma), k=-1, dtype=bool)] = np.inf
+        return table
+    levels = vp_levels(found.schedule, found.times)
+    sums = (found.sums[name] / found.count for name in ("excess", "weighted"))
+    table[1:, 1:] = learned_range_costs(levels, sigma**2, found.nodes, *sums)
     return table
 
 
@@ -108,8 +117,7 @@ def _decoder_variance(found: Statistics, curve: Decoders, decoder: DecoderChoice
             'costs: decoder must be "optimal", "forward", "posterior", "respaced" or '
             f"variances, got {decoder!r}"
         )
-    _, noise = vp_levels(found.schedule, found.times)
-    variance = noise.copy()
+    variance = found.schedule.levels(found.times)[1] ** 2
     if decoder == "posterior" and len(found.times) > 1:
         variance[0] = _posterior(found, found.times[1:2], found.times[:1])[0]
     return variance
@@ -117,9 +125,11 @@ def _decoder_variance(found: Statistics, curve: Decoders, decoder: DecoderChoice
 
 def _respaced_decoder(found: Statistics, curve: Decoders) -> FloatArray:
     """`(n, n)` the decoder's cost from s at the posterior variance of (t, s), row t."""
-    variance = _posterior(found, found.times[:, None], found.times[None, :])
     lower = np.tri(len(found.times), k=-1, dtype=bool)
-    return np.where(lower, curve.costs(np.where(lower, variance, 1.0).T).T, np.inf)
+    t, s = np.nonzero(lower)
+    variance = np.ones(lower.shape)
+    variance[lower] = _posterior(found, found.times[t], found.times[s])
+    return np.where(lower, curve.costs(variance.T).T, np.inf)
 
 
 def _posterior(found: Statistics, t: FloatArray, s: FloatArray) -> FloatArray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +47,8 @@ class Plan:
         check: laws to hold the rows to: "all", "mean" (all but the variance law, for samplers with
             another variance on purpose) or "none" (for tuned rows).
         schedule: the schedule it was compiled for, if any.
+        provenance: where a tuned plan comes from: whatever JSON can hold. Two plans that differ
+            in nothing else are equal.
 
     Raises:
         TypeError: for an array that is not float64 (or integer).
@@ -59,6 +63,7 @@ class Plan:
     method: str = "custom"
     check: Check = "all"
     schedule: NoiseSchedule | None = None
+    provenance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
@@ -79,6 +84,15 @@ class Plan:
             raise TypeError(f"Plan: method must be a string, got {self.method!r}")
         if not isinstance(self.schedule, NoiseSchedule | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"Plan: schedule must be a NoiseSchedule, got {self.schedule!r}")
+        if self.provenance is not None:
+            try:
+                # A copy that nobody else can change, and that JSON brings back the same.
+                note = json.loads(json.dumps(dict(self.provenance), allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"Plan: provenance must be a mapping that fits in JSON, got {error}"
+                ) from None
+            object.__setattr__(self, "provenance", note)
         self._check_shapes()
         check_columns(self.rows)
         self._check_landing()
@@ -211,6 +225,10 @@ class Plan:
         low, high = clip_bounds("Plan.with_clip", clip)
         return self._with_columns(lo=low, hi=high)
 
+    def with_provenance(self, provenance: Mapping[str, Any] | None) -> Plan:
+        """The same plan with another note of where it comes from, a mapping that fits in JSON."""
+        return replace(self, provenance=provenance)
+
     def _with_columns(self, **columns: npt.ArrayLike) -> Plan:
         """A plan with some columns replaced."""
         rows: FloatArray = np.array(self.rows)
@@ -223,7 +241,8 @@ class Plan:
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
         # Through the constructor: a copy's arrays are read-only and checked like the original's.
         arrays = (self.nodes, self.rows, self.alphas, self.sigmas)
-        return Plan, (*arrays, self.prediction, self.method, self.check, self.schedule)
+        names = (self.prediction, self.method, self.check, self.schedule, self.provenance)
+        return Plan, (*arrays, *names)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key() == other._key()
@@ -253,6 +272,7 @@ class Plan:
                 "alphas": self.alphas,
                 "sigmas": self.sigmas,
                 "rows": self.rows,
+                **({} if self.provenance is None else {"provenance": self.provenance}),
             }
         )
 

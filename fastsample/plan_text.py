@@ -71,6 +71,7 @@ def decode(text: str) -> dict[str, Any]:
         if tuple(fields["columns"]) != COLUMNS:
             raise ValueError(f"columns must be {list(COLUMNS)}, got {fields['columns']}")
         found = {name: fields[name] for name in ("method", "prediction", "check", "schedule")}
+        found["provenance"] = fields.get("provenance")
         for name in ("nodes", "alphas", "sigmas"):
             found[name] = np.array(fields[name], float)
         found["rows"] = np.array([[float(x) for x in row] for row in fields["rows"]])

@@ -3,42 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fastsample._checks import FloatArray
+from fastsample.files import write_atomically
 
 _KEY, _FORMAT = "fastsample_profile", 1
 
 
 def write(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str, FloatArray]) -> Path:
-    """Save under a name of its own, then rename: an interruption leaves the old file."""
+    """Save; an interruption leaves the old file."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
     text = json.dumps({"format": _FORMAT, **header})
-    try:
-        save_file(
-            {name: np.asarray(array, order="C") for name, array in arrays.items()},
-            part,
-            metadata={_KEY: text},
-        )
-        part.chmod(0o644)  # safetensors makes files private
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return target
+    # C order, but not ascontiguousarray, which makes vectors of numbers.
+    packed = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    return write_atomically(target, save(packed, metadata={_KEY: text}))
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, FloatArray]]:
     """(header, arrays); ValueError for anything that `write` did not write whole."""
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"Profile.load: path must be a path, got {type(path).__name__}")
     if not Path(path).is_file():
         raise FileNotFoundError(f"Profile.load: path must name a file, got {path}")
     try:

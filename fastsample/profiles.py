@@ -175,6 +175,7 @@ class Profile(Statistics):
             "schedule": self.schedule.to_dict(),
             "shape": list(self.shape),
             "count": self.count,
+            "origin": self.origin,
             "settings": profile_file.settings_to_header(vars(self.settings)),
         }
         return profile_file.write(path, header, {"times": self.times, **self.arrays()})
@@ -195,8 +196,9 @@ class Profile(Statistics):
                 tuple(header["shape"]),
                 arrays.pop("times"),
                 settings,
-                int(header["count"]),
+                header["count"],
                 {},
+                origin=header.get("origin"),
             ).with_arrays(arrays)
             found.check_arrays()
         except (KeyError, TypeError, ValueError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,19 +13,27 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample._checks import FloatArray, check_integer, check_real, check_vector
-from fastsample.batches import arguments_of, batches_of, check_range
-from fastsample.collective import all_reduced, share_of_batches
+from fastsample._checks import FloatArray, check_integer, check_vector
+from fastsample.batches import (
+    arguments_of,
+    batches_of,
+    check_cond,
+    check_range,
+    check_width,
+)
+from fastsample.collective import all_reduced, check_agreement, share_of_batches
 from fastsample.denoiser import Denoiser
 from fastsample.grid import Grid
 from fastsample.identity import make_identity
 from fastsample.measurement import Measurement
 from fastsample.profiles import Profile
+from fastsample.resuming import origin_of, resumed, written
 from fastsample.rows import Clip, clip_bounds
 from fastsample.schedule import NoiseSchedule
 from fastsample.statistics import Settings
 
 _CONTINUOUS_TIMES = 256
+_MOST_TIMES = 4096  # with trajectories, whose Gram matrices are its square: 0.4 GB
 
 
 def profile(
@@ -56,7 +65,7 @@ def profile(
     batches; each returns the sums of all, and the first one saves.
 
     Args:
-        denoiser: the model.
+        denoiser: the model, in eval mode.
         data: samples ``(N, *shape)``, or an iterable of such batches, which is gone through once.
         times: ascending, in (0, T]; whole steps for a schedule that has them. None is every step,
             or 256 even times in continuous time. A `Grid` stands for its times.
@@ -72,7 +81,9 @@ def profile(
         seed: of the noise.
         sample_index: global index of the first sample.
         save: file that is written after every batch; if it exists, its samples are skipped in
-            the data and the rest is added. An interruption costs one batch (one per process).
+            the data and the rest is added. An interruption costs one batch (one per process). A
+            file of another model, other settings or other first data is refused (one more call
+            with one sample finds out); the order of the data must be the same.
         progress: show a progress bar.
 
     Returns:
@@ -88,9 +99,7 @@ def profile(
         raise TypeError(f"profile: denoiser must be a Denoiser, got {type(denoiser).__name__}")
     measured = _checked_times(denoiser.schedule, times)
     if bin_width is not None:
-        bin_width = check_real("profile", "bin_width", bin_width)
-        if bin_width <= 0.0:
-            raise ValueError(f"profile: bin_width must be positive, got {bin_width:g}")
+        bin_width = check_width("profile", bin_width)
     learned = denoiser.variance == "learned_range"
     settings = Settings(
         prediction=denoiser.prediction,
@@ -104,15 +113,17 @@ def profile(
     )
     first = check_integer("profile", "sample_index", sample_index, 0)
     wanted = check_integer("profile", "trajectories", trajectories, 0)
-    total = empty = Profile.empty(
-        denoiser.schedule, denoiser.shape, measured, settings, wanted > first
-    )
+    size = check_integer("profile", "batch_size", batch_size, 1)
+    if isinstance(data, Tensor):
+        check_cond("profile", cond, len(data) if data.dim() else 0)
+    if wanted > first and len(measured) > _MOST_TIMES:
+        raise ValueError(
+            f"profile: trajectories must be 0 with more than {_MOST_TIMES} times, got {wanted}"
+        )
     path = None if save is None else Path(save)
-    if path is not None and path.exists():
-        total = _resumed(total, path, wanted, first)
+    empty = Profile.empty(denoiser.schedule, denoiser.shape, measured, settings, wanted > first)
 
     rank, share = share_of_batches()
-    size = check_integer("profile", "batch_size", batch_size, 1)
     calls = len(measured) * -(-len(data) // size) if isinstance(data, Tensor) else None
     hidden = not progress or rank > 0
     with (
@@ -120,28 +131,66 @@ def profile(
         tqdm(desc="profile", total=calls, disable=hidden, unit="call") as bar,
     ):
         measurement = Measurement(denoiser, measured, settings, bar.update)
-        done = total.count
-        for index, x0 in share(_remaining(denoiser, data, batch_size, done)):
-            part = empty
-            if x0 is not None:  # a process may have no batch in the last round
-                if bin_width is not None:
-                    check_range("profile", x0)
-                elif not torch.isfinite(x0).all():
-                    raise ValueError("profile: data must be finite, got NaN or infinity")
+        batches = batches_of("profile", denoiser, data, size)
+        opening = next(batches, None)
+        if opening is None:
+            raise ValueError("profile: data must hold at least one sample, got none")
+        total = empty
+        if path is not None:
+            arguments = arguments_of("profile", cond, 0, opening)
+            origin = origin_of(denoiser, opening, arguments, first)
+            total = resumed(replace(empty, origin=origin), path, wanted)
+        check_agreement("profile", "save", total.count, denoiser.device)
+        check_agreement("profile", "data", float(opening.double().sum()), denoiser.device)
+        counted = _Counted(itertools.chain([opening], batches), total.count)
+        for index, x0 in share(counted):
+
+            def measure(index: int = index, x0: Tensor | None = x0) -> Profile:
+                if x0 is None:  # a process may have no batch in the last round
+                    return empty
+                _check_data(x0, settings.bin_width)
                 count = x0.shape[0]
                 identity = make_identity("profile", seed, first + index, count, x0.device)
                 arguments = arguments_of("profile", cond, index, x0)
                 part = replace(empty, count=count, sums=measurement.errors(x0, identity, arguments))
                 running = min(wanted - first - index, count)
-                if running > 0:
-                    lines = measurement.trajectories(identity, running, arguments)
-                    part = replace(part, trajectories=lines)
-            total = total.merge(all_reduced(part, denoiser.device))
+                if running <= 0:
+                    return part
+                lines = measurement.trajectories(identity, running, arguments)
+                return replace(part, trajectories=lines)
+
+            total = total.merge(all_reduced(measure, empty, denoiser.device))
             if path is not None and rank == 0:
-                total.save(path)
-    if total.count == 0:
-        raise ValueError("profile: data must hold at least one sample, got none")
+                written(total, path)
+    check_cond("profile", cond, counted.position)
     return total
+
+
+class _Counted:
+    """(position of the first sample, batch), from sample `done` on; counts what it has seen."""
+
+    def __init__(self, batches: Iterable[Tensor], done: int) -> None:
+        self.batches, self.done, self.position = batches, done, 0
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        for x0 in self.batches:
+            begin, self.position = self.position, self.position + x0.shape[0]
+            if self.position > self.done:
+                skipped = max(self.done - begin, 0)
+                yield begin + skipped, x0[skipped:]
+        if self.position < self.done:
+            raise ValueError(
+                f"profile: data must hold the {self.done} samples that the file already counts, "
+                f"got {self.position}"
+            )
+
+
+def _check_data(x0: Tensor, bin_width: float | None) -> None:
+    """Refuse what the decoder has no bins for, or no density."""
+    if bin_width is not None:
+        check_range("profile", x0)
+    elif not torch.isfinite(x0).all():
+        raise ValueError("profile: data must be finite, got NaN or infinity")
 
 
 def _checked_times(schedule: NoiseSchedule, times: Any) -> FloatArray:
@@ -166,40 +215,3 @@ def _checked_times(schedule: NoiseSchedule, times: Any) -> FloatArray:
             f"profile: times must be whole steps, which the model was trained on, got {wrong:g}"
         )
     return found
-
-
-def _resumed(empty: Profile, path: Path, wanted: int, first: int) -> Profile:
-    """What an earlier run left; refused if it was another one."""
-    earlier = Profile.load(path)
-    try:
-        total = empty.merge(earlier)
-    except ValueError as error:
-        raise ValueError(
-            f"profile: save must be a file of the same run, got {path} ({error})"
-        ) from None
-    expected = min(max(wanted - first, 0), earlier.count)
-    found = 0 if earlier.trajectories is None else earlier.trajectories.count
-    if found != expected:
-        raise ValueError(
-            f"profile: trajectories must be as in {path}, which has {found} for its "
-            f"{earlier.count} samples, got {wanted}"
-        )
-    return total
-
-
-def _remaining(
-    denoiser: Denoiser, data: Tensor | Iterable[Tensor], batch_size: int, done: int
-) -> Iterable[tuple[int, Tensor]]:
-    """(position of the first sample, batch), from sample `done` on."""
-    position = 0
-    for x0 in batches_of("profile", denoiser, data, batch_size):
-        end = position + x0.shape[0]
-        if end > done:
-            start = max(done - position, 0)
-            yield position + start, x0[start:]
-        position = end
-    if position < done:
-        raise ValueError(
-            f"profile: data must hold the {done} samples that the file already counts, "
-            f"got {position}"
-        )

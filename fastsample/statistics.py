@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +15,8 @@ from fastsample.decoder import (
     GaussianDecoder,
     decoder_log_scales,
 )
-from fastsample.elbo import vp_levels
 from fastsample.learned_range import chebyshev_nodes
-from fastsample.rows import Prediction, Variance
+from fastsample.rows import Prediction, Variance, check_prediction
 from fastsample.schedule import NoiseSchedule
 from fastsample.trajectory import Trajectories
 from fastsample.transition import transition
@@ -56,6 +56,7 @@ class Statistics:
         sums: over samples, float64: "error", "error_square", "eps_square", "v" `(n,)`, "excess",
             "weighted" `(n, nodes)`, "nll" `(n, scales)`, "x0_square" `()`.
         trajectories: inner products along fine trajectories, or None.
+        origin: which run it belongs to, for one that goes on; None without a file.
     """
 
     schedule: NoiseSchedule
@@ -65,6 +66,11 @@ class Statistics:
     count: int
     sums: dict[str, FloatArray]
     trajectories: Trajectories | None = None
+    origin: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for array in (self.times, *self.sums.values()):
+            array.setflags(write=False)
 
     # ---- means ----
 
@@ -127,12 +133,24 @@ class Statistics:
         """ValueError unless times, count and sums are what the settings say."""
         if self.times.ndim != 1 or not np.all(np.diff(self.times, prepend=0.0) > 0.0):
             raise ValueError("times that do not rise from 0")
-        if self.count < 0:
+        if self.times.dtype != np.float64 or self.times[-1] > self.schedule.T:
+            raise ValueError(f"times up to {self.times[-1]:g} in {self.times.dtype}")
+        if not all(isinstance(n, int) and n >= 1 for n in self.shape) or not self.shape:
+            raise ValueError(f"samples of shape {self.shape}")
+        if not isinstance(self.count, int) or self.count < 0:
             raise ValueError(f"{self.count} samples")
+        check_prediction("Profile", self.settings.prediction)
         n, scales = len(self.times), 0 if self.settings.bin_width is None else len(self.log_scales)
-        for name, shape in sum_shapes(n, self.settings.nodes, scales).items():
+        shapes = sum_shapes(n, self.settings.nodes, scales)
+        for name, shape in shapes.items():
             if self.sums[name].shape != shape or self.sums[name].dtype != np.float64:
                 raise ValueError(f"{name} of shape {self.sums[name].shape}, not {shape}")
+        if self.sums.keys() != shapes.keys():
+            raise ValueError(f"sums {sorted(self.sums)}")
+        if not all(np.all(np.isfinite(array)) for array in self.sums.values()):
+            raise ValueError("sums that are not finite")
+        if np.any(self.sums["error"] < 0.0):
+            raise ValueError("negative squared errors")
         if self.trajectories is not None:
             self.trajectories.check_shapes(len(self.times))
 
@@ -156,8 +174,7 @@ def sum_shapes(num_times: int, nodes: int, scales: int) -> dict[str, tuple[int, 
 
 def learned_nodes(schedule: NoiseSchedule, times: FloatArray, count: int) -> FloatArray:
     """`(n, count)` nodes at which a profile takes the sums of a learned variance."""
-    _, noise = vp_levels(schedule, times)
-    return chebyshev_nodes(noise, count)
+    return chebyshev_nodes(schedule.levels(times)[1] ** 2, count)
 
 
 def log_scales(schedule: NoiseSchedule, times: FloatArray, bin_width: float | None) -> FloatArray:

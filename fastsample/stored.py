@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fastsample.costs import CostTable, Objective
 from fastsample.denoiser import Denoiser
 from fastsample.grid import Grid
 from fastsample.profiles import Profile
+
+_TABLES: WeakKeyDictionary[Profile, dict[Any, CostTable]] = WeakKeyDictionary()
 
 
 def stored_grid(
@@ -34,6 +36,10 @@ def stored_grid(
     return _table(profile, objective, **options).best_grid(steps)
 
 
-@lru_cache(maxsize=8)
 def _table(profile: Profile, objective: Objective, **options: Any) -> CostTable:
-    return profile.costs(objective, **options)
+    """The profile's table, made once for as long as it lives."""
+    tables = _TABLES.setdefault(profile, {})
+    key = (objective, *sorted(options.items()))
+    if key not in tables:
+        tables[key] = profile.costs(objective, **options)
+    return tables[key]

@@ -65,7 +65,7 @@ def test_profile_equals_the_library_call(data, tmp_path, capsys):
     assert_same(fs.Profile.load(out), expected, tolerance=0.0)
     printed = capsys.readouterr()
     # Two batches and one trajectory, at three times each.
-    assert re.search(r"4 samples, 3 times, 9 network calls, [0-9.]+ s: ", printed.out)
+    assert re.search(r"4 samples, 3 times, 10 network calls, [0-9.]+ s: ", printed.out)
     assert str(out.resolve()) in printed.out
     bits = expected.prior / (64 * np.log(2.0))
     assert f"1 trajectories, prior {bits:.4f} bits/dim" in printed.out
@@ -80,7 +80,7 @@ def test_profile_goes_on_with_a_file(data, tmp_path, capsys):
     assert run(f"{MEASURE} --num 2 --quiet", path, out) == 0
     assert run(MEASURE, path, out) == 0
     printed = capsys.readouterr()
-    assert "6 samples (2 of them from an earlier run), 3 times, 6 network calls" in printed.out
+    assert "6 samples (2 of them from an earlier run), 3 times, 7 network calls" in printed.out
     assert "6/9" in printed.err  # the progress
     expected = fs.profile(DIGITS, x, **OPTIONS, bin_width=1 / 8)
     assert_same(fs.Profile.load(out), expected, tolerance=1e-12)

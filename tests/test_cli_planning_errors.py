@@ -26,7 +26,7 @@ def data(tmp_path):
         ("profile digits {0} --out {1}/p --num 0", r"profile: num must be in [1, 6], got 0"),
         ("profile digits {0} --out {1}/p --times 1", r"profile: times must be in [2, 1000], got 1"),
         ("profile digits {0} --out {1}/p --batch-size 0", "batch_size must be at least 1"),
-        ("profile digits {0} --out {1}/p --bin-width 0", "bin_width must be positive"),
+        ("profile digits {0} --out {1}/p --bin-width 0", "bin_width must be in (0, 2]"),
         ("profile digits {0} --out {1}/p --device gpu", "device must be"),
         ("profile digits {0} --out {1}", "Profile.load: path must name a file"),
         ("plan {1}/none", "Profile.load: path must name a file"),

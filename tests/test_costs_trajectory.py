@@ -110,7 +110,7 @@ def test_the_trajectory_is_that_of_the_sampler():
 def test_nothing_depends_on_how_many_are_held_at_once(monkeypatch):
     whole, calls = measured()
     monkeypatch.setattr("fastsample.measurement._MOST_HELD", 2 * 6 * len(TIMES) * 4)
-    monkeypatch.setattr("fastsample.measurement._COLUMNS", 5)
+    monkeypatch.setattr("fastsample.measurement._WIDENED", 5 * (len(TIMES) + 1))
     parts, more = measured()
     assert len(more) == len(calls) + len(TIMES)  # four trajectories, then two
     for name, array in whole.trajectories.to_arrays().items():

@@ -15,7 +15,8 @@ NATIVE = "fastsample._native"
 # From the bottom up; a module imports only from the lines above its own. Modules that are not
 # named stand above these.
 ORDER = (
-    {"_checks", "reference", "conditioning", "interpolation", "devices", "fixed_point", "datasets"},
+    {"_checks", "reference", "conditioning", "interpolation", "devices", "fixed_point"},
+    {"datasets", "files"},
     {"_curves", "transition", "grid", "rows"},
     {"schedule"},
     {"decoder", "learned_range", "trajectory", "profile_file"},
@@ -34,17 +35,19 @@ ORDER = (
     {"graph", "arguments", "diagnosis"},
     {"batches"},
     {"sampling", "inversion", "forward"},
-    {"collective", "measurement"},
+    {"collective", "measurement", "resuming"},
     {"profiling"},
+    {"tuning"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:9]) - {
+PURE = set().union(*ORDER[:10]) - {
     "reference",
     "conditioning",
     "interpolation",
     "devices",
     "fixed_point",
     "datasets",
+    "files",
     "profile_file",
 }
 # Joins torch and the kernels.

@@ -89,7 +89,7 @@ def broken(at, batch=None):
         ),
     },
     numbers={
-        "bin_width": (profiled(bin_width=0.0), ValueError, "bin_width must be positive, got 0"),
+        "bin_width": (profiled(bin_width=0.0), ValueError, r"bin_width must be in \(0, 2\], got 0"),
         "bin_width, text": (profiled(bin_width="1"), TypeError, "bin_width must be a real number"),
         "batch_size": (profiled(batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
         "trajectories": (profiled(trajectories=-1), ValueError, "trajectories must be at least 0"),

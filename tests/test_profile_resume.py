@@ -35,32 +35,31 @@ class Interrupted:
 @pytest.mark.parametrize(
     ("call", "done", "left"),
     [
-        (1, 0, 6 * 5 + 3 * 5),
-        (10, 0, 6 * 5 + 3 * 5),  # the last trajectory call of the first batch
-        (11, 4, 5 * 5 + 2 * 5),
-        (38, 16, 2 * 5),  # three batches with trajectories (8, 9: one only), one without
-        (45, 20, 5),
+        # The first call of every run finds out whose file it is.
+        (2, 0, 6 * 5 + 3 * 5),
+        (11, 0, 6 * 5 + 3 * 5),  # the last trajectory call of the first batch
+        (12, 4, 5 * 5 + 2 * 5),
+        (39, 16, 2 * 5),  # three batches with trajectories (8, 9: one only), one without
+        (46, 20, 5),
     ],
 )
 def test_an_interruption_costs_one_batch(tmp_path, error, call, done, left):
     path = tmp_path / "profile"
     with pytest.raises(error, match="stop"):
         measure(Interrupted(call, error), save=path)
-    assert path.exists() == (done > 0)
-    if done:
-        assert fs.Profile.load(path).count == done
+    assert fs.Profile.load(path).count == done
     spy = Spy(halve)
     assert_same(measure(spy, save=path), measure(), tolerance=0.0)
-    assert len(spy) == left
+    assert len(spy) == left + 1
     assert_same(fs.Profile.load(path), measure(), tolerance=0.0)
 
 
-def test_a_finished_run_calls_nobody(tmp_path):
+def test_a_finished_run_measures_nothing(tmp_path):
     spy, path = Spy(halve), tmp_path / "profile"
     measure(save=path)
     before = path.read_bytes()
     assert_same(measure(spy, save=path), measure(), tolerance=0.0)
-    assert (len(spy), path.read_bytes()) == (0, before)
+    assert (len(spy), path.read_bytes()) == (1, before)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 64])
@@ -79,8 +78,8 @@ def test_resuming_with_conditions_and_an_index(tmp_path):
 
     y = torch.arange(23.0) / 23
     path = tmp_path / "profile"
+    measure(network, DATA[:8], save=path, sample_index=5, cond={"y": y[:8]})
     run = {"sample_index": 5, "cond": {"y": y}}
-    measure(network, DATA[:8], save=path, **run)
     assert_same(measure(network, save=path, **run), measure(network, **run))
 
 
@@ -115,7 +114,24 @@ OTHER_RUNS = {
         resumed({}, data=DATA[:9]),
         "profile: data must hold the 23 samples that the file already counts, got 9",
     ),
-    "no data": (resumed({}, data=[]), "data must hold the 23 samples .*, got 0"),
+    "no data": (resumed({}, data=[]), "data must hold at least one sample, got none"),
+    "other data": (resumed({}, data=DATA.flip(0)), "file of the same data, got .*; remove it"),
+    "sample_index": (
+        resumed({}, sample_index=3),
+        "file of the same sample_index, got .* of 0 for 3; remove it to begin again",
+    ),
+    "model": (
+        resumed({}, network=lambda x, t: 0.55 * x),
+        "file of the same model, got .*; remove it to begin again",
+    ),
+    "an unwritable place": (
+        lambda path: measure(save="/proc/nowhere/profile"),
+        "profile: save must be writable, got /proc/nowhere/profile",
+    ),
+    "no profile": (
+        lambda path: (path.write_text("text"), measure(save=path)),
+        "profile: save must be a file of the same run, got .*no|profile",
+    ),
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+
+from fastsample.files import write_atomically
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -57,19 +58,7 @@ def save_checkpoint(
     # One entry: safetensors writes several in an order that changes from run to run.
     data = safetensors.torch.save(tensors, {_FORMAT: _canonical(content)})
 
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; weights are to be read by whoever may read the package.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, data)
 
 
 def load_checkpoint(path: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:

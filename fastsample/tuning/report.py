@@ -1,0 +1,66 @@
+"""What tuning found, for people and for the plan's provenance."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Errors after a stage, root mean square per element against the teacher.
+
+    Attributes:
+        name: what was done.
+        calibration: on the samples that it was done with; None where they were not run.
+        validation: on samples that no stage has seen.
+    """
+
+    name: str
+    calibration: float | None
+    validation: float
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """The errors on the way to a tuned plan, and what they cost.
+
+    Attributes:
+        starts: the known samplers, best first.
+        stages: what came after them, in order.
+        chosen: name of the entry that became the plan.
+        samples: calibration samples and validation samples.
+        teacher_steps: network calls of the teacher's run.
+        runs: candidate times that were tried.
+        network_calls: samples that the network has seen, over all samples of the tuning: full
+            batches.
+        seconds: wall clock.
+    """
+
+    starts: tuple[Stage, ...]
+    stages: tuple[Stage, ...]
+    chosen: str
+    samples: tuple[int, int]
+    teacher_steps: int
+    runs: int
+    network_calls: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; without the seconds, which differ from run to run."""
+        found = asdict(self)
+        del found["seconds"]
+        return found
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.samples[0]} + {self.samples[1]} samples, teacher of {self.teacher_steps} "
+            f"steps, {self.runs} candidate times, {self.network_calls:.0f} network calls of all "
+            f"samples, {self.seconds:.1f} s",
+            f"{'':44}calibration  validation",
+        ]
+        for stage in (*self.starts[:5], *self.stages):
+            known = "" if stage.calibration is None else f"{stage.calibration:.4f}"
+            mark = "  <- the plan" if stage.name == self.chosen else ""
+            lines.append(f"{stage.name:44}{known:>11}{stage.validation:>12.4f}{mark}")
+        return "\n".join(lines)

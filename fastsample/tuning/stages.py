@@ -1,0 +1,207 @@
+"""The stages of tuning: known samplers, fitted rows, chosen times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample.grid import Grid
+from fastsample.plan import Plan
+from fastsample.rows import Clip
+from fastsample.samplers._compile import compile_plan
+from fastsample.tuning.fitting import (
+    Fitted,
+    Objective,
+    combined,
+    distance,
+    fit_rows,
+    run_rows,
+)
+from fastsample.tuning.report import Stage
+from fastsample.tuning.search import nearest_positions, search_times
+from fastsample.tuning.solvers import coefficients_of, solver_plans
+from fastsample.tuning.teacher import Network, Teacher
+
+Entry: TypeAlias = tuple[Stage, Plan]
+
+_RANKING = 64  # samples that sort out the starts
+_FINALISTS = 3
+_SEARCHED = 256  # samples that a candidate is run on
+_HUBER = 3.0  # robust: in medians of the best known sampler's errors
+
+
+class Stages:
+    """Tuning of one number of steps against one teacher.
+
+    Args:
+        teacher: the fine run.
+        grids: where to start, by name.
+        clip: range of x0.
+        network_options: of every `Network`.
+        objective: how samples count.
+        calibration: how many of the teacher's samples; the rest is held out.
+        tick: called after every run.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        grids: Mapping[str, Grid],
+        *,
+        clip: Clip,
+        network_options: Mapping[str, Any],
+        objective: Objective,
+        calibration: int,
+        tick: Callable[[], object],
+    ) -> None:
+        self.teacher, self.grids, self.clip = teacher, grids, clip
+        self.options, self.tick = network_options, tick
+        self.objective: Objective = objective
+        self.calibration = slice(0, calibration)
+        self.held_out = slice(calibration, len(teacher.result))
+        self.searched = slice(0, min(_SEARCHED, calibration))
+        self.scale: float | None = None
+        self.runs = 0
+        self._other_calls = 0
+
+    @property
+    def calls(self) -> int:
+        """Samples that the network has seen."""
+        return self.teacher.network.calls + self._other_calls
+
+    # ---- known samplers ----
+
+    def known(self, methods: Sequence[str]) -> list[tuple[Stage, Plan, str]]:
+        """The best of the known samplers on the starting grids, with the grid's name."""
+        denoiser = self.teacher.network.denoiser
+        plans = [
+            (f"{plan.method} on {name}", plan, name)
+            for name, grid in self.grids.items()
+            for plan in solver_plans(denoiser, grid, methods, self.clip)
+        ]
+        few = slice(self.held_out.start, min(self.held_out.start + _RANKING, self.held_out.stop))
+        plans.sort(key=lambda entry: self._error(self._run_plan(entry[1], few), few))
+        found = [
+            (Stage(label, None, self._error(self._run_plan(plan, self.held_out))), plan, name)
+            for label, plan, name in plans[:_FINALISTS]
+        ]
+        found.sort(key=lambda entry: entry[0].validation)
+        if self.objective == "robust":
+            self._set_scale(found[0][1])
+            found = [
+                (Stage(s.name, None, self._error(self._run_plan(p, self.held_out))), p, name)
+                for s, p, name in found
+            ]
+        return found
+
+    # ---- rows and times ----
+
+    def fitted(self, max_runs: int) -> list[Entry]:
+        """Rows fitted on the best two starting grids, and on the times found from there."""
+        starts: list[tuple[float, str, tuple[int, ...]]] = []
+        for name, grid in self.grids.items():
+            chosen = nearest_positions(self.teacher.times, grid.times[:-1])
+            if chosen is not None:
+                starts.append((self._fit(chosen, None)[1], name, chosen))
+        starts.sort()
+        entries: list[Entry] = []
+        for share, (_, name, chosen) in zip((0.7, 0.3), starts, strict=False):
+            entries.append(self._finished(chosen, f"fitted rows on {name}"))
+            last = self.runs + max(1, int(share * max_runs))
+            found = search_times(
+                self._fit,
+                chosen,
+                len(self.teacher.times),
+                more=lambda last=last: self.runs < last,
+            )
+            label = f"fitted rows, times searched from {name}"
+            entries.append(self._finished(found.fitted.chosen, label))
+        return entries
+
+    def moved(self, plan: Plan, make: Callable[[Grid], Plan], max_runs: int) -> list[Entry]:
+        """Times searched for a known sampler, with its own rows."""
+        chosen = nearest_positions(self.teacher.times, plan.times)
+        if chosen is None:
+            return []
+
+        def run(chosen: tuple[int, ...], _known: Fitted | None) -> tuple[Fitted, float]:
+            result = self._run_plan(make(self._grid(chosen)), self.searched)
+            self.runs += 1
+            self.tick()
+            return Fitted(chosen, [result], [], [], 0), self._error(result, self.searched)
+
+        last = self.runs + max_runs
+        found = search_times(run, chosen, len(self.teacher.times), more=lambda: self.runs < last)
+        best = make(self._grid(found.fitted.chosen))
+        stage = Stage(
+            f"{plan.method}, times searched",
+            found.error,
+            self._error(self._run_plan(best, self.held_out)),
+        )
+        return [(stage, best)]
+
+    def _fit(self, chosen: tuple[int, ...], known: Fitted | None) -> tuple[Fitted, float]:
+        robust = self.objective == "robust"
+        fitted = fit_rows(self.teacher, chosen, self.searched, known=known, robust=robust)
+        self.runs += 1
+        self.tick()
+        return fitted, self._error(fitted.result, self.searched)
+
+    def _finished(self, chosen: tuple[int, ...], label: str) -> Entry:
+        """Rows fitted to all calibration samples, judged on the others."""
+        robust = self.objective == "robust"
+        fitted = fit_rows(self.teacher, chosen, self.calibration, robust=robust)
+        result = run_rows(self.teacher, chosen, fitted.coefficients, self.held_out)
+        stage = Stage(
+            label, self._error(fitted.result, self.calibration), self._error(result, self.held_out)
+        )
+        return stage, self._plan(chosen, fitted.coefficients)
+
+    def _plan(self, chosen: tuple[int, ...], coefficients: Sequence[Tensor]) -> Plan:
+        denoiser = self.teacher.network.denoiser
+        table = np.zeros((len(chosen), 4))
+        for row, values in zip(table, coefficients, strict=True):
+            row[: len(values)] = values.numpy()
+        a, b, c1, c2 = table.T
+        return compile_plan(
+            "tune",
+            denoiser.schedule,
+            self._grid(chosen).times,
+            prediction=denoiser.prediction,
+            clip=self.clip,
+            method="tuned",
+            check="none",
+            a=a,
+            b=b,
+            c1=c1,
+            c2=c2,
+        )
+
+    def _grid(self, chosen: tuple[int, ...]) -> Grid:
+        return Grid(np.append(self.teacher.times[list(chosen)], 0.0))
+
+    # ---- errors ----
+
+    def _run_plan(self, plan: Plan, samples: slice) -> Tensor:
+        """Result of any deterministic plan without a raw output term."""
+        network = Network(self.teacher.network.denoiser, plan.times[::-1], **self.options)
+        x, history = self.teacher.start[samples], ()
+        for row, values in enumerate(coefficients_of(plan)):
+            x0 = network.x0(x, len(plan) - 1 - row, samples.start)
+            x = combined((x, x0, *history), torch.tensor(values, dtype=torch.float64))
+            history = (x0, *history)[:2]
+        self._other_calls += network.calls
+        return x
+
+    def _error(self, result: Tensor, samples: slice | None = None) -> float:
+        wanted = self.teacher.result[self.held_out if samples is None else samples]
+        return distance(result, wanted, self.objective, self.scale)
+
+    def _set_scale(self, plan: Plan) -> None:
+        difference = self._run_plan(plan, self.held_out) - self.teacher.result[self.held_out]
+        each = difference.double().flatten(1).square().mean(1).sqrt()
+        self.scale = _HUBER * float(each.median()) or None
