@@ -128,7 +128,7 @@ def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dic
             sums = ops.elbo_sums(x0, x, out, **TERMS, nodes=nodes[t])
             means.append(torch.stack([sums.excess.mean(0), sums.weighted.mean(0)]))
         excess, weighted = torch.stack(means, 1).cpu().numpy()
-        return learned_range_costs(alpha_bar, noise, nodes_np, excess, weighted)
+        return learned_range_costs((alpha_bar, noise), noise, nodes_np, excess, weighted)
 
     few()
     plain_seconds, pieces = timed(plain)

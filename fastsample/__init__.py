@@ -35,6 +35,7 @@ from fastsample.samplers import (
 )
 from fastsample.sampling import sample
 from fastsample.schedule import NoiseSchedule
+from fastsample.tuning import tune
 
 __version__: str = build_info()["version"]
 
@@ -67,5 +68,6 @@ __all__ = [
     "sample",
     "shortcut",
     "training",
+    "tune",
     "unipc",
 ]

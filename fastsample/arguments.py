@@ -64,7 +64,7 @@ def make_grid(
     if not isinstance(grid, str) or grid not in names:
         raise ValueError(f"{function}: grid must be one of {names}, got {grid!r}")
     if _are_times(steps):
-        if grid != "uniform":
+        if grid not in ("auto", "uniform"):
             raise ValueError(f"{function}: grid must be left out with given times, got {grid!r}")
         if isinstance(steps, Grid):
             return steps
@@ -95,18 +95,27 @@ def make_plan(
 ) -> Plan:
     """The plan of the run; a given one is checked against the model."""
     if isinstance(steps, Plan):
-        given = {"method": (method, "ddim"), "grid": (grid, "uniform"), "clip": (clip, "auto")}
+        given = {
+            "method": (method, "auto", "ddim"),
+            "grid": (grid, "auto", "uniform"),
+            "clip": (clip, "auto"),
+        }
         given |= {name: (value, ...) for name, value in knobs.items()}
-        for name, (value, default) in given.items():
-            if value is not default and not (np.ndim(value) == 0 and value == default):
+        for name, (value, *defaults) in given.items():
+            if not any(value is d or (np.ndim(value) == 0 and value == d) for d in defaults):
                 raise ValueError(
                     f"{function}: {name} must be left out with a Plan, which decides it, "
                     f"got {value!r}"
                 )
         return _checked_plan(denoiser, steps, function)
+    if isinstance(method, str) and method == "auto":
+        stored = _stored_plan(denoiser, steps, grid, clip, knobs)
+        if stored is not None:
+            return _checked_plan(denoiser, stored, function)
+        method = "ddim"
     chosen = METHODS.get(method) if isinstance(method, str) else None
     if chosen is None:
-        raise ValueError(f"{function}: method must be one of {list(METHODS)}, got {method!r}")
+        raise ValueError(f"{function}: method must be one of {['auto', *METHODS]}, got {method!r}")
     for name, value in knobs.items():
         if not any(name in known.knobs for known in METHODS.values()):
             raise TypeError(
@@ -131,13 +140,24 @@ def make_plan(
     if not chosen.chooses_times:
         times = make_grid(denoiser, steps, grid, function, seed)
         return chosen.make(denoiser.schedule, times, **options)
-    if grid != "uniform" or _are_times(steps):
-        name, value = ("grid", grid) if grid != "uniform" else ("steps", steps)
+    even = grid in ("auto", "uniform")
+    if not even or _are_times(steps):
+        name, value = ("steps", steps) if even else ("grid", grid)
         raise ValueError(
             f"{function}: {name} must {'be left out' if name == 'grid' else 'be a number'} with "
             f'method="{method}", which chooses its times, got {value!r}'
         )
     return chosen.make(denoiser.schedule, steps, **options)
+
+
+def _stored_plan(
+    denoiser: Denoiser, steps: Any, grid: Any, clip: Any, knobs: Mapping[str, Any]
+) -> Plan | None:
+    """The model's own plan of so many steps, unless something else was asked for."""
+    own = isinstance(grid, str) and grid == "auto" and isinstance(clip, str) and clip == "auto"
+    if not own or knobs or _are_times(steps) or isinstance(steps, bool):
+        return None
+    return denoiser.plans.get(int(steps)) if isinstance(steps, (int, np.integer)) else None
 
 
 def _are_times(steps: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import fastsample as fs
-from fastsample import cli_planning
+from fastsample import cli_planning, cli_tuning
 from fastsample.images import save_grid
 from fastsample.methods import GRIDS, METHODS
 
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sample.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
     _add_drawing(sample, out="samples.png")
     sample.add_argument("--num", type=int, default=16, help="number of samples (default 16)")
-    sample.add_argument("--method", choices=list(METHODS), default="ddim")
-    sample.add_argument("--grid", choices=sorted([*GRIDS, "auto", "random"]), default="uniform")
+    sample.add_argument("--method", choices=["auto", *METHODS], default="auto")
+    sample.add_argument("--grid", choices=sorted([*GRIDS, "auto", "random"]), default="auto")
     sample.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0..1")
     sample.add_argument(
         "--knob",
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sample.set_defaults(run=_sample)
 
     cli_planning.add_commands(commands)
+    cli_tuning.add_tuning(commands)
 
     info = commands.add_parser("info", help="how this copy was built and what it runs on")
     info.set_defaults(run=_info)
@@ -108,7 +109,8 @@ def _sample(options: argparse.Namespace) -> int:
         raise ValueError(f"sample: num must be at least 1, got {options.num}")
     if options.guidance is not None and options.label is None:
         raise ValueError("sample: label must be given with guidance, got none")
-    knobs, known = dict(options.knob), METHODS[options.method].knobs
+    method = "ddim" if options.method == "auto" else options.method
+    knobs, known = dict(options.knob), METHODS[method].knobs
     for name in knobs:
         if name not in known:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastsample._checks import FloatArray, check_array, check_integer
 from fastsample.devices import make_device
+from fastsample.plan import Plan
 from fastsample.profiles import Profile
 from fastsample.rows import Clip, Prediction, Variance, check_prediction, clip_bounds
 from fastsample.schedule import NoiseSchedule
@@ -97,6 +98,7 @@ class Denoiser:
             raise TypeError(f"Denoiser: uncond must be a mapping, got {uncond!r}")
         self.uncond = None if uncond is None else dict(uncond)
         self.profile: Profile | None = None
+        self.plans: dict[int, Plan] = {}
         self._device = make_device("Denoiser", device)
         if self._device is not None and isinstance(model, nn.Module):
             model.to(self._device)
@@ -128,6 +130,36 @@ class Denoiser:
                     )
         other = copy.copy(self)
         other.profile = profile
+        return other
+
+    def with_plans(self, plans: Mapping[int, Plan] | Iterable[Plan]) -> Denoiser:
+        """The same model with tuned plans, which ``fs.sample(model, steps)`` then uses.
+
+        Args:
+            plans: plans of different lengths (`fastsample.tune`), or a mapping from their lengths.
+
+        Raises:
+            ValueError: plans of another schedule or prediction, or two of one length.
+        """
+        named = plans.items() if isinstance(plans, Mapping) else ((None, plan) for plan in plans)
+        found: dict[int, Plan] = {}
+        for steps, plan in named:
+            if not isinstance(plan, Plan):
+                raise TypeError(f"with_plans: plans must be Plans, got {type(plan).__name__}")
+            if steps not in (None, len(plan)) or len(plan) in found:
+                raise ValueError(
+                    f"with_plans: plans must be one of each length, got {steps or 'another'} for "
+                    f"one of {len(plan)} steps"
+                )
+            for name in ("schedule", "prediction"):
+                mine, theirs = getattr(self, name), getattr(plan, name)
+                if mine != theirs:
+                    raise ValueError(
+                        f"with_plans: plans must be for the model's {name} {mine!r}, got {theirs!r}"
+                    )
+            found[len(plan)] = plan
+        other = copy.copy(self)
+        other.plans = found
         return other
 
     @property

@@ -12,11 +12,14 @@ import torch
 from fastsample.denoiser import Denoiser, checked_shape
 from fastsample.devices import make_device
 from fastsample.models import load_digits_model
+from fastsample.plan_file import load_plans
 from fastsample.profiles import Profile
 from fastsample.rows import Clip
 from fastsample.schedule import NoiseSchedule
 
-_DIGITS_PROFILE = Path(__file__).parent / "models" / "digits-profile.safetensors"
+_BUNDLED = Path(__file__).parent / "models"
+_DIGITS_PROFILE = _BUNDLED / "digits-profile.safetensors"
+_DIGITS_PLANS = _BUNDLED / "digits-plans.json"
 
 
 def load(name: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Denoiser:
@@ -24,8 +27,8 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
 
     Args:
         name: "digits" (8 x 8 handwritten digits in [-1, 1], learned-range variance, optional
-            labels as ``cond={"y": ...}``, with its profile), or the path of a file written by
-            `examples/train_digits.py`.
+            labels as ``cond={"y": ...}``, with its profile and tuned plans), or the path of a file
+            written by `examples/train_digits.py`.
         device: where to run; None is the CPU.
 
     Raises:
@@ -48,7 +51,9 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         uncond={"y": metadata["null_class"]},
         device=place,
     )
-    return found.with_profile(Profile.load(_DIGITS_PROFILE)) if name == "digits" else found
+    if name != "digits":
+        return found
+    return found.with_profile(Profile.load(_DIGITS_PROFILE)).with_plans(load_plans(_DIGITS_PLANS))
 
 
 def as_denoiser(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsample._checks import FloatArray, check_array, frozen
-from fastsample.plan_text import ARRAYS, NOT_A_PLAN, decode, encode, table
+from fastsample.plan_text import ARRAYS, NOT_A_PLAN, decode, encode, origin, table
 from fastsample.rows import (
     COLUMNS,
     TOLERANCE,
@@ -259,6 +259,13 @@ class Plan:
         kind = "stochastic" if self.is_stochastic else "deterministic"
         title = f"Plan {self.method}: {len(self)} network calls, {self.prediction}, {kind}"
         return f"{title}\n{table(self.nodes, self.rows)}"
+
+    def describe(self) -> str:
+        """The table, and below it where the plan comes from."""
+        if self.provenance is None:
+            return repr(self)
+        note = json.dumps(self.provenance, indent=1)
+        return f"{self!r}\n{origin(self.provenance) or note}"
 
     def to_json(self) -> str:
         """A strict JSON text that `from_json` reads back bit for bit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -36,6 +37,24 @@ def table(nodes: FloatArray, rows: FloatArray) -> str:
     return "\n".join(
         [_formula(shown), *("  ".join(map(str.rjust, line, widths)).rstrip() for line in lines)]
     )
+
+
+def origin(provenance: Mapping[str, Any]) -> str | None:
+    """What tuning measured, as a table; None if the note is about something else."""
+    try:
+        calibration, validation = provenance["samples"]
+        lines = [
+            f"tuned on {calibration} starting noises, judged on {validation} others: root mean "
+            f"square difference from {provenance['teacher_steps']} steps",
+            f"{'':44}{'calibration':>11}{'validation':>12}",
+        ]
+        for stage in (*provenance["starts"], *provenance["stages"]):
+            known = "" if stage["calibration"] is None else f"{stage['calibration']:.4f}"
+            mark = "  <- this plan" if stage["name"] == provenance["chosen"] else ""
+            lines.append(f"{stage['name']:44}{known:>11}{stage['validation']:>12.4f}{mark}")
+    except (KeyError, TypeError, ValueError):
+        return None
+    return "\n".join(lines)
 
 
 def encode(fields: dict[str, Any]) -> str:

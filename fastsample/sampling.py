@@ -37,8 +37,8 @@ def sample(
     steps: Steps = 10,
     *,
     num_samples: int | None = None,
-    method: Literal["ddim", "ancestral", "fastdpm", "shortcut", "dpm++", "unipc"] = "ddim",
-    grid: str = "uniform",
+    method: Literal["auto", "ddim", "ancestral", "fastdpm", "shortcut", "dpm++", "unipc"] = "auto",
+    grid: str = "auto",
     eta: float = 0.0,
     seed: int | Sequence[int] = 0,
     sample_index: int | Sequence[int] | Tensor | None = None,
@@ -77,7 +77,9 @@ def sample(
             `method`, its knobs, `grid` and `clip` would: leave those.
         num_samples: how many; None is what `start`, `noise`, `cond`, `sample_index` or `seed` say,
             else 1.
-        method: the sampler, one of `fastsample.methods.METHODS`.
+        method: the sampler, one of `fastsample.methods.METHODS`. "auto" is the plan that was tuned
+            for this model and number of steps (`Denoiser.with_plans`), if it has one and neither
+            times, knobs nor guidance are given; else "ddim".
         grid: how K times are spread when `steps` is a number: one of `fastsample.methods.GRIDS`,
             or "random", drawn from `seed`, or "auto": the best for the profile that the model
             carries (`Denoiser.with_profile`), uniform without one. "fastdpm" chooses its own.
@@ -200,6 +202,8 @@ def sample(
 
 def _planned(denoiser, wanted, knobs, guidance, rescale, threshold):
     """(plan, arguments that mean no condition or None, correction or None) of a run."""
+    if guidance[0] is not None and isinstance(wanted["method"], str) and wanted["method"] == "auto":
+        wanted = {**wanted, "method": "ddim"}  # the model's plans are tuned without guidance
     plan = make_plan(denoiser, knobs=knobs, **wanted)
     plan, absent = make_guidance(denoiser, plan, *guidance)
     if threshold is None and rescale == 0.0:

@@ -85,7 +85,7 @@ KNOBS = {
     "method": (
         sample(method="euler"),
         ValueError,
-        r"method must be one of \['ddim', .*\], got 'euler'",
+        r"method must be one of \['auto', 'ddim', .*\], got 'euler'",
     ),
     "eta": (sample(eta=1.5), ValueError, r"ddim: eta must be in \[0, 1\], got 1\.5"),
     "eta, ancestral": (

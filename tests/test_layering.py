@@ -23,6 +23,7 @@ ORDER = (
     {"elbo"},
     {"grids", "plan_text"},
     {"plan"},
+    {"plan_file"},
     {"samplers"},
     {"methods"},
     {"ops", "models"},
@@ -40,7 +41,7 @@ ORDER = (
     {"tuning"},
 )
 # NumPy only, so that plans can be made, tested and read without torch.
-PURE = set().union(*ORDER[:10]) - {
+PURE = set().union(*ORDER[:11]) - {
     "reference",
     "conditioning",
     "interpolation",
@@ -48,6 +49,7 @@ PURE = set().union(*ORDER[:10]) - {
     "fixed_point",
     "datasets",
     "files",
+    "plan_file",
     "profile_file",
 }
 # Joins torch and the kernels.
@@ -60,6 +62,7 @@ TOP = {
     "integrations",
     "cli",
     "cli_planning",
+    "cli_tuning",
     "images",
     "plots",
     "_drawing",

@@ -63,7 +63,9 @@ def run(steps=K, network=halve, **options):
 
 def test_the_methods_are_those_that_sample_names():
     annotation = inspect.signature(fs.sample).parameters["method"].annotation
-    assert [*METHODS] == [*get_args(eval(annotation, {"Literal": Literal}))] == [*PLANS]
+    named = [*get_args(eval(annotation, {"Literal": Literal}))]
+    assert named == ["auto", *METHODS]
+    assert [*METHODS] == [*PLANS]
 
 
 def test_every_knob_is_typed_and_tried():
@@ -181,7 +183,11 @@ WRONG = {
         rf"sample: kappa {LEFT_OUT} method=\"unipc\", got 0\.5; its knobs are \['order'\]",
     ),
     "no knobs": (sample(method="shortcut", eta=0.5), ValueError, "got 0.5; its knobs are none"),
-    "method": (sample(method="euler"), ValueError, r"\['ddim', 'ancestral', .*\], got 'euler'"),
+    "method": (
+        sample(method="euler"),
+        ValueError,
+        r"\['auto', 'ddim', .*\], got 'euler'",
+    ),
     "no text": (sample(method=None), ValueError, "sample: method must be one of .*, got None"),
     "a list": (sample(method=["ddim"]), ValueError, r"method must be one of .*, got \['ddim'\]"),
     "value": (sample(method="dpm++", order=4), ValueError, r"order must be in \[1, 3\], got 4"),

@@ -51,16 +51,3 @@ class TuneReport:
         found = asdict(self)
         del found["seconds"]
         return found
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.samples[0]} + {self.samples[1]} samples, teacher of {self.teacher_steps} "
-            f"steps, {self.runs} candidate times, {self.network_calls:.0f} network calls of all "
-            f"samples, {self.seconds:.1f} s",
-            f"{'':44}calibration  validation",
-        ]
-        for stage in (*self.starts[:5], *self.stages):
-            known = "" if stage.calibration is None else f"{stage.calibration:.4f}"
-            mark = "  <- the plan" if stage.name == self.chosen else ""
-            lines.append(f"{stage.name:44}{known:>11}{stage.validation:>12.4f}{mark}")
-        return "\n".join(lines)

@@ -14,7 +14,7 @@ from fastsample.tuning.fitting import Fitted
 Fit = Callable[[tuple[int, ...], Fitted | None], tuple[Fitted, float]]
 
 _GAIN = 1e-3  # relative; less is not worth a move
-_SWEEPS = 3  # with each size of move
+_SWEEPS = 8  # with each size of move
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
     "dpm++": ({"order": 2}, {"order": 3}, {"order": 3, "corrected": True}),
     "unipc": ({"order": 2},),
 }
-_SPACINGS = ("uniform", "quadratic", "log_snr", "karras", "leading", "trailing")
+_SPACINGS = ("uniform", "quadratic", "log_snr", "karras", "leading")
 
 
 def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:

@@ -28,9 +28,9 @@ from fastsample.tuning.teacher import Network, Teacher
 
 Entry: TypeAlias = tuple[Stage, Plan]
 
-_RANKING = 64  # samples that sort out the starts
+_RANKING = 32  # samples that sort out the starts
 _FINALISTS = 3
-_SEARCHED = 256  # samples that a candidate is run on
+_SEARCHED = 192  # samples that a candidate is run on
 _HUBER = 3.0  # robust: in medians of the best known sampler's errors
 
 
@@ -110,7 +110,8 @@ class Stages:
         starts.sort()
         entries: list[Entry] = []
         for share, (_, name, chosen) in zip((0.7, 0.3), starts, strict=False):
-            entries.append(self._finished(chosen, f"fitted rows on {name}"))
+            if not entries:
+                entries.append(self._finished(chosen, f"fitted rows on {name}"))
             last = self.runs + max(1, int(share * max_runs))
             found = search_times(
                 self._fit,

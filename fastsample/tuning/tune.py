@@ -67,9 +67,9 @@ def tune(
         progress: show a progress bar.
 
     Returns:
-        A plan, to be used as ``steps=``. `Plan.provenance` holds the errors of every stage;
-        ``print(fastsample.tuning.report_of(plan))`` shows them. Holds ``samples x (teacher_steps +
-        3 steps)`` samples in memory.
+        A plan, to be used as ``steps=`` or with `Denoiser.with_plans`. ``print(plan.describe())``
+        shows the error after every stage and what it took. Holds ``samples x (teacher_steps + 3
+        steps)`` samples in memory.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -132,4 +132,5 @@ def tune(
     )
     if scale is not None:
         plan = plan.with_guidance(scale)
-    return plan.with_provenance({"seed": seed, "objective": objective, **report.to_dict()})
+    note = {"made_by": "fastsample.tune", "seed": seed, "objective": objective}
+    return plan.with_provenance({**note, **report.to_dict()})
