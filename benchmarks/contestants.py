@@ -90,6 +90,43 @@ class Ours:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """The plan that `fastsample.tune` found for the model and the number of steps.
+
+    Its noise is none of the benchmark's.
+    """
+
+    family: str = "tuned"
+    method: str = "tuned"
+    grid: str = "its own"
+    peer = False
+
+    @property
+    def label(self) -> str:
+        """What it is called in tables."""
+        return "fs.tune"
+
+    def plan(self, model: Model, steps: int) -> fs.Plan:
+        """The model's plan; ValueError where there is none of so many steps."""
+        found = model.tuned(steps)
+        if found is None:
+            raise ValueError(f"contestants: model must have a plan of {steps} steps, got none")
+        return found
+
+    def key(self, model: Model, steps: int, seed: int) -> Hashable:
+        """Equal for runs that give equal samples."""
+        return self.plan(model, steps)
+
+    def deterministic(self, model: Model, steps: int) -> bool:
+        """Whether the samples depend on the starting noise alone."""
+        return True
+
+    def draw(self, model: Model, steps: int, start: Tensor, seed: int) -> Tensor:
+        """Samples from the starting noise."""
+        return fs.sample(model.denoiser, self.plan(model, steps), start=start)
+
+
+@dataclass(frozen=True)
 class Peer:
     """A scheduler of diffusers with its settings.
 
@@ -158,7 +195,7 @@ class Peer:
         return x
 
 
-Contestant = Ours | Peer
+Contestant = Ours | Tuned | Peer
 
 
 def _is_grid(option: str) -> bool:

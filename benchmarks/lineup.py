@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.contestants import TIMES, Contestant, Ours, Peer
+from benchmarks.contestants import TIMES, Contestant, Ours, Peer, Tuned
 from benchmarks.models import Model
 
 ALL_GRIDS = (
@@ -36,7 +36,7 @@ def contestants(model: Model) -> list[Contestant]:
     """All that is compared on a model."""
     learned = model.denoiser.variance == "learned_range"
     digits = model.labelled is not None
-    return [*_ours(learned, digits), *_peers(learned, digits)]
+    return [Tuned(), *_ours(learned, digits), *_peers(learned, digits)]
 
 
 def _ours(learned: bool, digits: bool) -> list[Contestant]:

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import fastsample as fs
 
+TUNED = 4096  # starting noises of a mixture's tuned plans
 PROFILED = 256  # samples and trajectories of a mixture's profile
 
 
@@ -115,6 +117,7 @@ class Model:
             point in common; `fresh` holds `count`, `reference` at least as many.
         samples: how many to draw for a figure that the noise of the true samples does not hide.
         labelled: all real data and their labels, to train a classifier on; None without.
+        tuned: its tuned plan of so many steps, or None.
     """
 
     name: str
@@ -124,6 +127,7 @@ class Model:
     data: Callable[[int, int], tuple[Tensor, Tensor]]
     samples: int
     labelled: tuple[Tensor, Tensor] | None = None
+    tuned: Callable[[int], fs.Plan | None] = {}.get
 
 
 def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) -> Model:
@@ -153,7 +157,15 @@ def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) 
         seed=zlib.crc32(b"profile"),
     )
     denoiser, network.calls = denoiser.with_profile(profile), 0
-    return Model(name, title, denoiser, network, data, samples)
+
+    @lru_cache
+    def tuned(steps: int) -> fs.Plan:
+        before = network.calls
+        plan = fs.tune(denoiser, steps, samples=TUNED, seed=zlib.crc32(b"tune"))
+        network.calls = before
+        return plan
+
+    return Model(name, title, denoiser, network, data, samples, tuned=tuned)
 
 
 def ring() -> Model:
@@ -222,6 +234,7 @@ def digits(*, labels: bool) -> Model:
         network,
         data,
         samples=120 if labels else 200,
+        tuned=bundled.plans.get,
         labelled=(images, torch.from_numpy(loaded.target).long()),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.quality_results import FAMILIES, METRICS, best_of_family, metrics
 
 _COLOURS = (
+    "#e0a800",
     "#4c72b0",
     "#17a2b8",
     "#dd8452",

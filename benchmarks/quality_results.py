@@ -11,6 +11,7 @@ import scipy.stats
 METRICS = {"frechet": "Frechet distance", "sw2": "sliced W2"}  # the first a model has is its main
 VERDICT_AT = 10
 FAMILIES = (
+    "tuned",
     "DDIM",
     "FastDPM",
     "DPM-Solver++ 2M",
