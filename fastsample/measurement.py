@@ -126,7 +126,7 @@ class Measurement:
         states[0] = x.flatten()
         gram = states.new_zeros(n + 1, n + 1, dtype=torch.float64)
         cross = states.new_zeros(n, n + 1, dtype=torch.float64)
-        squares = states.new_zeros(n, dtype=torch.float64)
+        products = states.new_zeros(n, n, dtype=torch.float64)
         columns = max(1, _WIDENED // (n + 1))
         for left, right in zip(
             states.split(columns, dim=1), estimates.split(columns, dim=1), strict=True
@@ -134,10 +134,10 @@ class Measurement:
             left, right = left.double(), right.double()
             gram += left @ left.T
             cross += right @ left.T
-            squares += right.square().sum(1)
-        found = [t.cpu().numpy() for t in (gram, cross, squares)]
+            products += right @ right.T
+        found = [t.cpu().numpy() for t in (gram, cross, products)]
         # What comes after NaN is NaN: the first call that gave it is the noisiest.
-        self._check_finite(found[2][::-1, None], self.times[::-1])
+        self._check_finite(np.diag(found[2])[::-1, None], self.times[::-1])
         return Trajectories(len(identity.index), *found)
 
     def _call(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from fastsample.costs import CostTable
 from fastsample.decoder import Decoders
 from fastsample.elbo import SeparableCosts, analytic_costs, excess, vp_levels
 from fastsample.learned_range import learned_range_costs
+from fastsample.second_order import MOST_TIMES, SecondOrderTable
 from fastsample.statistics import Statistics
 from fastsample.transition import transition
 
@@ -157,6 +158,23 @@ def trajectory_table(found: Statistics) -> CostTable:
         objective="trajectory",
         dims=found.dims,
         start=found.trajectories.start_errors() / found.dims,
+    )
+
+
+def second_order_table(found: Statistics) -> SecondOrderTable:
+    """The same for steps of DPM-Solver++ 2M, whose cost depends on the step before."""
+    if len(found.times) > MOST_TIMES:
+        raise ValueError(
+            f'costs: method must be "ddim" for more than {MOST_TIMES} times, got "dpm++" for '
+            f"{len(found.times)}"
+        )
+    first = trajectory_table(found)
+    assert found.trajectories is not None
+    assert first.start is not None
+    times = np.append(0.0, found.times)
+    squares = found.trajectories.second_order_errors(*found.schedule.levels(times))
+    return SecondOrderTable(
+        found.schedule, times, first.start[:, None] + first.costs, squares / found.dims
     )
 
 

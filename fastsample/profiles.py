@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -12,8 +12,15 @@ from fastsample import profile_file
 from fastsample._checks import FloatArray
 from fastsample.costs import CostTable, Objective
 from fastsample.grid import Grid
-from fastsample.objectives import DecoderChoice, elbo_table, mse_table, trajectory_table
+from fastsample.objectives import (
+    DecoderChoice,
+    elbo_table,
+    mse_table,
+    second_order_table,
+    trajectory_table,
+)
 from fastsample.schedule import NoiseSchedule
+from fastsample.second_order import SecondOrderTable
 from fastsample.statistics import Settings, Statistics, empty_sums
 from fastsample.trajectory import Trajectories
 from fastsample.transition import transition
@@ -50,13 +57,34 @@ class Profile(Statistics):
         lines = Trajectories.from_arrays(sums)
         return replace(self, sums=sums, trajectories=lines)
 
+    @overload
+    def costs(
+        self,
+        objective: Literal["trajectory"],
+        *,
+        variance: None = None,
+        decoder: Literal["optimal"] = "optimal",
+        method: Literal["dpm++"],
+    ) -> SecondOrderTable: ...
+
+    @overload
     def costs(
         self,
         objective: Objective = "elbo",
         *,
         variance: Literal["small", "large", "learned_range", "analytic"] | None = None,
         decoder: DecoderChoice = "optimal",
-    ) -> CostTable:
+        method: Literal["ddim"] = "ddim",
+    ) -> CostTable: ...
+
+    def costs(
+        self,
+        objective: Objective = "elbo",
+        *,
+        variance: Literal["small", "large", "learned_range", "analytic"] | None = None,
+        decoder: DecoderChoice = "optimal",
+        method: Literal["ddim", "dpm++"] = "ddim",
+    ) -> CostTable | SecondOrderTable:
         """Costs of every step between two of the times.
 
         - "elbo": the step's term of the bound, in nats: what Watson et al. 2021 (arXiv:2106.03802)
@@ -80,6 +108,9 @@ class Profile(Statistics):
                 more. Or `(n,)` variances, as another profile's
                 `CostTable.decoder_variance`.
 
+            method: whose steps "trajectory" is about. "dpm++" is DPM-Solver++ 2M, whose steps look
+                back, and gives a `fastsample.second_order.SecondOrderTable`: at most 200 times.
+
         Raises:
             ValueError: a combination that the profile has no statistics for.
         """
@@ -97,8 +128,13 @@ class Profile(Statistics):
                         f'costs: {name} must be left out with objective="{objective}", '
                         f"got {value!r}"
                     )
+        if method not in ("ddim", "dpm++") or (method == "dpm++" and objective != "trajectory"):
+            raise ValueError(
+                'costs: method must be "ddim", or "dpm++" with objective="trajectory", '
+                f"got {method!r}"
+            )
         if objective == "trajectory":
-            return trajectory_table(self)
+            return second_order_table(self) if method == "dpm++" else trajectory_table(self)
         if objective == "mse":
             return mse_table(self)
         chosen = self.settings.variance if variance is None else variance

@@ -26,27 +26,27 @@ class Trajectories:
         count: trajectories.
         states: `(n + 1, n + 1)` of x with x; times ascending, 0 first.
         estimates: `(n, n + 1)` of d (without time 0) with x.
-        squares: `(n,)` of d with itself.
+        products: `(n, n)` of d with d.
     """
 
     count: int
     states: FloatArray
     estimates: FloatArray
-    squares: FloatArray
+    products: FloatArray
 
     def __add__(self, other: Trajectories) -> Trajectories:
         return Trajectories(
             self.count + other.count,
             self.states + other.states,
             self.estimates + other.estimates,
-            self.squares + other.squares,
+            self.products + other.products,
         )
 
     @classmethod
     def empty(cls, num_times: int) -> Trajectories:
         """Sums over no trajectories."""
         n = num_times
-        return cls(0, np.zeros((n + 1, n + 1)), np.zeros((n, n + 1)), np.zeros(n))
+        return cls(0, np.zeros((n + 1, n + 1)), np.zeros((n, n + 1)), np.zeros((n, n)))
 
     def check_shapes(self, num_times: int) -> None:
         """ValueError unless the sums are over this many times."""
@@ -61,7 +61,7 @@ class Trajectories:
             "trajectory_count": np.array(float(self.count)),
             "trajectory_states": self.states,
             "trajectory_estimates": self.estimates,
-            "trajectory_squares": self.squares,
+            "trajectory_products": self.products,
         }
 
     @classmethod
@@ -73,7 +73,7 @@ class Trajectories:
             int(arrays.pop("trajectory_count")),
             arrays.pop("trajectory_states"),
             arrays.pop("trajectory_estimates"),
-            arrays.pop("trajectory_squares"),
+            arrays.pop("trajectory_products"),
         )
 
     def start_errors(self) -> FloatArray:
@@ -99,7 +99,7 @@ class Trajectories:
         gain = alpha[None, :] - alpha[:, None] * scale
         estimates = np.zeros_like(self.states)
         estimates[1:] = self.estimates
-        squares = np.append(0.0, self.squares)
+        squares = np.append(0.0, np.diag(self.products))
         along = np.diag(estimates)
         total = (
             scale**2 * norms[:, None]
@@ -112,3 +112,43 @@ class Trajectories:
         lower = np.tri(len(alpha), k=-1, dtype=bool)
         # The sum cancels to about 1e-16 of the norms: nothing below is known.
         return np.where(lower, np.maximum(total, 0.0) / self.count, np.inf)
+
+    def second_order_errors(self, alpha: FloatArray, sigma: FloatArray) -> FloatArray:
+        """The same for a step of DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095).
+
+        ``A x_t + B d_t + C d_r`` with ``C = -alpha_s (1 - e^-h) h / 2 h'``; the step to time 0 is
+        first order, as in `fastsample.dpm_solver`.
+
+        Args:
+            alpha: `(n + 1,)` at the times, time 0 first.
+            sigma: the same.
+
+        Returns:
+            `(n + 1, n + 1, n + 1)`: t, s, r with r > t > s; +inf elsewhere.
+        """
+        n = len(alpha)
+        first = self.squared_errors(alpha, sigma)
+        x, dx = self.states, np.zeros_like(self.states)
+        dx[1:] = self.estimates
+        dd = np.zeros_like(x)
+        dd[1:, 1:] = self.products
+        with np.errstate(divide="ignore"):
+            level = np.log(alpha) - np.log(sigma)  # half log-SNR, inf at 0
+        found = np.full((n, n, n), np.inf)
+        for t in range(1, n - 1):
+            found[t, 0, t + 1 :] = first[t, 0]
+            s, r = np.arange(1, t)[:, None], np.arange(t + 1, n)[None, :]
+            h, before = level[s] - level[t], level[t] - level[r]
+            gain = -alpha[s] * np.expm1(-h)
+            a, c = sigma[s] / sigma[t], -0.5 * gain * h / before  # before is inf after alpha = 0
+            b = gain - c
+            total = (
+                a**2 * x[t, t]
+                + b**2 * dd[t, t]
+                + c**2 * dd[r, r]
+                + x[s, s]
+                + 2.0 * (a * b * dx[t, t] + a * c * dx[r, t] + b * c * dd[r, t])
+                - 2.0 * (a * x[t, s] + b * dx[t, s] + c * dx[r, s])
+            )
+            found[t, 1:t, t + 1 :] = np.maximum(total, 0.0) / self.count
+        return found

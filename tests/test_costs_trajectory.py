@@ -38,7 +38,7 @@ def direct(states, estimates, alpha, sigma):
 
 def inner_products(states, estimates):
     flat, hats = states.reshape(len(states), -1), estimates.reshape(len(estimates), -1)
-    return Trajectories(states.shape[1], flat @ flat.T, hats @ flat.T, (hats**2).sum(1))
+    return Trajectories(states.shape[1], flat @ flat.T, hats @ flat.T, hats @ hats.T)
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -27,7 +27,7 @@ ORDER = (
     {"samplers"},
     {"methods"},
     {"ops", "models"},
-    {"identity", "planner", "statistics"},
+    {"identity", "planner", "second_order", "statistics"},
     {"costs"},
     {"objectives"},
     {"profiles"},
@@ -53,7 +53,7 @@ PURE = set().union(*ORDER[:11]) - {
     "profile_file",
 }
 # Joins torch and the kernels.
-DOORS = {"ops", "planner"}
+DOORS = {"ops", "planner", "second_order"}
 # On top: nothing below may know of them.
 TOP = {
     "bound",

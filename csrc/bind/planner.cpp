@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "bind/bind.h"
+#include "core/second_order.h"
 #include "cpu/backend.h"
 
 namespace py = pybind11;
@@ -52,6 +53,18 @@ void register_planner(py::module_& module) {
       },
       py::arg("edge"), py::arg("time"), py::arg("alpha_bar"), py::arg("noise"), py::arg("error"),
       py::arg("decoder"), py::arg("dims"), py::arg("size"), py::arg("budgets"), py::arg("best"),
+      py::arg("origin"));
+  module.def(
+      "second_order_paths",
+      [](uintptr_t first, uintptr_t costs, int64_t size, int64_t budgets, uintptr_t best,
+         uintptr_t origin) {
+        const SecondOrderOperands operands{
+            pointer<const double>(first), pointer<const double>(costs), size, budgets,
+            pointer<double>(best),        pointer<int32_t>(origin)};
+        py::gil_scoped_release release;
+        second_order_paths(operands);
+      },
+      py::arg("first"), py::arg("costs"), py::arg("size"), py::arg("budgets"), py::arg("best"),
       py::arg("origin"));
 }
 

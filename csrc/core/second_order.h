@@ -1,0 +1,52 @@
+// The dynamic program for steps that look back: the cost of t -> s depends on the time r before t,
+// so that a state is a pair (previous time, time).
+//
+//   best[0][s][t] = first[t][s]
+//   best[k][s][t] = min over r > t of best[k - 1][t][r] + costs[t][s][r]
+//
+// Exact in O(K n^3 / 6).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+namespace fastsample {
+
+struct SecondOrderOperands {
+  const double* first;  // (size, size), row t, column s: a path's first step, its start included
+  const double* costs;  // (size, size, size): t, s, r; read for s < t < r
+  int64_t size, budgets;
+  double* best;     // (budgets, size, size): k, s, t with t > s; filled whole
+  int32_t* origin;  // the same: the r of each minimum, -1 where there is none
+};
+
+inline void second_order_paths(const SecondOrderOperands& o) {
+  constexpr double infinite = std::numeric_limits<double>::infinity();
+  const int64_t n = o.size, plane = n * n;
+  std::fill(o.best, o.best + o.budgets * plane, infinite);
+  std::fill(o.origin, o.origin + o.budgets * plane, -1);
+  for (int64_t t = 1; t < n; ++t)
+    for (int64_t s = 0; s < t; ++s) o.best[s * n + t] = o.first[t * n + s];
+  for (int64_t k = 1; k < o.budgets; ++k) {
+    const double* before = o.best + (k - 1) * plane;
+    double* best = o.best + k * plane;
+    int32_t* origin = o.origin + k * plane;
+    for (int64_t t = 1; t < n; ++t) {
+      const double* arrived = before + t * n;
+      for (int64_t s = 0; s < t; ++s) {
+        const double* costs = o.costs + t * plane + s * n;
+        double least = infinite;
+#pragma omp simd reduction(min : least)
+        for (int64_t r = t + 1; r < n; ++r) least = std::min(least, arrived[r] + costs[r]);
+        if (!(least < infinite)) continue;
+        best[s * n + t] = least;
+        int64_t r = t + 1;
+        while (arrived[r] + costs[r] != least) ++r;  // the smallest of equals
+        origin[s * n + t] = static_cast<int32_t>(r);
+      }
+    }
+  }
+}
+
+}  // namespace fastsample
