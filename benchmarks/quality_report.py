@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.quality_results import (
 )
 
 SHOWN = 10
+TUNED_AT = (5, 8, 10, 20)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -52,10 +54,42 @@ def markdown(result: dict[str, Any]) -> str:
                 f"| {_named(peer)}: {_spread(peer[metric])} | {found['difference']:+.2g} ± "
                 f"{found['noise']:.1g} | **{found['words']}** |"
             )
-    lines += ["", *_chosen_times(result)]
+    lines += ["", *_tuned(result), "", *_chosen_times(result)]
     for model in result.values():
         lines += ["", *_section(model)]
     return "\n".join(lines) + "\n"
+
+
+def _tuned(result: dict[str, Any]) -> list[str]:
+    """Tuned plans against the best that diffusers has, cell by cell."""
+    head = " | ".join(f"{K} calls" for K in TUNED_AT)
+    lines = [
+        "## Tuned plans",
+        "",
+        "Root mean square difference to the many-step result of the same noise, which no tuning "
+        "has seen: `fs.tune`, the best of all schedulers and settings of diffusers here, the "
+        "ratio. First seed.",
+        "",
+        f"| model | {head} |",
+        "|---|" + "---|" * len(TUNED_AT),
+    ]
+    logs: list[float] = []
+    for model in result.values():
+        runs = next((row["runs"] for row in model["rows"] if row["method"] == "fs.tune"), None)
+        if runs is None:
+            continue
+        cells = []
+        for K in TUNED_AT:
+            peers = [row["rmse"] for row in candidates(model, K, peer=True) if "rmse" in row]
+            mine, best_peer = runs[str(K)]["rmse"], min(peers)
+            logs.append(math.log(mine / best_peer))
+            cells.append(f"{mine:.3g} / {best_peer:.3g} = {mine / best_peer:.2f}")
+        lines.append(f"| {model['title']} | {' | '.join(cells)} |")
+    if logs:
+        mean = math.exp(statistics.fmean(logs))
+        below = sum(value < 0.0 for value in logs)
+        lines += ["", f"Geometric mean of the ratios {mean:.2f}; {below} of {len(logs)} below 1."]
+    return lines
 
 
 def _chosen_times(result: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from fastsample.loading import load
 from fastsample.loop import Step
 from fastsample.ops import build_info
 from fastsample.plan import Plan
+from fastsample.plan_file import load_plans, save_plans
 from fastsample.planner import best_path, best_paths
 from fastsample.profiles import Profile
 from fastsample.profiling import profile
@@ -64,8 +65,10 @@ __all__ = [
     "interpolate",
     "invert",
     "load",
+    "load_plans",
     "profile",
     "sample",
+    "save_plans",
     "shortcut",
     "training",
     "tune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -155,9 +156,12 @@ def _stored_plan(
 ) -> Plan | None:
     """The model's own plan of so many steps, unless something else was asked for."""
     own = isinstance(grid, str) and grid == "auto" and isinstance(clip, str) and clip == "auto"
-    if not own or knobs or _are_times(steps) or isinstance(steps, bool):
+    if not own or knobs or _are_times(steps) or isinstance(steps, (bool, float, str)):
         return None
-    return denoiser.plans.get(int(steps)) if isinstance(steps, (int, np.integer)) else None
+    try:
+        return denoiser.plans.get(operator.index(steps))
+    except TypeError:  # `make_grid` says what is wrong with it
+        return None
 
 
 def _are_times(steps: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from fastsample._checks import check_integer, check_real
@@ -77,6 +78,19 @@ def arguments_of(
     batch = x0.shape[0]
     part = {key: _slice(value, first, batch) for key, value in (cond or {}).items()}
     return Conditions(function, part, None, batch, x0.device).arguments
+
+
+def chosen_conditions(
+    cond: Mapping[str, Any] | None, index: npt.NDArray[np.int64]
+) -> dict[str, Any]:
+    """The entries of the samples of these numbers."""
+
+    def chosen(value: Any) -> Any:
+        if not _per_sample(value):
+            return value
+        return [value[i] for i in index] if isinstance(value, (list, tuple)) else value[index]
+
+    return {name: chosen(value) for name, value in (cond or {}).items()}
 
 
 def _slice(value: Any, first: int, count: int) -> Any:

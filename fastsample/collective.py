@@ -18,6 +18,18 @@ Batches: TypeAlias = Iterable[tuple[int, Tensor]]
 Share: TypeAlias = Callable[[Batches], Iterator[tuple[int, Tensor | None]]]
 
 
+def process() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    return (dist.get_rank(), dist.get_world_size()) if _running() else (0, 1)
+
+
+def summed(vector: Tensor, device: torch.device) -> Tensor:
+    """The sum of a CPU tensor over all processes."""
+    if not _running():
+        return vector
+    return torch.from_numpy(_summed(vector.contiguous(), device).reshape(vector.shape))
+
+
 def share_of_batches() -> tuple[int, Share]:
     """(rank, function that leaves each round's batch of this process, None if it has none).
 

@@ -141,6 +141,8 @@ class Denoiser:
         Raises:
             ValueError: plans of another schedule or prediction, or two of one length.
         """
+        if isinstance(plans, Plan) or not isinstance(plans, Iterable):
+            raise TypeError(f"with_plans: plans must be several Plans, got {type(plans).__name__}")
         named = plans.items() if isinstance(plans, Mapping) else ((None, plan) for plan in plans)
         found: dict[int, Plan] = {}
         for steps, plan in named:
@@ -150,6 +152,23 @@ class Denoiser:
                 raise ValueError(
                     f"with_plans: plans must be one of each length, got {steps or 'another'} for "
                     f"one of {len(plan)} steps"
+                )
+            for word, wrong in (
+                ("deterministic", plan.is_stochastic),
+                ("end at 0", plan.inverts),
+                ("unguided", plan.is_guided),
+            ):
+                if wrong:
+                    raise ValueError(
+                        f"with_plans: plans must be {word}, got {plan.method} of {len(plan)} steps"
+                        if word != "end at 0"
+                        else f"with_plans: plans must end at 0, got {plan.method} that inverts"
+                    )
+            note = plan.provenance or {}
+            if "shape" in note and tuple(note["shape"]) != self.shape:
+                raise ValueError(
+                    f"with_plans: plans must be for samples of shape {self.shape}, "
+                    f"got {tuple(note['shape'])}"
                 )
             for name in ("schedule", "prediction"):
                 mine, theirs = getattr(self, name), getattr(plan, name)

@@ -37,7 +37,7 @@ def invert(
     steps: int | Grid | Plan | Sequence[float] = 50,
     *,
     method: str = "ddim",
-    grid: str = "uniform",
+    grid: str = "auto",
     tolerance: float | None = None,
     max_iterations: int = 30,
     shape: Sequence[int] | None = None,

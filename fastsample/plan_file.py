@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fastsample.files import write_atomically
@@ -12,13 +12,13 @@ from fastsample.plan import Plan
 _FORMAT, _VERSION = "fastsample.plans", 1
 
 
-def save_plans(path: str | Path, plans: Iterable[Plan]) -> Path:
+def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> Path:
     """Write plans, of which no two have as many steps, shortest first.
 
     Raises:
         ValueError: two plans of one length.
     """
-    ordered = sorted(plans, key=len)
+    ordered = sorted(plans.values() if isinstance(plans, Mapping) else plans, key=len)
     lengths = [len(plan) for plan in ordered]
     if len(set(lengths)) < len(lengths):
         raise ValueError(f"save_plans: plans must differ in their steps, got {lengths}")

@@ -14,6 +14,7 @@ from fastsample.rows import COLUMNS, NEUTRAL
 
 _FORMAT, _VERSION = "fastsample.plan", 1
 ARRAYS = ("nodes", "alphas", "sigmas", "rows")
+_MEASURES = {"endpoint": "root mean square", "robust": "pseudo-Huber"}
 _KEYS = ("method", "prediction", "check", "schedule", "columns", *ARRAYS)
 NOT_A_PLAN = "Plan.from_json: text must be a plan written by to_json, got"
 
@@ -43,9 +44,10 @@ def origin(provenance: Mapping[str, Any]) -> str | None:
     """What tuning measured, as a table; None if the note is about something else."""
     try:
         calibration, validation = provenance["samples"]
+        measure, fine = _MEASURES[provenance["objective"]], provenance["teacher_steps"]
         lines = [
-            f"tuned on {calibration} starting noises, judged on {validation} others: root mean "
-            f"square difference from {provenance['teacher_steps']} steps",
+            f"tuned on {calibration} starting noises, judged on {validation} others: {measure} "
+            f"difference from {fine} steps",
             f"{'':44}{'calibration':>11}{'validation':>12}",
         ]
         for stage in (*provenance["starts"], *provenance["stages"]):

@@ -109,7 +109,7 @@ class Profile(Statistics):
                 `CostTable.decoder_variance`.
 
             method: whose steps "trajectory" is about. "dpm++" is DPM-Solver++ 2M, whose steps look
-                back, and gives a `fastsample.second_order.SecondOrderTable`: at most 200 times.
+                back, and gives a `fastsample.second_order.SecondOrderTable`: at most 256 times.
 
         Raises:
             ValueError: a combination that the profile has no statistics for.

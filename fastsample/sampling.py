@@ -202,8 +202,9 @@ def sample(
 
 def _planned(denoiser, wanted, knobs, guidance, rescale, threshold):
     """(plan, arguments that mean no condition or None, correction or None) of a run."""
-    if guidance[0] is not None and isinstance(wanted["method"], str) and wanted["method"] == "auto":
-        wanted = {**wanted, "method": "ddim"}  # the model's plans are tuned without guidance
+    own = isinstance(wanted["method"], str) and wanted["method"] == "auto"
+    if own and (guidance[0] is not None or threshold is not None):
+        wanted = {**wanted, "method": "ddim"}  # the model's plans are tuned without either
     plan = make_plan(denoiser, knobs=knobs, **wanted)
     plan, absent = make_guidance(denoiser, plan, *guidance)
     if threshold is None and rescale == 0.0:

@@ -42,6 +42,13 @@ def test_the_table_of_quality_is_the_measured_one():
     assert shown in (ROOT / "benchmarks" / "results" / "quality.md").read_text()
 
 
+def test_the_table_of_tuned_plans_is_the_measured_one():
+    shown = README.split("tuned, from benchmarks/results/quality.md -->\n")[1]
+    shown = shown.split("\n<!-- end of tuned -->")[0]
+    assert "| model |" in shown
+    assert shown in (ROOT / "benchmarks" / "results" / "quality.md").read_text()
+
+
 def test_the_table_of_likelihoods_is_the_measured_one():
     shown = README.split("paper-tables.md -->\n")[1].split("\n<!-- end of it -->")[0]
     assert shown in (ROOT / "benchmarks" / "results" / "paper-tables.md").read_text()

@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from fastsample.tuning.shares import Shares
 from fastsample.tuning.teacher import Teacher
 
 Objective: TypeAlias = Literal["endpoint", "robust"]
@@ -76,8 +77,14 @@ def fit_rows(
         to = chosen[row + 1] + 1 if row + 1 < len(chosen) else 0
         features = (x, x0, *history)
         target = teacher.states[to][samples]
-        weights = _weights(x, teacher.states[k + 1][samples]) if robust and row else None
-        coefficient = _regress(features, target, _ddim(teacher, k, to), weights)
+        wanted = teacher.states[k + 1][samples]
+        weights = _weights(x, wanted, teacher.shares, samples) if robust and row else None
+        if to == 0 and teacher.network.clips:
+            # The result is x0 itself, which stays in the range of the data.
+            coefficient = torch.tensor([0.0, 1.0, *[0.0] * len(history)], dtype=torch.float64)
+        else:
+            prior = _ddim(teacher, k, to)
+            coefficient = _regress(features, target, prior, weights, teacher.shares)
         x = combined(features, coefficient)
         history = (x0, *history)[:HISTORY]
         coefficients = [*coefficients, coefficient]
@@ -107,7 +114,11 @@ def combined(features: tuple[Tensor, ...], coefficient: Tensor) -> Tensor:
 
 
 def distance(
-    result: Tensor, wanted: Tensor, objective: Objective, scale: float | None = None
+    result: Tensor,
+    wanted: Tensor,
+    objective: Objective,
+    shares: Shares,
+    scale: float | None = None,
 ) -> float:
     """Root mean square difference per element; "robust": pseudo-Huber of each sample's own.
 
@@ -115,12 +126,16 @@ def distance(
         result: `(n, *shape)`.
         wanted: the same.
         objective: how samples count.
+        shares: of which all processes' errors are summed.
         scale: of the pseudo-Huber: errors far above it count linearly.
     """
     squares = (result - wanted).double().flatten(1).square().mean(1)
     if objective == "robust" and scale:
         squares = 2.0 * scale**2 * (torch.sqrt(1.0 + squares / scale**2) - 1.0)
-    return float(squares.mean().sqrt())
+    if not bool(torch.isfinite(squares).all()):
+        squares = torch.full_like(squares, torch.inf)
+    total, count = shares.sum(torch.stack([squares.sum(), squares.new_tensor(len(squares))]))
+    return float((total / count).sqrt())
 
 
 def _shared(old: tuple[int, ...], new: tuple[int, ...]) -> int:
@@ -141,10 +156,10 @@ def _ddim(teacher: Teacher, k: int, to: int) -> tuple[float, float]:
     return a, float(alpha - network.alpha[k] * a)
 
 
-def _weights(x: Tensor, wanted: Tensor) -> Tensor:
+def _weights(x: Tensor, wanted: Tensor, shares: Shares, samples: slice) -> Tensor:
     """`(n,)` less for samples that are far from the teacher's, measured by their median."""
     squares = (x - wanted).double().flatten(1).square().mean(1)
-    return 1.0 / (1.0 + squares / (9.0 * squares.median() + 1e-30))
+    return 1.0 / (1.0 + squares / (9.0 * shares.median(squares, samples) + 1e-30))
 
 
 def _regress(
@@ -152,6 +167,7 @@ def _regress(
     target: Tensor,
     prior: tuple[float, float],
     weights: Tensor | None,
+    shares: Shares,
 ) -> Tensor:
     """Coefficients `(F,)` float64 on the CPU: normal equations with a small ridge to a prior."""
     base = torch.zeros(len(features), dtype=torch.float64)
@@ -162,7 +178,8 @@ def _regress(
     if weights is not None:
         per_element = weights.repeat_interleave(rest[0].numel())
         scaled = columns * per_element
-    gram, moment = (scaled @ columns.T).cpu(), (scaled @ rest.flatten()).cpu()
+    equations = torch.cat([scaled @ columns.T, (scaled @ rest.flatten())[:, None]], dim=1)
+    gram, moment = shares.sum(equations).split([len(features), 1], dim=1)
     # A feature that is zero everywhere keeps its prior.
     energy = gram.diagonal().clamp(min=1e-300)
-    return base + torch.linalg.solve(gram + torch.diag(_RIDGE * energy), moment)
+    return base + torch.linalg.solve(gram + torch.diag(_RIDGE * energy), moment)[:, 0]

@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stage:
-    """Errors after a stage, root mean square per element against the teacher.
+    """Errors after a stage, per element against the teacher: root mean squares, or pseudo-Huber.
 
     Attributes:
         name: what was done.
         calibration: on the samples that it was done with; None where they were not run.
-        validation: on samples that no stage has seen.
+        validation: on samples that nothing was fitted to; the plan is chosen by them.
     """
 
     name: str

@@ -11,6 +11,7 @@ from fastsample.denoiser import Denoiser
 from fastsample.grid import Grid
 from fastsample.methods import GRIDS, METHODS
 from fastsample.plan import Plan
+from fastsample.second_order import MOST_TIMES
 from fastsample.stored import stored_grid
 
 _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -27,6 +28,11 @@ def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:
     stored = stored_grid(denoiser, steps)
     if stored is not None:
         found["auto"] = stored
+    profile = denoiser.profile
+    if profile is not None and profile.trajectories and len(profile.times) <= MOST_TIMES:
+        second = stored_grid(denoiser, steps, "trajectory", method="dpm++")
+        if second is not None and second not in found.values():
+            found["auto, second order"] = second
     for name in _SPACINGS:
         try:
             grid = GRIDS[name](denoiser.schedule, steps)

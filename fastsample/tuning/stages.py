@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -28,10 +29,8 @@ from fastsample.tuning.teacher import Network, Teacher
 
 Entry: TypeAlias = tuple[Stage, Plan]
 
-_RANKING = 32  # samples that sort out the starts
 _FINALISTS = 3
-_SEARCHED = 192  # samples that a candidate is run on
-_HUBER = 3.0  # robust: in medians of the best known sampler's errors
+_HUBER = 3.0  # robust: in medians of a known sampler's errors
 
 
 class Stages:
@@ -43,7 +42,6 @@ class Stages:
         clip: range of x0.
         network_options: of every `Network`.
         objective: how samples count.
-        calibration: how many of the teacher's samples; the rest is held out.
         tick: called after every run.
     """
 
@@ -55,23 +53,23 @@ class Stages:
         clip: Clip,
         network_options: Mapping[str, Any],
         objective: Objective,
-        calibration: int,
         tick: Callable[[], object],
     ) -> None:
         self.teacher, self.grids, self.clip = teacher, grids, clip
         self.options, self.tick = network_options, tick
         self.objective: Objective = objective
-        self.calibration = slice(0, calibration)
-        self.held_out = slice(calibration, len(teacher.result))
-        self.searched = slice(0, min(_SEARCHED, calibration))
+        shares = self.shares = teacher.shares
+        self.calibration, self.held_out = shares.calibration, shares.held_out
+        self.searched = shares.searched
         self.scale: float | None = None
         self.runs = 0
         self._other_calls = 0
 
     @property
     def calls(self) -> int:
-        """Samples that the network has seen."""
-        return self.teacher.network.calls + self._other_calls
+        """Samples that the networks of all processes have seen."""
+        here = self.teacher.network.calls + self._other_calls
+        return int(self.shares.sum(torch.tensor([float(here)]))[0])
 
     # ---- known samplers ----
 
@@ -83,20 +81,21 @@ class Stages:
             for name, grid in self.grids.items()
             for plan in solver_plans(denoiser, grid, methods, self.clip)
         ]
-        few = slice(self.held_out.start, min(self.held_out.start + _RANKING, self.held_out.stop))
+        few = self.shares.ranking
+        if self.objective == "robust":
+            self._set_scale(plans[0][1])
         plans.sort(key=lambda entry: self._error(self._run_plan(entry[1], few), few))
         found = [
             (Stage(label, None, self._error(self._run_plan(plan, self.held_out))), plan, name)
             for label, plan, name in plans[:_FINALISTS]
         ]
-        found.sort(key=lambda entry: entry[0].validation)
-        if self.objective == "robust":
-            self._set_scale(found[0][1])
-            found = [
-                (Stage(s.name, None, self._error(self._run_plan(p, self.held_out))), p, name)
-                for s, p, name in found
-            ]
-        return found
+        found = [entry for entry in found if math.isfinite(entry[0].validation)]
+        if not found:
+            raise ValueError(
+                "tune: the model's output must be finite, got NaN or infinity in every known "
+                "sampler, but not in the fine run"
+            )
+        return sorted(found, key=lambda entry: entry[0].validation)
 
     # ---- rows and times ----
 
@@ -105,8 +104,9 @@ class Stages:
         starts: list[tuple[float, str, tuple[int, ...]]] = []
         for name, grid in self.grids.items():
             chosen = nearest_positions(self.teacher.times, grid.times[:-1])
-            if chosen is not None:
-                starts.append((self._fit(chosen, None)[1], name, chosen))
+            error = math.inf if chosen is None else self._fit(chosen, None)[1]
+            if chosen is not None and math.isfinite(error):
+                starts.append((error, name, chosen))
         starts.sort()
         entries: list[Entry] = []
         for share, (_, name, chosen) in zip((0.7, 0.3), starts, strict=False):
@@ -200,9 +200,10 @@ class Stages:
 
     def _error(self, result: Tensor, samples: slice | None = None) -> float:
         wanted = self.teacher.result[self.held_out if samples is None else samples]
-        return distance(result, wanted, self.objective, self.scale)
+        return distance(result, wanted, self.objective, self.shares, self.scale)
 
     def _set_scale(self, plan: Plan) -> None:
-        difference = self._run_plan(plan, self.held_out) - self.teacher.result[self.held_out]
+        few = self.shares.searched
+        difference = self._run_plan(plan, few) - self.teacher.result[few]
         each = difference.double().flatten(1).square().mean(1).sqrt()
-        self.scale = _HUBER * float(each.median()) or None
+        self.scale = _HUBER * self.shares.median(each, few) or None

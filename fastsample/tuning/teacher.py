@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from fastsample.plan import Plan
 from fastsample.rows import clip_bounds, x0_terms
 from fastsample.samplers import dpm_solver
 from fastsample.schedule import NoiseSchedule
+from fastsample.tuning.shares import Shares
 
 _POWER = 1.5  # times T (k / S)^1.5: of 1, 1.5 and 2 the nearest to the limit on every model tried
 
@@ -58,10 +60,17 @@ class Network:
         self.cond, self.uncond, self.guidance = cond, uncond, guidance
         self.calls = 0
 
+    @property
+    def clips(self) -> bool:
+        """Whether x0 is held in a range."""
+        return any(map(math.isfinite, self.bounds))
+
     def output(self, x: Tensor, k: int, first: int) -> tuple[Tensor, Tensor | None]:
         """(conditional, unconditional or None) outputs for samples from number `first` on."""
         arguments = arguments_of("tune", self.cond, first, x)
-        uncond = None if self.guidance is None else self.uncond
+        uncond = None
+        if self.guidance is not None:
+            uncond = arguments_of("tune", self.uncond, first, x)
         conditions = Conditions("tune", arguments, uncond, len(x), x.device)
         fed = conditions.doubled(x.to(self.denoiser.dtype))
         told = self.told[k].expand(len(fed))
@@ -90,13 +99,15 @@ class Teacher:
     Attributes:
         times: `(C,)` ascending: the times a tuned plan may use.
         network: the model at these times.
+        shares: which samples these are.
         states: `(C + 1, N, *shape)`; 0 is the result, i + 1 belongs to ``times[i]``.
     """
 
-    def __init__(self, network: Network, samples: int, seed: int) -> None:
-        self.network, self.times = network, network.times
+    def __init__(self, network: Network, shares: Shares, seed: int) -> None:
+        self.network, self.times, self.shares = network, network.times, shares
         denoiser = network.denoiser
-        identity = make_identity("tune", seed, 0, samples, denoiser.device)
+        index = torch.from_numpy(shares.index)
+        identity = make_identity("tune", seed, index, len(index), denoiser.device)
         start = ops.noise(*identity, denoiser.shape, dtype=torch.float32)
         self.plan = self._plan()
         rows = torch.from_numpy(self.plan.rows.copy())
@@ -136,7 +147,8 @@ class Teacher:
         )
 
     def _check_finite(self, k: int) -> None:
-        if not torch.isfinite(self.states[k]).all():
+        broken = self.shares.sum((~torch.isfinite(self.states[k]).all()).reshape(1))
+        if broken[0] > 0:
             raise ValueError(
                 "tune: the model's output must be finite, got NaN or infinity at "
                 f"t = {self.times[k]:g}"

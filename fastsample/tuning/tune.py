@@ -10,11 +10,14 @@ import torch
 from tqdm import tqdm
 
 from fastsample._checks import check_bool, check_integer, check_real
+from fastsample.batches import check_cond, chosen_conditions
+from fastsample.collective import process
 from fastsample.denoiser import Denoiser
 from fastsample.plan import Plan
 from fastsample.rows import Clip
 from fastsample.tuning.fitting import Objective
 from fastsample.tuning.report import Stage, TuneReport
+from fastsample.tuning.shares import Shares
 from fastsample.tuning.solvers import check_methods, maker_of, starting_grids
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Network, Teacher, teacher_times
@@ -42,10 +45,14 @@ def tune(
 
     A fine deterministic run (the teacher) is remembered at many times. Then times are searched one
     by one; every candidate gets the best rows for its times, each a regression of the teacher's
-    next state on x, x0 and two earlier x0's; what is best on held-out noise becomes the plan. It
-    is never worse there than the best known sampler that was tried. Related: S4S (Frankel et al.
+    next state on x, x0 and two earlier x0's (where x0 is clipped, the last row is x0 itself). What
+    is best on held-out noise becomes the plan: of the fitted results and the three best known
+    samplers, so that it is never worse there than those. Related: S4S (Frankel et al.
     2025, arXiv:2502.17423) and LD3 (Tong et al. 2025, arXiv:2405.15506), which learn coefficients
     or times by gradients.
+
+    Under `torch.distributed` every process takes its share of the samples, and all find the plan
+    that one would, up to the rounding of sums.
 
     Args:
         denoiser: the model.
@@ -57,7 +64,7 @@ def tune(
         objective: "endpoint" is the root mean square difference of the results; "robust" lets
             samples count less that end in another mode.
         teacher_steps: of the fine run; its times are the candidates.
-        max_runs: candidates to try.
+        max_runs: candidates to try, besides the starting times.
         guidance: classifier-free guidance scale the plan is for; it becomes part of it.
         cond: keyword arguments for the network, one entry per sample or a number for all.
         uncond: the same for "no condition"; None is the model's own.
@@ -67,8 +74,8 @@ def tune(
         progress: show a progress bar.
 
     Returns:
-        A plan, to be used as ``steps=`` or with `Denoiser.with_plans`. ``print(plan.describe())``
-        shows the error after every stage and what it took. Holds ``samples x (teacher_steps + 3
+        A plan, to be used as ``steps=`` or, without guidance, with `Denoiser.with_plans`.
+        ``print(plan.describe())`` shows the error after every stage and what it took. Holds ``samples x (teacher_steps + 3
         steps)`` samples in memory.
 
     Raises:
@@ -79,9 +86,12 @@ def tune(
     began = time.perf_counter()
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"tune: denoiser must be a Denoiser, got {type(denoiser).__name__}")
-    count = check_integer("tune", "samples", samples, 16)
+    count = check_integer("tune", "samples", samples, 16 * process()[1])
     fine = check_integer("tune", "teacher_steps", teacher_steps, 4)
-    K = check_integer("tune", "steps", steps, 2, fine // 2)
+    times = teacher_times(denoiser.schedule, fine)
+    K = check_integer("tune", "steps", steps, 2, len(times) // 2)
+    first = check_integer("tune", "seed", seed, 0, 2**64 - 1)
+    check_bool("tune", "progress", progress)
     names = check_methods(methods)
     fits = check_bool("tune", "rows", rows)
     limit = check_integer("tune", "max_runs", max_runs, 1)
@@ -91,25 +101,29 @@ def tune(
     absent = denoiser.uncond if uncond is None else uncond
     if scale is not None and absent is None:
         raise ValueError("tune: uncond must be given with guidance, got None")
+    if scale is None and uncond is not None:
+        raise ValueError("tune: guidance must be given with uncond, got None")
+    check_cond("tune", uncond, count)
+    shares = Shares.of(count, denoiser.device)
+    check_cond("tune", cond, count)
     bound = denoiser.clip if isinstance(clip, str) and clip == "auto" else clip
     options = {
         "clip": bound,
-        "cond": cond,
-        "uncond": absent,
+        "cond": chosen_conditions(cond, shares.index),
+        "uncond": None if scale is None else chosen_conditions(absent, shares.index),
         "guidance": scale,
         "batch_size": check_integer("tune", "batch_size", batch_size, 1),
     }
 
     with torch.inference_mode(), tqdm(disable=not progress, desc="tune", unit="run") as bar:
-        network = Network(denoiser, teacher_times(denoiser.schedule, fine), **options)
-        teacher = Teacher(network, count, seed)
+        network = Network(denoiser, times, **options)
+        teacher = Teacher(network, shares, first)
         stages = Stages(
             teacher,
             starting_grids(denoiser, K),
             clip=bound,
             network_options=options,
             objective=objective,
-            calibration=count - count // 4,
             tick=bar.update,
         )
         known = stages.known(names)
@@ -132,5 +146,12 @@ def tune(
     )
     if scale is not None:
         plan = plan.with_guidance(scale)
-    note = {"made_by": "fastsample.tune", "seed": seed, "objective": objective}
+    note = {
+        "made_by": "fastsample.tune",
+        "shape": list(denoiser.shape),
+        "clip": list(bound) if isinstance(bound, tuple) else bound,
+        "guidance": scale,
+        "seed": first,
+        "objective": objective,
+    }
     return plan.with_provenance({**note, **report.to_dict()})
