@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from mixture import mixture
 from networks import LINEAR, denoiser
 from refusals import check_refusal, refusals
 
@@ -16,29 +17,6 @@ from fastsample.tuning.fitting import Fitted, combined
 from fastsample.tuning.search import nearest_positions, search_times
 from fastsample.tuning.shares import Shares
 from fastsample.tuning.teacher import teacher_times
-
-MEANS = torch.tensor([[-1.2, 0.4], [0.9, 1.0], [0.5, -1.1]])
-
-
-def mixture(prediction="epsilon", schedule=LINEAR, **options):
-    """A denoiser that is right about three narrow modes in the plane."""
-
-    def network(x, t, y=None):
-        index = float(t.reshape(-1)[0])
-        time = index * schedule.T if options.get("time") == "fraction" else index + 1
-        alpha, sigma = (float(level) for level in schedule.levels(time))
-        variance = (alpha * 0.2) ** 2 + sigma**2
-        means = MEANS.to(x) if y is None else MEANS.to(x) + 0.3 * y.to(x)[:, None, None]
-        away = x[:, None] - alpha * means
-        share = torch.softmax(-(away**2).sum(-1) / (2 * variance), dim=1)
-        eps = sigma * (share[:, :, None] * away).sum(1) / variance
-        x0 = (x - sigma * eps) / max(alpha, 1e-9)
-        return {"epsilon": eps, "x0": x0, "v": alpha * eps - sigma * x0, "flow": eps - x0}[
-            prediction
-        ]
-
-    return denoiser(network, 2, schedule=schedule, prediction=prediction, **options)
-
 
 SMALL = {"samples": 96, "teacher_steps": 32, "max_runs": 15}
 

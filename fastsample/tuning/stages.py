@@ -22,6 +22,7 @@ from fastsample.tuning.fitting import (
     fit_rows,
     run_rows,
 )
+from fastsample.tuning.polish import polished
 from fastsample.tuning.report import Stage
 from fastsample.tuning.search import nearest_positions, search_times
 from fastsample.tuning.solvers import coefficients_of, solver_plans
@@ -144,6 +145,21 @@ class Stages:
             self._error(self._run_plan(best, self.held_out)),
         )
         return [(stage, best)]
+
+    def polished(self, entry: Entry, iterations: int) -> Entry:
+        """An entry after gradient steps on its rows."""
+        stage, plan = entry
+        plan = self._guided(plan)
+        better = polished(self.teacher, plan, self.calibration, iterations)
+        result = self._run_plan(better, self.held_out)
+        again = self._run_plan(better, self.calibration)
+        name = f"{stage.name}, gradients"
+        found = Stage(name, self._error(again, self.calibration), self._error(result))
+        return found, better
+
+    def _guided(self, plan: Plan) -> Plan:
+        scale = self.teacher.network.guidance
+        return plan if scale is None else plan.with_guidance(scale)
 
     def _fit(self, chosen: tuple[int, ...], known: Fitted | None) -> tuple[Fitted, float]:
         robust = self.objective == "robust"

@@ -33,6 +33,7 @@ def tune(
     objective: Objective = "endpoint",
     teacher_steps: int = 96,
     max_runs: int = 60,
+    gradient_steps: int = 0,
     guidance: float | None = None,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
@@ -65,6 +66,8 @@ def tune(
             samples count less that end in another mode.
         teacher_steps: of the fine run; its times are the candidates.
         max_runs: candidates to try, besides the starting times.
+        gradient_steps: of Adam on the best rows at the end, through the network; each takes about 3
+            K calls with 64 samples. Rarely worth them: the regressions are near the optimum.
         guidance: classifier-free guidance scale the plan is for; it becomes part of it.
         cond: keyword arguments for the network, one entry per sample or a number for all.
         uncond: the same for "no condition"; None is the model's own.
@@ -75,8 +78,8 @@ def tune(
 
     Returns:
         A plan, to be used as ``steps=`` or, without guidance, with `Denoiser.with_plans`.
-        ``print(plan.describe())`` shows the error after every stage and what it took. Holds ``samples x (teacher_steps + 3
-        steps)`` samples in memory.
+        ``print(plan.describe())`` shows the error after every stage and what it took. Holds
+        ``samples x (teacher_steps + 3 steps)`` samples in memory.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -95,6 +98,7 @@ def tune(
     names = check_methods(methods)
     fits = check_bool("tune", "rows", rows)
     limit = check_integer("tune", "max_runs", max_runs, 1)
+    descent = check_integer("tune", "gradient_steps", gradient_steps, 0)
     if objective not in ("endpoint", "robust"):
         raise ValueError(f'tune: objective must be "endpoint" or "robust", got {objective!r}')
     scale = None if guidance is None else check_real("tune", "guidance", guidance)
@@ -129,7 +133,11 @@ def tune(
         known = stages.known(names)
         entries: list[tuple[Stage, Plan]] = [known[0][:2]]
         if fits:
-            entries += stages.fitted(limit)
+            fitted = stages.fitted(limit)
+            entries += fitted
+            if fitted and descent:
+                best = min(fitted, key=lambda entry: entry[0].validation)
+                entries.append(stages.polished(best, descent))
         else:
             best = known[0][1]
             entries += stages.moved(best, maker_of(denoiser, best, names, bound), limit)
