@@ -161,7 +161,7 @@ def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) 
     @lru_cache
     def tuned(steps: int) -> fs.Plan:
         before = network.calls
-        plan = fs.tune(denoiser, steps, samples=TUNED, seed=zlib.crc32(b"tune"))
+        plan = fs.tune(denoiser, steps, samples=TUNED, gradient_steps=200, seed=zlib.crc32(b"tune"))
         network.calls = before
         return plan
 

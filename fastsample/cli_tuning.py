@@ -24,6 +24,9 @@ def add_tuning(commands: Any) -> None:
     tune.add_argument("--samples", type=int, default=1024, help="starting noises (default 1024)")
     tune.add_argument("--objective", choices=["endpoint", "robust"], default="endpoint")
     tune.add_argument("--max-runs", type=int, default=60, help="candidate times (default 60)")
+    tune.add_argument(
+        "--gradient-steps", type=int, default=0, help="of Adam on the rows at the end (default 0)"
+    )
     tune.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     tune.add_argument("--device", help="where to run (default: the CPU)")
     tune.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -55,6 +58,7 @@ def _tune(options: argparse.Namespace) -> int:
             samples=options.samples,
             objective=options.objective,
             max_runs=options.max_runs,
+            gradient_steps=options.gradient_steps,
             cond=cond,
             seed=options.seed,
             progress=not options.quiet,

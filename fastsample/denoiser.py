@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsample._checks import FloatArray, check_array, check_integer
+from fastsample.belongings import checked_plans, checked_profile
 from fastsample.devices import make_device
 from fastsample.plan import Plan
 from fastsample.profiles import Profile
@@ -112,24 +113,8 @@ class Denoiser:
         Raises:
             ValueError: a profile of another schedule, shape or prediction.
         """
-        if profile is not None:
-            if not isinstance(profile, Profile):
-                raise TypeError(
-                    f"with_profile: profile must be a Profile, got {type(profile).__name__}"
-                )
-            for name, mine, theirs in (
-                ("schedule", self.schedule, profile.schedule),
-                ("shape", self.shape, profile.shape),
-                ("prediction", self.prediction, profile.settings.prediction),
-                ("variance", self.variance, profile.settings.variance),
-            ):
-                if mine != theirs:
-                    raise ValueError(
-                        f"with_profile: profile must have the model's {name} {mine!r}, "
-                        f"got {theirs!r}"
-                    )
         other = copy.copy(self)
-        other.profile = profile
+        other.profile = None if profile is None else checked_profile(self, profile)
         return other
 
     def with_plans(self, plans: Mapping[int, Plan] | Iterable[Plan]) -> Denoiser:
@@ -141,44 +126,8 @@ class Denoiser:
         Raises:
             ValueError: plans of another schedule or prediction, or two of one length.
         """
-        if isinstance(plans, Plan) or not isinstance(plans, Iterable):
-            raise TypeError(f"with_plans: plans must be several Plans, got {type(plans).__name__}")
-        named = plans.items() if isinstance(plans, Mapping) else ((None, plan) for plan in plans)
-        found: dict[int, Plan] = {}
-        for steps, plan in named:
-            if not isinstance(plan, Plan):
-                raise TypeError(f"with_plans: plans must be Plans, got {type(plan).__name__}")
-            if steps not in (None, len(plan)) or len(plan) in found:
-                raise ValueError(
-                    f"with_plans: plans must be one of each length, got {steps or 'another'} for "
-                    f"one of {len(plan)} steps"
-                )
-            for word, wrong in (
-                ("deterministic", plan.is_stochastic),
-                ("end at 0", plan.inverts),
-                ("unguided", plan.is_guided),
-            ):
-                if wrong:
-                    raise ValueError(
-                        f"with_plans: plans must be {word}, got {plan.method} of {len(plan)} steps"
-                        if word != "end at 0"
-                        else f"with_plans: plans must end at 0, got {plan.method} that inverts"
-                    )
-            note = plan.provenance or {}
-            if "shape" in note and tuple(note["shape"]) != self.shape:
-                raise ValueError(
-                    f"with_plans: plans must be for samples of shape {self.shape}, "
-                    f"got {tuple(note['shape'])}"
-                )
-            for name in ("schedule", "prediction"):
-                mine, theirs = getattr(self, name), getattr(plan, name)
-                if mine != theirs:
-                    raise ValueError(
-                        f"with_plans: plans must be for the model's {name} {mine!r}, got {theirs!r}"
-                    )
-            found[len(plan)] = plan
         other = copy.copy(self)
-        other.plans = found
+        other.plans = checked_plans(self, plans)
         return other
 
     @property

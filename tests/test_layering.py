@@ -31,6 +31,7 @@ ORDER = (
     {"costs"},
     {"objectives"},
     {"profiles"},
+    {"belongings"},
     {"denoiser"},
     {"loop", "loading", "guidance", "stored"},
     {"graph", "arguments", "diagnosis"},

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from networks import denoiser, halve_wide
+from processes import meeting
 from profile_cases import TIMES, assert_same, levels
 
 import fastsample as fs
@@ -38,23 +36,12 @@ def measure(data=DATA, **options):
 
 def work(rank, folder):
     """One process: all runs, because starting it is what takes the time."""
-    torch.set_num_threads(1)
-    if sys.platform == "linux":
-        # A host name that nobody resolves must not matter to two processes of one machine.
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    for name, options in RUNS.items():
-        path = os.path.join(folder, f"{name} of both")
-        measure(**options, save=path).save(os.path.join(folder, f"{name} {rank}"))
-    resumed = measure(batch_size=2, save=os.path.join(folder, "interrupted"))
-    resumed.save(os.path.join(folder, f"resumed {rank}"))
-    dist.destroy_process_group()
+    with meeting(rank, folder):
+        for name, options in RUNS.items():
+            path = os.path.join(folder, f"{name} of both")
+            measure(**options, save=path).save(os.path.join(folder, f"{name} {rank}"))
+        resumed = measure(batch_size=2, save=os.path.join(folder, "interrupted"))
+        resumed.save(os.path.join(folder, f"resumed {rank}"))
 
 
 @pytest.fixture(scope="module")

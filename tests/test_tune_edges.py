@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from mixture import mixture
 from networks import LINEAR, denoiser
+from processes import meeting
 from refusals import check_refusal, refusals
 
 import fastsample as fs
@@ -168,20 +166,10 @@ def test_refused(call, error, match):
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
-    if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    for name, options in OPTIONS.items():
-        plan = fs.tune(mixture(), 4, **options, **SMALL)
-        fs.save_plans(os.path.join(folder, f"{name} {rank}.json"), [plan])
-    dist.destroy_process_group()
+    with meeting(rank, folder):
+        for name, options in OPTIONS.items():
+            plan = fs.tune(mixture(), 4, **options, **SMALL)
+            fs.save_plans(os.path.join(folder, f"{name} {rank}.json"), [plan])
 
 
 def test_two_processes_find_the_plan_of_one(tmp_path):

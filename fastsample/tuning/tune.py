@@ -67,7 +67,7 @@ def tune(
         teacher_steps: of the fine run; its times are the candidates.
         max_runs: candidates to try, besides the starting times.
         gradient_steps: of Adam on the best rows at the end, through the network; each takes about 3
-            K calls with 64 samples. Rarely worth them: the regressions are near the optimum.
+            K calls with 64 samples. 200 took another tenth off the error of two mixtures.
         guidance: classifier-free guidance scale the plan is for; it becomes part of it.
         cond: keyword arguments for the network, one entry per sample or a number for all.
         uncond: the same for "no condition"; None is the model's own.
