@@ -105,3 +105,18 @@ def test_the_digits_model_brings_its_profile():
     table = model.profile.costs()
     assert 1.5 < table.bits_per_dim(table.best_grid(64)) < 1.64
     assert np.all(np.diff(model.profile.times) > 0)
+
+
+def test_the_digits_model_brings_tuned_plans():
+    model = fs.load("digits")
+    assert list(model.plans) == [4, 5, 6, 8, 10, 12, 16, 20]
+    samples = {"num_samples": 24, "seed": 3}
+    fine = fs.sample(model, 100, method="dpm++", **samples)
+
+    def error(**options):
+        x = fs.sample(model, 5, **options, **samples)
+        return float((x - fine).square().mean().sqrt())
+
+    known = min(error(method=m, grid=g) for m in ("ddim", "dpm++") for g in ("uniform", "log_snr"))
+    assert error() < 0.7 * known
+    assert "<- this plan" in model.plans[5].describe()
