@@ -33,6 +33,37 @@ def test_results_stay_in_the_range_of_the_data():
     assert plan.provenance["clip"] == 1.0
 
 
+def test_features_choose():
+    """One coordinate alone: the other's error no longer counts."""
+    options = {**SMALL, "samples": 256, "max_runs": 20}
+    one = fs.tune(mixture(), 3, features=lambda x: x[:, :1], **options)
+    both = fs.tune(mixture(), 3, **options)
+    error = [
+        min(s["validation"] for s in plan.provenance["stages"] + plan.provenance["starts"])
+        for plan in (one, both)
+    ]
+    assert error[0] != error[1]
+    assert one.provenance["starts"][0]["validation"] != both.provenance["starts"][0]["validation"]
+
+
+def test_plans_know_the_weights_they_were_tuned_for():
+    class Net(torch.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+        def forward(self, x, t):
+            return self.scale * x
+
+    notes = [
+        fs.tune(denoiser(Net(scale), 2), 3, **SMALL).provenance["model"]
+        for scale in (0.5, 0.5, 0.6)
+    ]
+    assert notes[0] == notes[1] != notes[2]
+    assert len(notes[0]) == 64
+    assert fs.tune(mixture(), 3, **SMALL).provenance["model"] is None
+
+
 def test_seeds_of_any_integer_kind():
     assert fs.tune(mixture(), 3, seed=np.int64(2), **SMALL) == fs.tune(
         mixture(), 3, seed=2, **SMALL
@@ -148,6 +179,16 @@ GRID = fs.grids.uniform(1000, 3)
             lambda: fs.tune(mixture(), 3, cond=5, **SMALL),
             TypeError,
             "cond must be a mapping of keyword arguments, got int",
+        ),
+        "features": (
+            lambda: fs.tune(mixture(), 3, features=lambda x: x[:5], **SMALL),
+            ValueError,
+            r"features must give a tensor \(32, ...\), got \(5, 2\)",
+        ),
+        "features, kind": (
+            lambda: fs.tune(mixture(), 3, features=3, **SMALL),
+            TypeError,
+            "features must be callable or None, got 3",
         ),
         "uncond alone": (
             lambda: fs.tune(mixture(), 3, uncond={"y": 0.0}, **SMALL),

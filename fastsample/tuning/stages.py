@@ -43,6 +43,7 @@ class Stages:
         clip: range of x0.
         network_options: of every `Network`.
         objective: how samples count.
+        features: what results are compared by; None is themselves.
         tick: called after every run.
     """
 
@@ -54,10 +55,11 @@ class Stages:
         clip: Clip,
         network_options: Mapping[str, Any],
         objective: Objective,
+        features: Callable[[Tensor], Tensor] | None = None,
         tick: Callable[[], object],
     ) -> None:
         self.teacher, self.grids, self.clip = teacher, grids, clip
-        self.options, self.tick = network_options, tick
+        self.options, self.tick, self.features = network_options, tick, features
         self.objective: Objective = objective
         shares = self.shares = teacher.shares
         self.calibration, self.held_out = shares.calibration, shares.held_out
@@ -216,10 +218,24 @@ class Stages:
 
     def _error(self, result: Tensor, samples: slice | None = None) -> float:
         wanted = self.teacher.result[self.held_out if samples is None else samples]
-        return distance(result, wanted, self.objective, self.shares, self.scale)
+        return distance(*self._seen(result, wanted), self.objective, self.shares, self.scale)
+
+    def _seen(self, result: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as they are compared."""
+        if self.features is None:
+            return result, wanted
+        both = self.features(result), self.features(wanted)
+        for found in both:
+            if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != len(result):
+                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ValueError(
+                    f"tune: features must give a tensor ({len(result)}, ...), got {got}"
+                )
+        return both
 
     def _set_scale(self, plan: Plan) -> None:
         few = self.shares.searched
-        difference = self._run_plan(plan, few) - self.teacher.result[few]
+        result, wanted = self._seen(self._run_plan(plan, few), self.teacher.result[few])
+        difference = result - wanted
         each = difference.double().flatten(1).square().mean(1).sqrt()
         self.scale = _HUBER * self.shares.median(each, few) or None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fastsample._checks import check_bool, check_integer, check_real
@@ -16,7 +17,7 @@ from fastsample.denoiser import Denoiser
 from fastsample.plan import Plan
 from fastsample.rows import Clip
 from fastsample.tuning.fitting import Objective
-from fastsample.tuning.report import Stage, TuneReport
+from fastsample.tuning.report import Stage, TuneReport, fingerprint
 from fastsample.tuning.shares import Shares
 from fastsample.tuning.solvers import check_methods, maker_of, starting_grids
 from fastsample.tuning.stages import Stages
@@ -31,6 +32,7 @@ def tune(
     samples: int = 1024,
     rows: bool = True,
     objective: Objective = "endpoint",
+    features: Callable[[Tensor], Tensor] | None = None,
     teacher_steps: int = 96,
     max_runs: int = 60,
     gradient_steps: int = 0,
@@ -64,6 +66,9 @@ def tune(
         rows: fit rows; False chooses times and sampler only.
         objective: "endpoint" is the root mean square difference of the results; "robust" lets
             samples count less that end in another mode.
+        features: what results are compared by, ``(B, *shape) -> (B, ...)``, say activations of a
+            network; None is the samples themselves. Times and the plan are chosen by it; rows stay
+            regressions of the samples.
         teacher_steps: of the fine run; its times are the candidates.
         max_runs: candidates to try, besides the starting times.
         gradient_steps: of Adam on the best rows at the end, through the network; each takes about 3
@@ -101,6 +106,8 @@ def tune(
     descent = check_integer("tune", "gradient_steps", gradient_steps, 0)
     if objective not in ("endpoint", "robust"):
         raise ValueError(f'tune: objective must be "endpoint" or "robust", got {objective!r}')
+    if features is not None and not callable(features):
+        raise TypeError(f"tune: features must be callable or None, got {features!r}")
     scale = None if guidance is None else check_real("tune", "guidance", guidance)
     absent = denoiser.uncond if uncond is None else uncond
     if scale is not None and absent is None:
@@ -128,6 +135,7 @@ def tune(
             clip=bound,
             network_options=options,
             objective=objective,
+            features=features,
             tick=bar.update,
         )
         known = stages.known(names)
@@ -156,6 +164,7 @@ def tune(
         plan = plan.with_guidance(scale)
     note = {
         "made_by": "fastsample.tune",
+        "model": fingerprint(denoiser.model),
         "shape": list(denoiser.shape),
         "clip": list(bound) if isinstance(bound, tuple) else bound,
         "guidance": scale,
