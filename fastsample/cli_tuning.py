@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsample as fs
+from fastsample import plots
 from fastsample.plan_file import load_plans, save_plans
 
 
@@ -20,6 +21,9 @@ def add_tuning(commands: Any) -> None:
     )
     tune.add_argument(
         "--out", type=Path, required=True, help="JSON of plans; lengths it has are not tuned again"
+    )
+    tune.add_argument(
+        "--picture", type=Path, help="draw errors against calls, of the plans and known samplers"
     )
     tune.add_argument("--samples", type=int, default=1024, help="starting noises (default 1024)")
     tune.add_argument("--objective", choices=["endpoint", "robust"], default="endpoint")
@@ -66,4 +70,6 @@ def _tune(options: argparse.Namespace) -> int:
         save_plans(options.out, plans.values())
         print(plans[steps].describe())
         print(f"{steps} steps, {time.perf_counter() - began:.1f} s: {options.out.resolve()}\n")
+    if options.picture is not None:
+        print(plots.save(plots.tuned_errors(plans), options.picture))
     return 0

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from fastsample._drawing import (
     draw_bits,
     draw_cost_map,
+    draw_errors,
     draw_strips,
     draw_terms,
     make_figure,
 )
 from fastsample.costs import CostTable
 from fastsample.grid import Grid
+from fastsample.plan import Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,7 +104,7 @@ def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
 
     Args:
         table: of any objective. The terms of an "elbo" table include the decoder's but not the
-            prior, those of a "trajectory" table not what the choice of the first time costs.
+            prior, the first of a "trajectory" table what starting there costs.
         grids: by name, on times of the table.
 
     Returns:
@@ -114,6 +116,35 @@ def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
     _check_grids("step_terms", grids)
     figure = make_figure(8.4, 5.2)
     draw_terms(figure, table, grids)
+    return figure
+
+
+def tuned_errors(plans: Mapping[int, Plan]) -> Figure:
+    """Validation error of tuned plans, and of the best known samplers, against network calls.
+
+    Args:
+        plans: of `fastsample.tune`, by number of calls.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ValueError: no plans, or one that was not tuned.
+    """
+    if not plans:
+        raise ValueError("tuned_errors: plans must hold at least one, got none")
+    tuned, known = {}, {}
+    for steps, plan in sorted(plans.items()):
+        note = plan.provenance or {}
+        if "stages" not in note or "starts" not in note:
+            raise ValueError(
+                f"tuned_errors: plans must be made by fastsample.tune, got {plan.method}"
+            )
+        known[steps] = min(entry["validation"] for entry in note["starts"])
+        entries = [*note["starts"], *note["stages"]]
+        tuned[steps] = next(e["validation"] for e in entries if e["name"] == note["chosen"])
+    figure = make_figure(7.2, 4.6)
+    draw_errors(figure, {"best known sampler": known, "tuned plan": tuned})
     return figure
 
 

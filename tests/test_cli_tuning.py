@@ -8,6 +8,7 @@ import pytest
 from networks import denoiser, halve
 
 import fastsample as fs
+from fastsample import plots
 from fastsample.cli import main
 from fastsample.plan_file import load_plans
 
@@ -32,6 +33,21 @@ def test_plans_are_the_library_s(tmp_path, capsys):
     assert found[5] == expected
     printed = capsys.readouterr().out
     assert expected.describe() in printed
+
+
+def test_a_picture_of_the_errors(tmp_path, capsys):
+    out, picture = tmp_path / "plans.json", tmp_path / "errors.png"
+    assert tune("--steps", "3,5", "--out", str(out), "--picture", str(picture)) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert str(picture) in capsys.readouterr().out
+    axes = plots.tuned_errors(load_plans(out)).axes[0]
+    known, tuned = (line.get_xydata() for line in axes.lines)
+    assert known[:, 0].tolist() == tuned[:, 0].tolist() == [3, 5]
+    assert (tuned[:, 1] <= known[:, 1]).all()
+    with pytest.raises(ValueError, match=r"plans must be made by fastsample\.tune, got ddim"):
+        plots.tuned_errors({3: fs.ddim(fs.NoiseSchedule.linear(), fs.grids.uniform(1000, 3))})
+    with pytest.raises(ValueError, match="plans must hold at least one, got none"):
+        plots.tuned_errors({})
 
 
 def test_what_is_there_is_not_tuned_again(tmp_path, capsys):
