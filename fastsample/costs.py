@@ -10,7 +10,7 @@ import numpy as np
 
 from fastsample._checks import FloatArray, check_bool, check_integer, frozen
 from fastsample.elbo import SeparableCosts
-from fastsample.grid import Grid
+from fastsample.grid import Grid, positions_in
 from fastsample.planner import Paths, best_paths
 from fastsample.schedule import NoiseSchedule
 
@@ -109,15 +109,7 @@ class CostTable:
 
     def terms(self, grid: Grid) -> FloatArray:
         """Cost of each step of a grid `(K,)`, noisiest first; a start counts to the first step."""
-        if not isinstance(grid, Grid):
-            raise TypeError(f"cost: grid must be a Grid, got {type(grid).__name__}")
-        positions = np.searchsorted(self.times, grid.times)
-        found = self.times[np.minimum(positions, len(self.times) - 1)] == grid.times
-        if not np.all(found):
-            raise ValueError(
-                f"cost: grid must lie on the {len(self.times) - 1} times of the table, "
-                f"got {grid.times[~found][0]:g}"
-            )
+        positions = positions_in("cost", grid, self.times, "table")
         if self.objective == "elbo" and positions[0] != len(self.times) - 1:
             raise ValueError(
                 f"cost: grid must start at {self.times[-1]:g}, where the prior is, "

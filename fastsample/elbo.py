@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fastsample._checks import FloatArray, check_array, check_integer, check_vector, frozen
 from fastsample.decoder import GaussianDecoder
 from fastsample.schedule import NoiseSchedule
-from fastsample.transition import transition
+from fastsample.transition import snr_drop, transition
 
 Decoder: TypeAlias = Literal["optimal", "forward", "posterior"] | npt.ArrayLike
 Edge: TypeAlias = Literal["small", "large", "mse"]
@@ -193,12 +193,10 @@ class SeparableCosts:
             if self.edge == "mse":
                 inner = (self.times[t] - self.times[s]) * m[t]
             else:
-                drop = np.where(v[t] < 0.5, v[t] - v[s], a[s] - a[t])
-                if self.edge == "small":
-                    inner = 0.5 * drop / (v[t] * v[s]) * m[t]
-                else:
+                inner = 0.5 * snr_drop(a[t], v[t], a[s], v[s]) * m[t]
+                if self.edge == "large":  # by e^-a = v_s / v_t less
                     log_ratio = np.log1p((v[t] - v[s]) / v[s])
-                    inner = 0.5 * drop / v[t] ** 2 * m[t] + 0.5 * self.dims * excess(log_ratio)
+                    inner = inner * (v[s] / v[t]) + 0.5 * self.dims * excess(log_ratio)
         return np.where(s == 0, self.decoder[t], inner)
 
     def operands(self) -> tuple[int | float, ...]:

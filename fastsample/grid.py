@@ -90,3 +90,22 @@ class Grid:
         if len(texts) > 12:
             texts = [*texts[:5], "...", *texts[-5:]]
         return f"Grid([{', '.join(texts)}], {len(self)} steps)"
+
+
+def positions_in(function: str, grid: Grid, times: FloatArray, owner: str) -> npt.NDArray[np.int64]:
+    """Where a grid's times `(K + 1,)` stand in ascending times that begin with 0.
+
+    Raises:
+        TypeError: no grid.
+        ValueError: a time that is not there; `owner` says whose times they are.
+    """
+    if not isinstance(grid, Grid):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{function}: grid must be a Grid, got {type(grid).__name__}")
+    positions = np.searchsorted(times, grid.times)
+    found = times[np.minimum(positions, len(times) - 1)] == grid.times
+    if not np.all(found):
+        raise ValueError(
+            f"{function}: grid must lie on the {len(times) - 1} times of the {owner}, "
+            f"got {grid.times[~found][0]:g}"
+        )
+    return positions

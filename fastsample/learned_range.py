@@ -17,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastsample._checks import FloatArray
+from fastsample.transition import snr_drop
 
 _LEAST_RANGE = 1e-3  # the first time has no step to interpolate for; its nodes must still differ
 
@@ -39,9 +40,8 @@ def chebyshev_nodes(variance: FloatArray, count: int) -> FloatArray:
         count: 16 gives costs to 1e-6 or better for v in [0, 1], 24 to 1e-12, 32 for v in [-1, 2];
             0 without a learned variance.
     """
-    angles = (np.arange(count) + 0.5) * (np.pi / max(count, 1))
     largest = np.maximum(np.log(variance / variance[0]), _LEAST_RANGE)
-    return largest[:, None] * (0.5 * (1.0 - np.cos(angles)))
+    return largest[:, None] * (0.5 * (1.0 - np.cos(_angles(count))))
 
 
 def learned_range_costs(
@@ -64,8 +64,9 @@ def learned_range_costs(
     table = np.full((size, size), np.inf)
     alpha_bar, noise = levels
     a = log_ratios(variance)
-    angles = (np.arange(count) + 0.5) * (np.pi / count)
-    weights = np.sin(angles) * (-1.0) ** np.arange(count)  # barycentric, of first-kind nodes
+    weights = np.sin(_angles(count)) * (-1.0) ** np.arange(
+        count
+    )  # barycentric, of first-kind nodes
     for t in range(1, size):
         at = a[t, :t]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,8 +74,12 @@ def learned_range_costs(
         hit = np.isinf(share)
         share[hit.any(1)] = hit[hit.any(1)]
         share /= share.sum(1, keepdims=True)
-        drop = noise[t] - noise[:t] if noise[t] < 0.5 else alpha_bar[:t] - alpha_bar[t]
-        snr_drop = drop / (noise[t] * noise[:t])
+        drop = snr_drop(alpha_bar[t], noise[t], alpha_bar[:t], noise[:t])
         ratio = excess[t] / nodes[t] ** 2
-        table[t, :t] = 0.5 * (at**2 * (share @ ratio) + snr_drop * (share @ weighted[t]))
+        table[t, :t] = 0.5 * (at**2 * (share @ ratio) + drop * (share @ weighted[t]))
     return table
+
+
+def _angles(count: int) -> FloatArray:
+    """Of the Chebyshev points of the first kind."""
+    return (np.arange(count, dtype=np.float64) + 0.5) * (np.pi / max(count, 1))

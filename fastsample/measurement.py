@@ -17,6 +17,7 @@ from fastsample.ops.checks import history_dtype
 from fastsample.rows import eps_terms, x0_terms
 from fastsample.statistics import Settings, learned_nodes, log_scales
 from fastsample.trajectory import Trajectories
+from fastsample.transition import ddim_terms
 
 _MOST_HELD = 2**28  # elements of trajectories kept at once: 1 GB of float32
 _WIDENED = 2**24  # elements of the Gram matrices' factors that are in float64 at once
@@ -120,9 +121,9 @@ class Measurement:
             p, q = self.x0_terms[k]
             x0hat = torch.clamp(p * seen + q * output[:, : x.shape[1]], low, high)
             estimates[k] = x0hat.flatten()
-            alpha, sigma = (self.alpha[k - 1], self.sigma[k - 1]) if k else (1.0, 0.0)
-            scale = float(sigma / self.sigma[k])
-            x = scale * x + float(alpha - scale * self.alpha[k]) * x0hat
+            level = (self.alpha[k - 1], self.sigma[k - 1]) if k else (1.0, 0.0)
+            a, b = ddim_terms(self.alpha[k], self.sigma[k], *level)
+            x = float(a) * x + float(b) * x0hat
         states[0] = x.flatten()
         gram = states.new_zeros(n + 1, n + 1, dtype=torch.float64)
         cross = states.new_zeros(n, n + 1, dtype=torch.float64)

@@ -11,7 +11,7 @@ from fastsample._checks import FloatArray, check_array
 from fastsample.costs import CostTable
 from fastsample.decoder import Decoders
 from fastsample.elbo import SeparableCosts, analytic_costs, excess, vp_levels
-from fastsample.learned_range import learned_range_costs
+from fastsample.learned_range import learned_range_costs, log_ratios
 from fastsample.second_order import MOST_TIMES, SecondOrderTable
 from fastsample.statistics import Statistics
 from fastsample.transition import transition
@@ -90,7 +90,7 @@ def _step_costs(
     table = separable.table()
     if variance == "large":
         # Not separable where the process has a scale of its own.
-        a = np.log1p((sigma[:, None] ** 2 - sigma[None, :] ** 2) / sigma[None, :] ** 2)
+        a = log_ratios(sigma**2)
         with np.errstate(over="ignore", invalid="ignore"):
             table[1:, 1:] = table[1:, 1:] * np.exp(-a) + 0.5 * found.dims * excess(a)
         table[1:, 1:][~np.tri(len(sigma), k=-1, dtype=bool)] = np.inf

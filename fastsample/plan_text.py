@@ -47,7 +47,8 @@ def origin(provenance: Mapping[str, Any]) -> str | None:
         measure, fine = _MEASURES[provenance["objective"]], provenance["teacher_steps"]
         lines = [
             f"tuned on {calibration} starting noises, judged on {validation} others: {measure} "
-            f"difference from {fine} steps",
+            f"difference from {fine} steps; {provenance['runs']} candidate times, "
+            f"{provenance['network_calls']:.0f} network calls of all samples",
             f"{'':44}{'calibration':>11}{'validation':>12}",
         ]
         for stage in (*provenance["starts"], *provenance["stages"]):

@@ -11,7 +11,7 @@ import numpy as np
 from fastsample import profile_file
 from fastsample._checks import FloatArray
 from fastsample.costs import CostTable, Objective
-from fastsample.grid import Grid
+from fastsample.grid import Grid, positions_in
 from fastsample.objectives import (
     DecoderChoice,
     elbo_table,
@@ -161,15 +161,8 @@ class Profile(Statistics):
         Raises:
             ValueError: a grid off the profile's times.
         """
-        if not isinstance(grid, Grid):
-            raise TypeError(f"analytic_variance: grid must be a Grid, got {type(grid).__name__}")
-        positions = np.searchsorted(self.times, grid.times[:-1])
-        found = self.times[np.minimum(positions, len(self.times) - 1)] == grid.times[:-1]
-        if not np.all(found):
-            raise ValueError(
-                f"analytic_variance: grid must lie on the {len(self.times)} times of the profile, "
-                f"got {grid.times[:-1][~found][0]:g}"
-            )
+        times = np.append(0.0, self.times)
+        positions = positions_in("analytic_variance", grid, times, "profile")[:-1] - 1
         alpha, sigma = self.schedule.levels(grid.times)
         if estimate == "error":
             error = self.error[positions] / self.dims

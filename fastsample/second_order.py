@@ -8,7 +8,7 @@ import numpy as np
 
 from fastsample import _native
 from fastsample._checks import FloatArray, check_array, check_integer, frozen
-from fastsample.grid import Grid
+from fastsample.grid import Grid, positions_in
 from fastsample.schedule import NoiseSchedule
 
 MOST_TIMES = 256  # the table holds their cube: 134 MB
@@ -91,11 +91,7 @@ class SecondOrderTable:
 
     def cost(self, grid: Grid) -> float:
         """Cost of a grid on the table's times: mean squared data units, summed over steps."""
-        positions = np.searchsorted(self.times, grid.times)
-        if not np.array_equal(self.times[np.minimum(positions, len(self.times) - 1)], grid.times):
-            raise ValueError(
-                f"cost: grid must lie on the {len(self.times) - 1} times of the table, got {grid!r}"
-            )
+        positions = positions_in("cost", grid, self.times, "table")
         r, t, s = positions[:-2], positions[1:-1], positions[2:]
         return float(self._first[positions[0], positions[1]] + self._costs[t, s, r].sum())
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastsample._checks import FloatArray
+from fastsample.transition import ddim_terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +96,8 @@ class Trajectories:
         """
         norms = np.diag(self.states)
         scale = np.zeros((len(alpha), len(alpha)))
-        scale[1:] = sigma[None, :] / sigma[1:, None]
-        gain = alpha[None, :] - alpha[:, None] * scale
+        gain = np.zeros_like(scale)
+        scale[1:], gain[1:] = ddim_terms(alpha[1:, None], sigma[1:, None], alpha, sigma)
         estimates = np.zeros_like(self.states)
         estimates[1:] = self.estimates
         squares = np.append(0.0, np.diag(self.products))

@@ -45,3 +45,30 @@ def transition(
     # sigma_t^2 (1 - SNR_t / SNR_s): the textbook difference cancels when s is close to t.
     variance = -np.expm1(log_ratio) * s_t**2
     return Transition(alpha, variance, variance * (s_s / s_t) ** 2, np.exp(log_ratio))
+
+
+def ddim_terms(
+    alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike, alpha_s: npt.ArrayLike, sigma_s: npt.ArrayLike
+) -> tuple[FloatArray, FloatArray]:
+    """(a, b) of the deterministic step ``x_s = a x_t + b x0`` from level t to level s.
+
+    Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0; for any alpha and sigma, in their
+    common shape.
+    """
+    a = np.asarray(sigma_s, np.float64) / np.asarray(sigma_t, np.float64)
+    return a, np.asarray(alpha_s, np.float64) - np.asarray(alpha_t, np.float64) * a
+
+
+def snr_drop(
+    alpha_bar_t: FloatArray, noise_t: FloatArray, alpha_bar_s: FloatArray, noise_s: FloatArray
+) -> FloatArray:
+    """``SNR_s - SNR_t`` of a variance-preserving process, never a difference of large terms.
+
+    Args:
+        alpha_bar_t: at the noisier time.
+        noise_t: 1 - alpha_bar there, exact near 0.
+        alpha_bar_s: at the cleaner time.
+        noise_s: 1 - alpha_bar there.
+    """
+    drop = np.where(noise_t < 0.5, noise_t - noise_s, alpha_bar_s - alpha_bar_t)
+    return drop / (noise_t * noise_s)

@@ -220,7 +220,7 @@ def test_search_finds_the_best_of_a_bowl():
     def fit(chosen, known):
         assert known is None or known.chosen != chosen
         error = 1.0 + sum((a - b) ** 2 for a, b in zip(chosen, best, strict=True))
-        return Fitted(chosen, [], [], [], 0), error
+        return Fitted(chosen, [], [], []), error
 
     found = search_times(fit, (12, 6, 1), 20, more=lambda: True)
     assert found.fitted.chosen == best

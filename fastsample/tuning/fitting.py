@@ -7,14 +7,16 @@ are elements of all samples. Row by row that costs exactly one run of the sample
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fastsample.transition import ddim_terms
 from fastsample.tuning.shares import Shares
-from fastsample.tuning.teacher import Teacher
+from fastsample.tuning.teacher import Network, Teacher
 
 Objective: TypeAlias = Literal["endpoint", "robust"]
 
@@ -31,14 +33,12 @@ class Fitted:
         states: what each row started from, `(n, *shape)`, and the result.
         earlier: the x0's before each row, latest first.
         coefficients: of each row: x, x0, h1, h2, as many as there were.
-        first: number of the first sample.
     """
 
     chosen: tuple[int, ...]
     states: list[Tensor]
     earlier: list[tuple[Tensor, ...]]
     coefficients: list[Tensor]
-    first: int
 
     @property
     def result(self) -> Tensor:
@@ -77,28 +77,41 @@ def fit_rows(
         to = chosen[row + 1] + 1 if row + 1 < len(chosen) else 0
         features = (x, x0, *history)
         target = teacher.states[to][samples]
-        wanted = teacher.states[k + 1][samples]
-        weights = _weights(x, wanted, teacher.shares, samples) if robust and row else None
         if to == 0 and teacher.network.clips:
             # The result is x0 itself, which stays in the range of the data.
             coefficient = torch.tensor([0.0, 1.0, *[0.0] * len(history)], dtype=torch.float64)
         else:
-            prior = _ddim(teacher, k, to)
+            prior, weights = _ddim(teacher, k, to), None
+            if robust and row:
+                wanted = teacher.states[k + 1][samples]
+                weights = _weights(x, wanted, teacher.shares, samples)
             coefficient = _regress(features, target, prior, weights, teacher.shares)
         x = combined(features, coefficient)
         history = (x0, *history)[:HISTORY]
         coefficients = [*coefficients, coefficient]
         states, earlier = [*states, x], [*earlier, history]
-    return Fitted(chosen, states, earlier, coefficients, first)
+    return Fitted(chosen, states, earlier, coefficients)
 
 
 def run_rows(
-    teacher: Teacher, chosen: tuple[int, ...], coefficients: list[Tensor], samples: slice
+    network: Network,
+    start: Tensor,
+    chosen: Sequence[int],
+    coefficients: Sequence[Tensor],
+    first: int,
 ) -> Tensor:
-    """Result `(n, *shape)` of given rows on other samples."""
-    x, history = teacher.start[samples], ()
+    """Result `(n, *shape)` of given rows.
+
+    Args:
+        network: the model at numbered times.
+        start: noise `(n, *shape)`.
+        chosen: the number of each row's time.
+        coefficients: of each row.
+        first: number of the first sample.
+    """
+    x, history = start, ()
     for k, coefficient in zip(chosen, coefficients, strict=True):
-        x0 = teacher.network.x0(x, k, samples.start or 0)
+        x0 = network.x0(x, k, first)
         x = combined((x, x0, *history), coefficient)
         history = (x0, *history)[:HISTORY]
     return x
@@ -151,9 +164,9 @@ def _shared(old: tuple[int, ...], new: tuple[int, ...]) -> int:
 def _ddim(teacher: Teacher, k: int, to: int) -> tuple[float, float]:
     """(a, b) of the DDIM row between two of the teacher's states."""
     network = teacher.network
-    alpha, sigma = (network.alpha[to - 1], network.sigma[to - 1]) if to else (1.0, 0.0)
-    a = float(sigma / network.sigma[k])
-    return a, float(alpha - network.alpha[k] * a)
+    level = (network.alpha[to - 1], network.sigma[to - 1]) if to else (1.0, 0.0)
+    a, b = ddim_terms(network.alpha[k], network.sigma[k], *level)
+    return float(a), float(b)
 
 
 def _weights(x: Tensor, wanted: Tensor, shares: Shares, samples: slice) -> Tensor:

@@ -38,7 +38,6 @@ class TuneReport:
         runs: candidate times that were tried.
         network_calls: samples that the network has seen, over all samples of the tuning: full
             batches.
-        seconds: wall clock.
     """
 
     starts: tuple[Stage, ...]
@@ -48,13 +47,10 @@ class TuneReport:
     teacher_steps: int
     runs: int
     network_calls: float
-    seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without the seconds, which differ from run to run."""
-        found = asdict(self)
-        del found["seconds"]
-        return found
+        """For JSON."""
+        return asdict(self)
 
 
 def fingerprint(model: Any) -> str | None:

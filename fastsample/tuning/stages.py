@@ -17,7 +17,6 @@ from fastsample.samplers._compile import compile_plan
 from fastsample.tuning.fitting import (
     Fitted,
     Objective,
-    combined,
     distance,
     fit_rows,
     run_rows,
@@ -76,11 +75,11 @@ class Stages:
 
     # ---- known samplers ----
 
-    def known(self, methods: Sequence[str]) -> list[tuple[Stage, Plan, str]]:
-        """The best of the known samplers on the starting grids, with the grid's name."""
+    def known(self, methods: Sequence[str]) -> list[Entry]:
+        """The best of the known samplers on the starting grids, best first."""
         denoiser = self.teacher.network.denoiser
         plans = [
-            (f"{plan.method} on {name}", plan, name)
+            (f"{plan.method} on {name}", plan)
             for name, grid in self.grids.items()
             for plan in solver_plans(denoiser, grid, methods, self.clip)
         ]
@@ -89,8 +88,8 @@ class Stages:
             self._set_scale(plans[0][1])
         plans.sort(key=lambda entry: self._error(self._run_plan(entry[1], few), few))
         found = [
-            (Stage(label, None, self._error(self._run_plan(plan, self.held_out))), plan, name)
-            for label, plan, name in plans[:_FINALISTS]
+            (Stage(label, None, self._error(self._run_plan(plan, self.held_out))), plan)
+            for label, plan in plans[:_FINALISTS]
         ]
         found = [entry for entry in found if math.isfinite(entry[0].validation)]
         if not found:
@@ -136,7 +135,7 @@ class Stages:
             result = self._run_plan(make(self._grid(chosen)), self.searched)
             self.runs += 1
             self.tick()
-            return Fitted(chosen, [result], [], [], 0), self._error(result, self.searched)
+            return Fitted(chosen, [result], [], []), self._error(result, self.searched)
 
         last = self.runs + max_runs
         found = search_times(run, chosen, len(self.teacher.times), more=lambda: self.runs < last)
@@ -174,7 +173,8 @@ class Stages:
         """Rows fitted to all calibration samples, judged on the others."""
         robust = self.objective == "robust"
         fitted = fit_rows(self.teacher, chosen, self.calibration, robust=robust)
-        result = run_rows(self.teacher, chosen, fitted.coefficients, self.held_out)
+        start, first = self.teacher.start[self.held_out], self.held_out.start
+        result = run_rows(self.teacher.network, start, chosen, fitted.coefficients, first)
         stage = Stage(
             label, self._error(fitted.result, self.calibration), self._error(result, self.held_out)
         )
@@ -208,11 +208,10 @@ class Stages:
     def _run_plan(self, plan: Plan, samples: slice) -> Tensor:
         """Result of any deterministic plan without a raw output term."""
         network = Network(self.teacher.network.denoiser, plan.times[::-1], **self.options)
-        x, history = self.teacher.start[samples], ()
-        for row, values in enumerate(coefficients_of(plan)):
-            x0 = network.x0(x, len(plan) - 1 - row, samples.start)
-            x = combined((x, x0, *history), torch.tensor(values, dtype=torch.float64))
-            history = (x0, *history)[:2]
+        rows = [torch.tensor(row, dtype=torch.float64) for row in coefficients_of(plan)]
+        positions = range(len(plan) - 1, -1, -1)
+        start = self.teacher.start[samples]
+        x = run_rows(network, start, positions, rows, samples.start)
         self._other_calls += network.calls
         return x
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -91,7 +90,6 @@ def tune(
         ValueError: a stochastic method, one step, too few samples, or a network that returns NaN
             (the message names the time).
     """
-    began = time.perf_counter()
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"tune: denoiser must be a Denoiser, got {type(denoiser).__name__}")
     count = check_integer("tune", "samples", samples, 16 * process()[1])
@@ -139,7 +137,7 @@ def tune(
             tick=bar.update,
         )
         known = stages.known(names)
-        entries: list[tuple[Stage, Plan]] = [known[0][:2]]
+        entries: list[tuple[Stage, Plan]] = known[:1]
         if fits:
             fitted = stages.fitted(limit)
             entries += fitted
@@ -151,14 +149,13 @@ def tune(
             entries += stages.moved(best, maker_of(denoiser, best, names, bound), limit)
     stage, plan = min(entries, key=lambda entry: entry[0].validation)
     report = TuneReport(
-        starts=tuple(start for start, *_ in known),
+        starts=tuple(start for start, _ in known),
         stages=tuple(stage for stage, _ in entries[1:]),
         chosen=stage.name,
         samples=(count - count // 4, count // 4),
         teacher_steps=len(network.times),
         runs=stages.runs,
         network_calls=stages.calls / count,
-        seconds=time.perf_counter() - began,
     )
     if scale is not None:
         plan = plan.with_guidance(scale)
