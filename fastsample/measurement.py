@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastsample import ops
 from fastsample._checks import FloatArray
+from fastsample.adjoint import Adjoints
+from fastsample.backward import adjoints_of, check_differentiable
 from fastsample.denoiser import Denoiser
 from fastsample.identity import Identity
 from fastsample.ops.checks import history_dtype
@@ -51,7 +53,8 @@ class Measurement:
         self.nodes = torch.from_numpy(learned_nodes(schedule, times, settings.nodes)).to(device)
         scales = log_scales(schedule, times, settings.bin_width)
         self.log_scales = torch.from_numpy(scales).to(device)
-        self.told = denoiser.network_times(times)
+        with torch.inference_mode(False):  # they may come to be part of a graph
+            self.told = denoiser.network_times(times)
         self._width = 4 + 2 * settings.nodes + len(scales)
 
     def errors(
@@ -92,45 +95,52 @@ class Measurement:
         return found | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
     def trajectories(
-        self, identity: Identity, count: int, arguments: Mapping[str, Any]
-    ) -> Trajectories:
-        """Inner products along the DDIM trajectories of the first samples of a batch."""
+        self, identity: Identity, count: int, arguments: Mapping[str, Any], adjoint: bool
+    ) -> tuple[Trajectories, Adjoints | None]:
+        """Sums along the DDIM trajectories of the first samples of a batch, and back along them."""
         size = int(np.prod(self.denoiser.shape))
-        held = max(1, _MOST_HELD // (2 * size * len(self.times)))
-        total = Trajectories.empty(len(self.times))
+        held = max(1, _MOST_HELD // ((3 if adjoint else 2) * size * len(self.times)))
+        if adjoint:  # a graph holds several times what a call of the whole batch does
+            held = min(held, max(1, len(identity.index) // 4))
+        lines = Trajectories.empty(len(self.times))
+        ends = Adjoints.empty(len(self.times)) if adjoint else None
         for first in range(0, count, held):
             part = slice(first, min(first + held, count))
             some = {
                 name: value[part] if isinstance(value, Tensor) else value
                 for name, value in arguments.items()
             }
-            total = total + self._trajectories(Identity(identity.seeds, identity.index[part]), some)
-        return total
+            chosen = Identity(identity.seeds, identity.index[part])
+            found, states = self._trajectories(chosen, some)
+            lines = lines + found
+            if ends is not None:
+                ends = ends + self._adjoints(chosen, states, some)
+        return lines, ends
 
-    def _trajectories(self, identity: Identity, arguments: Mapping[str, Any]) -> Trajectories:
+    def _trajectories(
+        self, identity: Identity, arguments: Mapping[str, Any]
+    ) -> tuple[Trajectories, Tensor]:
         """Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0, on all the times."""
         kind = history_dtype(torch.empty(0, dtype=self.denoiser.dtype))
         n = len(self.times)
         x = ops.noise(*identity, self.denoiser.shape, dtype=kind)
-        states = x.new_empty(n + 1, x.numel())
-        estimates = x.new_empty(n, x.numel())
-        low, high = self.settings.clip
+        states = x.new_empty(n + 1, *x.shape)
+        estimates = x.new_empty(n, *x.shape)
         for k in range(n - 1, -1, -1):
-            states[k + 1] = x.flatten()
-            output, seen = self._call(x, k, arguments)
-            p, q = self.x0_terms[k]
-            x0hat = torch.clamp(p * seen + q * output[:, : x.shape[1]], low, high)
-            estimates[k] = x0hat.flatten()
+            states[k + 1] = x
+            estimates[k] = x0hat = self._estimate(x, k, arguments)
             level = (self.alpha[k - 1], self.sigma[k - 1]) if k else (1.0, 0.0)
             a, b = ddim_terms(self.alpha[k], self.sigma[k], *level)
             x = float(a) * x + float(b) * x0hat
-        states[0] = x.flatten()
+        states[0] = x
         gram = states.new_zeros(n + 1, n + 1, dtype=torch.float64)
         cross = states.new_zeros(n, n + 1, dtype=torch.float64)
         products = states.new_zeros(n, n, dtype=torch.float64)
         columns = max(1, _WIDENED // (n + 1))
         for left, right in zip(
-            states.split(columns, dim=1), estimates.split(columns, dim=1), strict=True
+            states.flatten(1).split(columns, dim=1),
+            estimates.flatten(1).split(columns, dim=1),
+            strict=True,
         ):
             left, right = left.double(), right.double()
             gram += left @ left.T
@@ -139,7 +149,29 @@ class Measurement:
         found = [t.cpu().numpy() for t in (gram, cross, products)]
         # What comes after NaN is NaN: the first call that gave it is the noisiest.
         self._check_finite(np.diag(found[2])[::-1, None], self.times[::-1])
-        return Trajectories(len(identity.index), *found)
+        return Trajectories(len(identity.index), *found), states
+
+    def _adjoints(
+        self, identity: Identity, states: Tensor, arguments: Mapping[str, Any]
+    ) -> Adjoints:
+        """End errors of steps between the states of `_trajectories`."""
+        with torch.inference_mode(False):
+            own = {k: v.clone() if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        return adjoints_of(
+            "profile",
+            lambda x, k: self._estimate(x, k, own),
+            self.times,
+            (self.alpha, self.sigma),
+            states,
+            identity,
+        )
+
+    def _estimate(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> Tensor:
+        """The clipped x0 at time number k."""
+        output, seen = self._call(x, k, arguments)
+        check_differentiable("profile", x, output)
+        p, q = self.x0_terms[k]
+        return torch.clamp(p * seen + q * output[:, : x.shape[1]], *self.settings.clip)
 
     def _call(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(output, what the network saw) in the arithmetic of x."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastsample._checks import FloatArray
+from fastsample.adjoint import Adjoints
 from fastsample.decoder import (
     Decoders,
     DiscretizedDecoder,
@@ -56,6 +57,7 @@ class Statistics:
         sums: over samples, float64: "error", "error_square", "eps_square", "v" `(n,)`, "excess",
             "weighted" `(n, nodes)`, "nll" `(n, scales)`, "x0_square" `()`.
         trajectories: inner products along fine trajectories, or None.
+        adjoints: what single steps do to the ends of these trajectories, or None.
         origin: which run it belongs to, for one that goes on; None without a file.
     """
 
@@ -66,6 +68,7 @@ class Statistics:
     count: int
     sums: dict[str, FloatArray]
     trajectories: Trajectories | None = None
+    adjoints: Adjoints | None = None
     origin: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -151,8 +154,9 @@ class Statistics:
             raise ValueError("sums that are not finite")
         if np.any(self.sums["error"] < 0.0):
             raise ValueError("negative squared errors")
-        if self.trajectories is not None:
-            self.trajectories.check_shapes(len(self.times))
+        for lines in (self.trajectories, self.adjoints):
+            if lines is not None:
+                lines.check_shapes(len(self.times))
 
 
 def empty_sums(

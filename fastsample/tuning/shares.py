@@ -13,6 +13,7 @@ from fastsample.collective import process, summed
 
 SEARCHED = 192  # samples that a candidate is run on
 RANKING = 32  # samples that sort out the known samplers
+WEIGHED = 64  # samples whose adjoints weigh steps
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Shares:
         held_out: of what judges.
         searched: the calibration samples that candidates are run on.
         ranking: the calibration samples that sort out the known samplers.
+        weighed: the calibration samples whose adjoints weigh steps.
         total: samples of all processes.
         device: where tensors are reduced.
     """
@@ -34,6 +36,7 @@ class Shares:
     held_out: slice
     searched: slice
     ranking: slice
+    weighed: slice
     total: int
     device: torch.device
 
@@ -51,6 +54,7 @@ class Shares:
             slice(len(fit), len(fit) + len(judge)),
             slice(0, int(np.sum(fit < SEARCHED))),
             slice(0, int(np.sum(fit < RANKING))),
+            slice(0, int(np.sum(fit < WEIGHED))),
             samples,
             device,
         )

@@ -26,10 +26,15 @@ from fastsample.tuning.report import Stage
 from fastsample.tuning.search import nearest_positions, search_times
 from fastsample.tuning.solvers import coefficients_of, solver_plans
 from fastsample.tuning.teacher import Network, Teacher
+from fastsample.tuning.weighing import ADJOINT
 
 Entry: TypeAlias = tuple[Stage, Plan]
 
+Start: TypeAlias = tuple[float, str, tuple[int, ...]]  # error, name, positions
+
 _FINALISTS = 3
+_SHARES = (0.7, 0.3)  # of the candidates, for the best two starts
+_OWN_SHARE = 0.4  # on top of these, for the adjoint grid
 _HUBER = 3.0  # robust: in medians of a known sampler's errors
 
 
@@ -103,7 +108,7 @@ class Stages:
 
     def fitted(self, max_runs: int) -> list[Entry]:
         """Rows fitted on the best two starting grids, and on the times found from there."""
-        starts: list[tuple[float, str, tuple[int, ...]]] = []
+        starts: list[Start] = []
         for name, grid in self.grids.items():
             chosen = nearest_positions(self.teacher.times, grid.times[:-1])
             error = math.inf if chosen is None else self._fit(chosen, None)[1]
@@ -111,7 +116,7 @@ class Stages:
                 starts.append((error, name, chosen))
         starts.sort()
         entries: list[Entry] = []
-        for share, (_, name, chosen) in zip((0.7, 0.3), starts, strict=False):
+        for share, (_, name, chosen) in shared_candidates(starts):
             if not entries:
                 entries.append(self._finished(chosen, f"fitted rows on {name}"))
             last = self.runs + max(1, int(share * max_runs))
@@ -238,3 +243,15 @@ class Stages:
         difference = result - wanted
         each = difference.double().flatten(1).square().mean(1).sqrt()
         self.scale = _HUBER * self.shares.median(each, few) or None
+
+
+def shared_candidates(starts: Sequence[Start]) -> list[tuple[float, Start]]:
+    """The starts to search from and their shares of the candidates, best first.
+
+    The errors that rank starts are noisy. So the adjoint grid takes no candidates from the others:
+    it gets its own, if it is one of the best two.
+    """
+    others = (start for start in starts if start[1] != ADJOINT)
+    own = (start for start in starts[:2] if start[1] == ADJOINT)
+    shares = [*zip(_SHARES, others, strict=False), *((_OWN_SHARE, start) for start in own)]
+    return sorted(shares, key=lambda entry: entry[1])

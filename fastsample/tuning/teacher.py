@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsample import ops
 from fastsample._checks import FloatArray
+from fastsample.backward import check_differentiable
 from fastsample.batches import arguments_of
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
@@ -56,7 +57,8 @@ class Network:
         self.alpha, self.sigma = denoiser.schedule.levels(times)
         self.terms = x0_terms("tune", denoiser.prediction, self.alpha, self.sigma)
         self.bounds = clip_bounds("tune", clip)
-        self.told = denoiser.network_times(times)
+        with torch.inference_mode(False):  # they may come to be part of a graph
+            self.told = denoiser.network_times(times)
         self.cond, self.uncond, self.guidance = cond, uncond, guidance
         self.calls = 0
 
@@ -86,6 +88,7 @@ class Network:
         for begin in range(0, len(x), self.batch_size):
             part = x[begin : begin + self.batch_size]
             m, u = self.output(part, k, first + begin)
+            check_differentiable("tune", part, m)
             if u is not None and self.guidance is not None:
                 m = u + self.guidance * (m - u)
             p, q = (float(term[k]) for term in self.terms)
