@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.contestants import TIMES, Contestant, Ours, Peer, Tuned
+from benchmarks.contestants import Contestant, Ours, Peer, Tuned
 from benchmarks.models import Model
+from fastsample import peers
 
 ALL_GRIDS = (
     "uniform",
@@ -71,28 +72,15 @@ def _ours(learned: bool, digits: bool) -> list[Contestant]:
 
 
 def _peers(learned: bool, digits: bool) -> list[Contestant]:
-    dpm, unipc = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
-    spaced = ("leading", "trailing") if digits else ("leading", "trailing", "linspace")
-    more = () if digits else ("exponential", "beta")
-    third = ("linspace", "trailing") if digits else ("linspace", "trailing", "karras")
-    crossed: list[tuple[str, str, dict[str, Any], Sequence[str]]] = [
-        ("DDIM", "DDIMScheduler", {}, ("leading", "trailing", "linspace")),
-        ("DPM-Solver++ 2M", dpm, {}, ("linspace", "trailing", "karras", "lu", *more)),
-        ("DPM-Solver++ 3M", dpm, {"solver_order": 3}, (*third, "lu", *more)),
-        ("UniPC", unipc, {}, ("linspace", "trailing", "karras", *more)),
-        ("UniPC", unipc, {"solver_order": 3}, (*third, *more)),
-        ("DEIS", "DEISMultistepScheduler", {}, ("linspace", "trailing", "karras", *more)),
-        ("SDE 2M", dpm, {"algorithm_type": "sde-dpmsolver++"}, ("linspace", "karras", "lu")),
-        ("DDPM", "DDPMScheduler", {}, spaced),
-    ]
-    if learned:
-        crossed.append(("DDPM", "DDPMScheduler", {"variance_type": "learned_range"}, spaced))
-    found: list[Contestant] = [
-        Peer(family, scheduler, {**options, **TIMES[grid]}, grid)
-        for family, scheduler, options, names in crossed
-        for grid in names
-    ]
-    if digits:  # as they come, without the clipping that they know under another name
-        found.append(Peer("DPM-Solver++ 2M", dpm, TIMES["linspace"], "linspace", clips=False))
-        found.append(Peer("UniPC", unipc, TIMES["linspace"], "linspace", clips=False))
-    return found
+    found = [*peers.deterministic_peers(), *peers.stochastic_peers(learned=learned)]
+    if digits:
+        found = [peer for peer in found if _affordable(peer)] + peers.unclipped_peers()
+    return [Peer(**vars(peer)) for peer in found]
+
+
+def _affordable(peer: peers.Peer) -> bool:
+    """Whether it is run on the digits, where the network takes most of the time."""
+    if peer.family == "DDPM":
+        return peer.grid != "linspace"
+    third = peer.options.get("solver_order") == 3
+    return peer.grid not in ("exponential", "beta") and not (third and peer.grid == "karras")

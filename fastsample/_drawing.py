@@ -211,24 +211,6 @@ def draw_terms(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) 
     )
 
 
-def draw_errors(figure: FigureBase, lines: Mapping[str, Mapping[int, float]]) -> None:
-    """Errors against the number of network calls, both logarithmic, one line per name."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
-    axes = figure.add_subplot()
-    for i, (name, errors) in enumerate(lines.items()):
-        style: dict[str, Any] = {"color": _colour(i), "marker": "o", "lw": 1.8}
-        axes.plot([*errors], [*errors.values()], label=name, **style)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks(sorted({steps for errors in lines.values() for steps in errors}))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="network calls", ylabel="error per element, held-out noise")
-    _finish(axes)
-    axes.legend(frameon=False)
-
-
 def nearest_times(times: FloatArray, num_steps: int, power: float) -> Grid:
     """The grid on `times` nearest to ``times[-1] (k / K)^power``, halves up, without repeats.
 

@@ -7,9 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 import fastsample as fs
 from fastsample import plots
+from fastsample.comparison import compare
 from fastsample.plan_file import load_plans, save_plans
+
+_COMPARED = 128  # starting noises of the picture, at most
 
 
 def add_tuning(commands: Any) -> None:
@@ -23,7 +28,10 @@ def add_tuning(commands: Any) -> None:
         "--out", type=Path, required=True, help="JSON of plans; lengths it has are not tuned again"
     )
     tune.add_argument(
-        "--picture", type=Path, help="draw errors against calls, of the plans and known samplers"
+        "--picture",
+        type=Path,
+        help="draw errors against calls, of the plans, all methods here and, where it is "
+        "installed, every scheduler of diffusers",
     )
     tune.add_argument("--samples", type=int, default=1024, help="starting noises (default 1024)")
     tune.add_argument("--objective", choices=["endpoint", "robust"], default="endpoint")
@@ -71,5 +79,14 @@ def _tune(options: argparse.Namespace) -> int:
         print(plans[steps].describe())
         print(f"{steps} steps, {time.perf_counter() - began:.1f} s: {options.out.resolve()}\n")
     if options.picture is not None:
-        print(plots.save(plots.tuned_errors(plans), options.picture))
+        _draw(model, {steps: plans[steps] for steps in options.steps}, options)
     return 0
+
+
+def _draw(model: fs.Denoiser, plans: dict[int, fs.Plan], options: argparse.Namespace) -> None:
+    """The picture, and the errors in it that matter most as a table."""
+    count = min(options.samples, _COMPARED)
+    with tqdm(disable=options.quiet, desc="compare", unit="run") as bar:
+        found = compare(model, plans, samples=count, cond=model.uncond, tick=bar.update)
+    print(found.table())
+    print(plots.save(plots.tuned_errors(found), options.picture))

@@ -1,4 +1,4 @@
-"""Pictures of cost tables and grids, for reports and for looking (need matplotlib).
+"""Pictures of cost tables, grids and errors, for reports and for looking (need matplotlib).
 
 Every function makes a `matplotlib.figure.Figure` of its own and never touches pyplot: no window
 opens, and no figure or setting of a caller changes. In a notebook the figure shows itself; `save`
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from fastsample._drawing import (
     draw_bits,
     draw_cost_map,
-    draw_errors,
     draw_strips,
     draw_terms,
     make_figure,
 )
+from fastsample._error_lines import draw_comparison
+from fastsample.comparison import Comparison
 from fastsample.costs import CostTable
 from fastsample.grid import Grid
-from fastsample.plan import Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,32 +119,26 @@ def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
     return figure
 
 
-def tuned_errors(plans: Mapping[int, Plan]) -> Figure:
-    """Validation error of tuned plans, and of the best known samplers, against network calls.
+def tuned_errors(comparison: Comparison) -> Figure:
+    """Errors of tuned plans against network calls, among all other deterministic samplers.
+
+    One panel for the methods of this package and one for diffusers, if it took part: every setting
+    is a faint line, the best settings of a family at each number of calls a full one. Between the
+    best of a panel and the tuned plan stands how many times smaller the plan's error is.
 
     Args:
-        plans: of `fastsample.tune`, by number of calls.
+        comparison: of `fastsample.comparison.compare`.
 
     Returns:
         A figure.
-
-    Raises:
-        ValueError: no plans, or one that was not tuned.
     """
-    if not plans:
-        raise ValueError("tuned_errors: plans must hold at least one, got none")
-    tuned, known = {}, {}
-    for steps, plan in sorted(plans.items()):
-        note = plan.provenance or {}
-        if "stages" not in note or "starts" not in note:
-            raise ValueError(
-                f"tuned_errors: plans must be made by fastsample.tune, got {plan.method}"
-            )
-        known[steps] = min(entry["validation"] for entry in note["starts"])
-        entries = [*note["starts"], *note["stages"]]
-        tuned[steps] = next(e["validation"] for e in entries if e["name"] == note["chosen"])
-    figure = make_figure(7.2, 4.6)
-    draw_errors(figure, {"best known sampler": known, "tuned plan": tuned})
+    if not isinstance(comparison, Comparison):
+        raise TypeError(
+            f"tuned_errors: comparison must be a Comparison, got {type(comparison).__name__}"
+        )
+    width = 11.6 if comparison.of("diffusers") else 7.0
+    figure = make_figure(width, 5.0)
+    draw_comparison(figure, comparison)
     return figure
 
 

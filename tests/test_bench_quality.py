@@ -125,8 +125,9 @@ def test_left_out_variants_are_others_by_another_name():
 def test_peers_are_run_as_ours_are(ours, scheduler):
     pytest.importorskip("diffusers")
     pytest.importorskip("sklearn")
-    from benchmarks.contestants import TIMES, Ours, Peer
+    from benchmarks.contestants import Ours, Peer
     from benchmarks.models import MODELS
+    from fastsample.peers import TIMES
 
     model = MODELS["digits"]()
     start = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -198,8 +199,9 @@ def test_bench_quality_runs_and_renders(monkeypatch, tmp_path, capsys):
     for needed in ("diffusers", "sklearn", "torchmetrics", "matplotlib"):
         pytest.importorskip(needed)
     from benchmarks import bench_quality, quality, quality_report
-    from benchmarks.contestants import TIMES, Ours, Peer
+    from benchmarks.contestants import Ours, Peer
     from benchmarks.models import MODELS
+    from fastsample.peers import TIMES
 
     monkeypatch.setattr(
         bench_quality, "train_classifier", functools.partial(quality.train_classifier, epochs=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from networks import denoiser, halve
 
 import fastsample as fs
-from fastsample import plots
 from fastsample.cli import main
 from fastsample.plan_file import load_plans
 
@@ -36,18 +36,28 @@ def test_plans_are_the_library_s(tmp_path, capsys):
 
 
 def test_a_picture_of_the_errors(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     out, picture = tmp_path / "plans.json", tmp_path / "errors.png"
     assert tune("--steps", "3,5", "--out", str(out), "--picture", str(picture)) == 0
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert str(picture) in capsys.readouterr().out
-    axes = plots.tuned_errors(load_plans(out)).axes[0]
-    known, tuned = (line.get_xydata() for line in axes.lines)
-    assert known[:, 0].tolist() == tuned[:, 0].tolist() == [3, 5]
-    assert (tuned[:, 1] <= known[:, 1]).all()
-    with pytest.raises(ValueError, match=r"plans must be made by fastsample\.tune, got ddim"):
-        plots.tuned_errors({3: fs.ddim(fs.NoiseSchedule.linear(), fs.grids.uniform(1000, 3))})
-    with pytest.raises(ValueError, match="plans must hold at least one, got none"):
-        plots.tuned_errors({})
+    *_, head, three, five, where = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "calls"
+    assert (three.split()[0], five.split()[0]) == ("3", "5")
+    assert where == str(picture)
+
+
+def test_the_picture_has_the_steps_asked_for_alone(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr("fastsample.peers.installed", lambda: False)
+    out, picture = tmp_path / "plans.json", tmp_path / "errors.png"
+    tune("--steps", "3,5", "--out", str(out))
+    capsys.readouterr()
+    assert tune("--steps", "5", "--out", str(out), "--picture", str(picture)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("3 ")]
+    assert "diffusers is not installed: without its schedulers" in lines
+    assert picture.stat().st_size > 10_000
 
 
 def test_what_is_there_is_not_tuned_again(tmp_path, capsys):
@@ -63,17 +73,27 @@ def test_what_is_there_is_not_tuned_again(tmp_path, capsys):
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path, monkeypatch):
-    out, real = tmp_path / "plans.json", fs.tune
+    """Ctrl-C arrives while the network runs; the same command then goes on."""
+    out, whole = tmp_path / "plans.json", tmp_path / "whole.json"
+    tune("--steps", "3,4", "--out", str(whole))
+    calls = 0
 
-    def interrupted(model, steps, **options):
-        if steps == 4:
+    def interrupted(x, t, **cond):
+        nonlocal calls
+        calls += 1
+        if list(load_plans(out) if out.exists() else {}) == [3] and calls % 50 == 0:
             raise KeyboardInterrupt
-        return real(model, steps, **options)
+        return halve(x, t)
 
-    monkeypatch.setattr(fs, "tune", interrupted)
+    quick = fs.load
+    monkeypatch.setattr(fs, "load", lambda name, device=None: denoiser(interrupted, 2, uncond={}))
     with pytest.raises(KeyboardInterrupt):
         tune("--steps", "3,4", "--out", str(out))
     assert list(load_plans(out)) == [3]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("plans")] == [out.name]
+    monkeypatch.setattr(fs, "load", quick)
+    assert tune("--steps", "3,4", "--out", str(out)) == 0
+    assert out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -98,12 +118,11 @@ def test_steps_are_numbers(capsys):
     assert "must look like 5,8,10, got '3,x'" in capsys.readouterr().err
 
 
-def test_a_plan_of_another_model_is_refused(tmp_path, capsys):
+def test_a_plan_of_another_model_is_refused(tmp_path, capsys, monkeypatch):
     out = tmp_path / "plans.json"
     tune("--steps", "3", "--out", str(out))
-    fs.load = lambda name, device=None: denoiser(
-        halve, 2, schedule=fs.NoiseSchedule.cosine(), uncond={}
-    )
+    other = denoiser(halve, 2, schedule=fs.NoiseSchedule.cosine(), uncond={})
+    monkeypatch.setattr(fs, "load", lambda name, device=None: other)
     capsys.readouterr()
     assert tune("--steps", "4", "--out", str(out)) == 2
     assert "plans must be for the model's schedule" in capsys.readouterr().err
