@@ -89,9 +89,9 @@ def check_bool(function: str, name: str, value: object) -> bool:
     return bool(value)
 
 
-def warn_user(message: str) -> None:
-    """A UserWarning that points at the line outside the package which called into it."""
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning that points at the line outside the package which called into it."""
     depth, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("fastsample."):
         depth, frame = depth + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=depth)
+    warnings.warn(message, category, stacklevel=depth)

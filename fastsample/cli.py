@@ -1,4 +1,4 @@
-"""The command line: ``fastsample demo | sample | profile | plan | bpd | info``."""
+"""The command line: ``fastsample demo | sample | profile | plan | bpd | tune | train | info``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import fastsample as fs
-from fastsample import cli_planning, cli_tuning
+from fastsample import cli_planning, cli_training, cli_tuning
 from fastsample.images import save_grid
 from fastsample.methods import GRIDS, METHODS
 
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     cli_planning.add_commands(commands)
     cli_tuning.add_tuning(commands)
+    cli_training.add_training(commands)
 
     info = commands.add_parser("info", help="how this copy was built and what it runs on")
     info.set_defaults(run=_info)

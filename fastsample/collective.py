@@ -30,6 +30,19 @@ def summed(vector: Tensor, device: torch.device) -> Tensor:
     return torch.from_numpy(_summed(vector.contiguous(), device).reshape(vector.shape))
 
 
+def gathered(x: Tensor) -> Tensor:
+    """The rows `(n, ...)` of all processes, in their order; gradients reach this process's own.
+
+    Where every process computes the same function of them, gradients of weights are to be summed.
+    """
+    if not _running():
+        return x
+    parts = [x.new_empty(x.shape) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[dist.get_rank()] = x
+    return torch.cat(parts)
+
+
 def share_of_batches() -> tuple[int, Share]:
     """(rank, function that leaves each round's batch of this process, None if it has none).
 

@@ -61,13 +61,21 @@ def make_identity(
                 f"{function}: sample_index must be a number or a vector, "
                 f"got {np.ndim(sample_index)} dims"
             )
-        numbers = [
-            check_integer(function, "sample_index", _item(value), 0, 2**63 - 1)
-            for value in sample_index
-        ]
-        index = torch.tensor(numbers, dtype=torch.int64)
+        index = _checked_index(function, sample_index)
     seeds = torch.tensor(words, dtype=torch.int64, device=device)  # int64 even if there are none
     return Identity(seeds, index.to(device, torch.int64))
+
+
+def _checked_index(function: str, sample_index: Any) -> Tensor:
+    if isinstance(sample_index, Tensor) and sample_index.dtype == torch.int64:
+        least = int(sample_index.min()) if len(sample_index) else 0
+        check_integer(function, "sample_index", least, 0)
+        return sample_index
+    numbers = [
+        check_integer(function, "sample_index", _item(value), 0, 2**63 - 1)
+        for value in sample_index
+    ]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def _item(value: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 from fastsample.denoiser import Denoiser, checked_shape
 from fastsample.devices import make_device
-from fastsample.models import load_digits_model
+from fastsample.models import load_checkpoint, load_digits_model, load_swirl_model
 from fastsample.plan_file import load_plans
 from fastsample.profiles import Profile
 from fastsample.rows import Clip
@@ -28,7 +28,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
     Args:
         name: "digits" (8 x 8 handwritten digits in [-1, 1], learned-range variance, optional
             labels as ``cond={"y": ...}``, with its profile and tuned plans), or the path of a file
-            written by `examples/train_digits.py`.
+            written by ``fastsample train`` or `examples/train_digits.py`.
         device: where to run; None is the CPU.
 
     Raises:
@@ -40,6 +40,10 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
     if name != "digits" and not os.path.isfile(name):
         raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
     place = make_device("load", device) or torch.device("cpu")
+    if name != "digits" and load_checkpoint(name)[1].get("model") == "SwirlNet":
+        swirl, metadata = load_swirl_model(name)
+        schedule = NoiseSchedule.from_dict(metadata["schedule"])
+        return Denoiser(swirl, schedule, metadata["shape"], time="log_snr", device=place)
     model, metadata = load_digits_model(None if name == "digits" else name)
     found = Denoiser(
         model,

@@ -1,0 +1,299 @@
+"""The fidelity loss: how far the K-step samples of a model are from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsample._checks import check_bool, check_integer, warn_user
+from fastsample.arguments import Knobs, Steps, check_tensor, make_plan
+from fastsample.collective import process
+from fastsample.conditioning import Conditions
+from fastsample.denoiser import Denoiser
+from fastsample.grid import Grid
+from fastsample.plan import Plan
+from fastsample.rows import Clip, Variance
+from fastsample.training.chain import (
+    GRADIENTS,
+    STARTS,
+    Gradient,
+    Path,
+    Start,
+    run_chain,
+    starting_points,
+)
+from fastsample.training.discrepancy import DISTANCES, PAIRED, Discrepancy, Distance, Features
+from fastsample.training.draws import Draws
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class ChainKnobs(Knobs, total=False):
+    """All that a method takes."""
+
+    eta: float
+    variance: Variance
+
+
+class Fidelity(NamedTuple):
+    """What the loss found."""
+
+    loss: Tensor
+    """A number, differentiable in the weights."""
+    samples: Tensor
+    """`(n, *shape)` of this process, without gradient."""
+    data: Tensor
+    """`(m, *shape)` that they were compared with, of this process."""
+    plan: Plan
+    """The chain of this iteration."""
+    calls: int
+    """Samples that the network has seen, without those of an inversion."""
+
+
+class FidelityLoss:
+    """Distance of a model's K-step samples from data, differentiable through the sampler.
+
+    The idea of Chen 2023 (arXiv:2301.01206, eq. 9). The paper's own loss is ``distance="mse"``,
+    ``start="paired"``, ``method="shortcut"``, ``grid="random"``; its minimum is the mean of the
+    data given z_T, so that samples collapse when it is followed, and the released code never
+    trained the network with it (its gradient was zero). The default compares distributions: the
+    energy distance between samples from noise and the batch, zero only where they are equal
+    (Szekely and Rizzo 2013). Nearest published relative: MMD-DDM (Aiello et al. 2023,
+    arXiv:2301.07969).
+
+    Under `torch.distributed` samples and data of all processes are compared, with the times of the
+    chain the same in each; the sum of the processes' gradients is that of one process.
+
+    Args:
+        steps: K, or several to draw from in each iteration; or times, or a `Plan` (which then
+            decides `method`, its knobs, `grid` and `clip`).
+        method: the chain's sampler, as for `fastsample.sample`.
+        grid: how its times are spread, as for `fastsample.sample`; "random" draws them anew in
+            every iteration.
+        distance: "energy", "mmd" or "sliced_wasserstein" compare distributions; "mse" and "huber"
+            compare each sample with its own x0.
+        start: "prior" from noise; "paired" from x0 noised to the first time; "noised" the same at
+            one of the chain's later times, drawn in every iteration, with the rest of the chain;
+            "inverted" from the noise that DDIM inversion finds for x0.
+        gradient: "full", "last" (the last `last_rows` rows) or "jacobian_free" (the network's
+            input detached). Through many steps the full gradient can explode, where the last is
+            stable; not with multistep methods, whose weights of earlier x0's are negative.
+        last_rows: for "last".
+        checkpoint: run the network again in the backward pass instead of keeping activations.
+        subset: samples of the batch to start chains for (of all processes together); None is all.
+        chains: per x0. Two or more with distance "energy" and start "paired" or "noised" make the
+            energy score: chains of one noised x0 against that x0, strictly proper.
+        features: ``(x (n, *shape), **cond) -> (n, ...)`` that the distance looks at; None is x.
+        projections: directions of "sliced_wasserstein", drawn anew in every iteration.
+        clip: range x0 is held in; "auto" is the model's own.
+        seed: of the draws.
+        **knobs: of the method, as for `fastsample.sample`.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: an unknown name, or a combination that has no meaning.
+    """
+
+    def __init__(
+        self,
+        steps: Steps = 10,
+        *,
+        method: str = "ddim",
+        grid: str = "uniform",
+        distance: Distance = "energy",
+        start: Start = "prior",
+        gradient: Gradient = "full",
+        last_rows: int = 1,
+        checkpoint: bool = False,
+        subset: int | None = None,
+        chains: int = 1,
+        features: Features | None = None,
+        projections: int = 128,
+        clip: Clip | Literal["auto"] = "auto",
+        seed: int = 0,
+        **knobs: Unpack[ChainKnobs],
+    ) -> None:
+        for name, value, known in (
+            ("distance", distance, DISTANCES),
+            ("start", start, STARTS),
+            ("gradient", gradient, GRADIENTS),
+        ):
+            if value not in known:
+                raise ValueError(f"FidelityLoss: {name} must be one of {known}, got {value!r}")
+        if features is not None and not callable(features):
+            raise TypeError(f"FidelityLoss: features must be callable or None, got {features!r}")
+        self.steps = steps
+        self.method, self.grid, self.clip, self.knobs = method, grid, clip, dict(knobs)
+        self.start: Start = start
+        self.path = Path(
+            gradient,
+            check_integer("FidelityLoss", "last_rows", last_rows, 1),
+            check_bool("FidelityLoss", "checkpoint", checkpoint),
+        )
+        self.subset = None if subset is None else check_integer("FidelityLoss", "subset", subset, 1)
+        self.chains = check_integer("FidelityLoss", "chains", chains, 1)
+        scored = chains if distance == "energy" and start != "prior" else 1
+        directions = check_integer("FidelityLoss", "projections", projections, 1)
+        self.discrepancy = Discrepancy(distance, features, scored, directions)
+        self.seed = check_integer("FidelityLoss", "seed", seed, 0, 2**64 - 1)
+        self._check_meaning()
+
+    def _check_meaning(self) -> None:
+        distance = self.discrepancy.distance
+        if distance in PAIRED and self.start == "prior":
+            raise ValueError(
+                f'FidelityLoss: start must come from x0 with distance="{distance}", got "prior", '
+                "where a sample has nothing to do with the x0 that it is compared with: the best "
+                'chain gives the mean of the data; use distance="energy", or start="noised"'
+            )
+        if distance in PAIRED and self.chains > 1:
+            raise ValueError(
+                f'FidelityLoss: chains must be 1 with distance="{distance}", got {self.chains}'
+            )
+        if self.start == "noised" and isinstance(self.steps, Plan):
+            raise ValueError(
+                'FidelityLoss: steps must be a number, or times, with start="noised", whose chains '
+                "begin at one of several times, got a Plan"
+            )
+        if self.chains > 1 and self.start == "inverted":
+            raise ValueError(
+                f'FidelityLoss: chains must be 1 with start="inverted", got {self.chains}'
+            )
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        *,
+        iteration: int = 0,
+        cond: Mapping[str, Any] | None = None,
+    ) -> Fidelity:
+        """The loss of one batch; ``loss(model, x0, iteration=i).loss.backward()``.
+
+        Args:
+            denoiser: the model.
+            x0: data `(B, *shape)` of this process, in random order.
+            iteration: chooses times and noise; the same number gives the same ones.
+            cond: keyword arguments of the network, one entry per sample or a number for all.
+        """
+        if not isinstance(denoiser, Denoiser):
+            raise TypeError(
+                f"FidelityLoss: denoiser must be a Denoiser, got {type(denoiser).__name__}"
+            )
+        if not isinstance(x0, Tensor) or x0.dim() < 2:
+            raise TypeError(f"FidelityLoss: x0 must be a tensor (B, *shape), got {x0!r:.60}")
+        shape = (x0.shape[0], *denoiser.shape)
+        check_tensor("x0", x0, shape, x0.dtype, denoiser.device, "FidelityLoss")
+        draws = Draws(self.seed, check_integer("FidelityLoss", "iteration", iteration, 0))
+        rank, world = process()
+        count = self._own_share(x0.shape[0], world)
+        plan = self.plan(denoiser, draws)
+        all_cond = Conditions("FidelityLoss", cond, None, len(x0), x0.device).arguments
+        own_cond = _first(all_cond, count)
+        chain_cond = _repeated(own_cond, self.chains)
+        # Numbers by position in the whole batch, which processes share by turns.
+        place = torch.arange(count) * world + rank
+        index = torch.cat([place + chain * count * world for chain in range(self.chains)])
+        own = x0[:count]
+        if self.start == "prior":
+            begin = starting_points(
+                denoiser, plan, _repeat(own, self.chains), "prior", index=index, draws=draws
+            )
+        else:  # chains of one x0 begin at one point
+            one = starting_points(
+                denoiser, plan, own, self.start, index=place, draws=draws, cond=own_cond
+            )
+            begin = _repeat(one, self.chains)
+        samples = run_chain(
+            denoiser, plan, begin, index=index, draws=draws, path=self.path, cond=chain_cond
+        )
+        paired = self.discrepancy.is_paired
+        data, data_cond = (own, own_cond) if paired else (x0, all_cond)
+        loss = self.discrepancy(samples, data, chain_cond, data_cond, draws)
+        return Fidelity(loss, samples.detach(), data, plan, len(plan) * len(samples))
+
+    def plan(self, denoiser: Denoiser, draws: Draws) -> Plan:
+        """The chain of one iteration."""
+        steps: Any = self.steps
+        # Times end at 0, numbers of steps do not.
+        numbers = isinstance(steps, Sequence) and all(isinstance(k, int) and k > 0 for k in steps)
+        if numbers and len(steps):
+            steps = steps[int(draws.generator("chain length").integers(len(steps)))]
+        plan = self._made(denoiser, steps, self.grid, draws)
+        if self.start == "noised":
+            if len(plan) < 2:
+                raise ValueError(
+                    'FidelityLoss: steps must be at least 2 with start="noised", got 1'
+                )
+            first = int(draws.generator("chain start").integers(1, len(plan)))
+            rest = Grid(plan.nodes[first:])
+            order: Any = self.knobs.get("order")
+            # A multistep method begins anew there: few rows cannot be of high order.
+            fitting = {} if order is None else {"order": min(order, len(rest))}
+            plan = self._made(denoiser, rest, "auto", draws, **fitting)
+        if self.chains > 1 and self.start != "prior" and not plan.is_stochastic:
+            raise ValueError(
+                f"FidelityLoss: chains must be 1 with the deterministic {plan.method} from one "
+                f'point, got {self.chains}; pass eta=1.0 or method="ancestral"'
+            )
+        if self.path.gradient == "jacobian_free" and plan.needs_history:
+            warn_user(
+                f"FidelityLoss: the jacobian_free gradient of the multistep {plan.method} led away "
+                "from the data where it was tried: its weights of earlier x0's are negative; use "
+                'gradient="full", or a method of one step such as "ddim"'
+            )
+        if self.start == "inverted" and plan.is_stochastic:
+            raise ValueError(
+                'FidelityLoss: method must be deterministic with start="inverted", '
+                f"got {plan.method}"
+            )
+        return plan
+
+    def _made(self, denoiser: Denoiser, steps: Any, grid: str, draws: Draws, **knobs: Any) -> Plan:
+        return make_plan(
+            denoiser,
+            steps,
+            method=self.method,
+            grid=grid,
+            clip=self.clip,
+            knobs={**self.knobs, **knobs},
+            seed=draws.key("chain times"),
+            function="FidelityLoss",
+        )
+
+    def _own_share(self, batch: int, world: int) -> int:
+        """Samples of this process to start chains for."""
+        wanted = batch * world if self.subset is None else self.subset
+        if wanted % world or wanted > batch * world:
+            raise ValueError(
+                f"FidelityLoss: subset must be a multiple of the {world} processes and at most the "
+                f"batch of {batch * world}, got {wanted}"
+            )
+        return wanted // world
+
+    def __repr__(self) -> str:
+        steps = self.steps.method if isinstance(self.steps, Plan) else self.steps
+        knobs = "".join(f", {name}={value!r}" for name, value in self.knobs.items())
+        return (
+            f"FidelityLoss({steps!r}, method={self.method!r}, grid={self.grid!r}, "
+            f"distance={self.discrepancy.distance!r}, start={self.start!r}, "
+            f"gradient={self.path.gradient!r}, "
+            f"subset={self.subset}, chains={self.chains}, seed={self.seed}{knobs})"
+        )
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return x if times == 1 else x.repeat(times, *[1] * (x.dim() - 1))
+
+
+def _first(cond: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The entries of the first samples."""
+    return {k: v[:count] if isinstance(v, Tensor) and v.dim() else v for k, v in cond.items()}
+
+
+def _repeated(cond: Mapping[str, Any], times: int) -> dict[str, Any]:
+    return {k: _repeat(v, times) if isinstance(v, Tensor) else v for k, v in cond.items()}

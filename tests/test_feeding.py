@@ -1,0 +1,138 @@
+"""Batches by number: every sample once per epoch, the same for any number of processes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from networks import LINEAR
+from torch.utils.data import Dataset, TensorDataset
+from training_cases import tiny
+
+import fastsample as fs
+from fastsample.training.feeding import Feeding
+
+# A worker is forked, which Python 3.12 and later find worth a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+def numbered(count):
+    """Sample i is (i, -i)."""
+    i = torch.arange(float(count))
+    return torch.stack([i, -i], dim=1)
+
+
+def feeding(count=10, *, data=None, cond=None, model=None, **options):
+    given = {"dropped": 0.0, "batch_size": 4, "seed": 0, "workers": 0, "process": (0, 1)}
+    data = numbered(count) if data is None else data
+    return Feeding(model or tiny(), data, cond, **{**given, **options})
+
+
+def batches(feed, count, first=0):
+    return list(itertools.islice(feed.stream(first), count))
+
+
+def numbers(feed, count, first=0):
+    return [b.x0[:, 0].long().tolist() for b in batches(feed, count, first)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("count", "size"), [(12, 4), (10, 4), (7, 8), (3, 20), (1, 4)])
+def test_every_epoch_visits_every_sample_once(count, size, world):
+    """Across batches and processes, also where a batch is larger than the data."""
+    epochs, length = 4, 4 * count // size
+    ranks = [
+        numbers(feeding(count, batch_size=size, process=(rank, world)), length + 1)
+        for rank in range(world)
+    ]
+    order = []
+    for shares in zip(*ranks, strict=True):
+        assert {len(share) for share in shares} == {size // world}
+        order += np.stack(shares, axis=1).ravel().tolist()
+    for epoch in range(epochs):
+        assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
+    if count > 6:
+        assert len({tuple(order[e * count : (e + 1) * count]) for e in range(epochs)}) == epochs
+    alone = numbers(feeding(count, batch_size=size), length + 1)
+    assert order == list(itertools.chain(*alone))
+
+
+def test_the_order_is_the_seed_s_and_needs_no_past():
+    one, again, other = (numbers(feeding(50, seed=seed), 20) for seed in (0, 0, 1))
+    assert one == again != other
+    assert numbers(feeding(50), 5, first=15) == one[15:]
+
+
+class Items(Dataset):
+    def __init__(self, form, count=10) -> None:
+        self.x0, self.form = numbered(count), form
+
+    def __len__(self):
+        return len(self.x0)
+
+    def __getitem__(self, i):
+        x0 = self.x0[i]
+        return {"x": x0, "xy": {"x0": x0, "y": i, "z": x0 / 2}, "pair": (x0, i)}[self.form]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("form", ["x", "xy"])
+def test_data_sets_give_what_tensors_give(form, workers):
+    labels = {"y": torch.arange(10), "z": numbered(10) / 2} if form == "xy" else None
+    expected = batches(feeding(cond=labels), 6, first=2)
+    got = batches(feeding(data=Items(form), workers=workers), 6, first=2)
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one.x0, other.x0)
+        assert one.cond.keys() == other.cond.keys() == (labels or {}).keys()
+        assert all(torch.equal(one.cond[name], other.cond[name]) for name in one.cond)
+
+
+@pytest.mark.parametrize("process", [(0, 1), (1, 2)])
+def test_conditions_follow_their_sample(process):
+    many = {"y": torch.arange(10), "z": np.arange(10.0), "w": list(range(10)), "one": 3}
+    for batch in batches(feeding(cond=many, process=process), 6):
+        own = batch.x0[:, 0]
+        assert torch.equal(batch.cond["y"], own.long())
+        assert torch.equal(batch.cond["z"], own.double())
+        assert torch.equal(batch.cond["w"], own.long())
+        assert torch.equal(batch.cond["one"], torch.full_like(own.long(), 3))
+
+
+def test_a_share_of_the_conditions_is_dropped():
+    model = tiny(labels=11)  # 10 means none
+    options = {"cond": {"y": torch.arange(10)}, "model": model, "batch_size": 10}
+    whole = batches(feeding(dropped=0.3, **options), 200)
+    share = torch.cat([batch.cond["y"] == 10 for batch in whole]).float().mean()
+    assert float(share) == pytest.approx(0.3, abs=0.04)
+    for batch in whole:
+        kept = batch.cond["y"] != 10
+        assert torch.equal(batch.cond["y"][kept], batch.x0[kept, 0].long())
+    # The same samples lose it in two processes, and in a run that is taken up again.
+    for rank in (0, 1):
+        part = batches(feeding(dropped=0.3, process=(rank, 2), **options), 5, first=7)
+        for own, batch in zip(part, whole[7:], strict=False):
+            assert torch.equal(own.cond["y"], batch.cond["y"][rank::2])
+    everything = batches(feeding(dropped=1.0, **options), 3)
+    assert all(bool((batch.cond["y"] == 10).all()) for batch in everything)
+
+
+def test_dropped_conditions_of_several_numbers():
+    model = fs.Denoiser(lambda x, t, y: x, LINEAR, (2,), uncond={"y": torch.full((4, 3), -1.0)})
+    cond = {"y": torch.arange(30.0).reshape(10, 3)}
+    for batch in batches(feeding(cond=cond, model=model, dropped=0.5), 5):
+        own = 3 * batch.x0[:, :1] + torch.arange(3.0)
+        lost = (batch.cond["y"] == -1).all(1)
+        assert torch.equal(batch.cond["y"][~lost], own[~lost])
+    single = fs.Denoiser(lambda x, t, y: x, LINEAR, (2,), uncond={"y": -1.0})
+    message = r"Trainer: cond\['y'\] must have the entries of uncond \(\), got \(3,\)"
+    with pytest.raises(ValueError, match=message):
+        batches(feeding(cond=cond, model=single, dropped=0.5), 1)
+
+
+def test_pairs_are_refused_with_a_word_on_mappings():
+    message = 'data must have items that are tensors or mappings with "x0", got tuple'
+    for data in (Items("pair"), TensorDataset(numbered(10))):
+        with pytest.raises(TypeError, match=message):
+            feeding(data=data)
