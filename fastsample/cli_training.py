@@ -58,8 +58,8 @@ def add_training(commands: Any) -> None:
         metavar="K,K,...",
         help="network calls of the chain; of several one is drawn in every iteration",
     )
-    term.add_argument("--method", choices=list(METHODS), help="(default ddim)")
-    term.add_argument("--grid", choices=sorted([*GRIDS, "random"]), help="(default uniform)")
+    term.add_argument("--method", choices=["auto", *METHODS], help="(default auto)")
+    term.add_argument("--grid", choices=sorted([*GRIDS, "auto", "random"]), help="(default auto)")
     term.add_argument("--distance", choices=DISTANCES, help="(default energy)")
     term.add_argument("--start", choices=STARTS, help="(default prior)")
     term.add_argument("--gradient", choices=GRADIENTS, help="default: the recipe's own")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from fastsample.denoiser import Denoiser, checked_shape
 from fastsample.devices import make_device
 from fastsample.models import load_checkpoint, load_digits_model, load_swirl_model
+from fastsample.plan import Plan
 from fastsample.plan_file import load_plans
 from fastsample.profiles import Profile
 from fastsample.rows import Clip
@@ -43,7 +45,8 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
     if name != "digits" and load_checkpoint(name)[1].get("model") == "SwirlNet":
         swirl, metadata = load_swirl_model(name)
         schedule = NoiseSchedule.from_dict(metadata["schedule"])
-        return Denoiser(swirl, schedule, metadata["shape"], time="log_snr", device=place)
+        found = Denoiser(swirl, schedule, metadata["shape"], time="log_snr", device=place)
+        return found.with_plans(_plans_from(metadata))
     model, metadata = load_digits_model(None if name == "digits" else name)
     found = Denoiser(
         model,
@@ -56,7 +59,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         device=place,
     )
     if name != "digits":
-        return found
+        return found.with_plans(_plans_from(metadata))
     return found.with_profile(Profile.load(_DIGITS_PROFILE)).with_plans(load_plans(_DIGITS_PLANS))
 
 
@@ -90,6 +93,11 @@ def as_denoiser(
     schedule = NoiseSchedule.linear() if schedule is None else schedule
     stepless = isinstance(schedule, NoiseSchedule) and schedule.num_steps is None
     return Denoiser(model, schedule, shape, time="fraction" if stepless else "index")
+
+
+def _plans_from(metadata: Mapping[str, Any]) -> list[Plan]:
+    """Of a model that was trained for them."""
+    return [Plan.from_json(json.dumps(entry)) for entry in metadata.get("plans", ())]
 
 
 def _clip_from(value: Any) -> Clip:

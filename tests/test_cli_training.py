@@ -11,6 +11,7 @@ from training_cases import lines
 import fastsample as fs
 from fastsample.cli import main
 from fastsample.models import DigitsUNet, SwirlNet, load_checkpoint
+from fastsample.stored import stored_grid
 from fastsample.training import FidelityLoss, Trainer
 from fastsample.training.recipes import recipe_of
 
@@ -122,7 +123,9 @@ def test_the_digits_model(tmp_path):
     start = fs.load("digits")
     for name in ("schedule", "shape", "prediction", "variance", "clip", "uncond"):
         assert getattr(model, name) == getattr(start, name), name
-    assert (model.profile, model.plans) == (None, {})
+    assert model.profile is None
+    # The chain that it was trained for: DDIM on the best times of the model's profile.
+    assert model.plans == {2: fs.ddim(model.schedule, stored_grid(start, 2), clip=model.clip)}
     images = fs.sample(model, 3, num_samples=2, cond={"y": torch.tensor([1, 2])}, guidance=2.0)
     assert images.shape == (2, 1, 8, 8)
     # Pixels beside labels do not fit a paired distance; it sees the pixels.

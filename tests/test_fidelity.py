@@ -198,7 +198,7 @@ def test_a_larger_distance_for_worse_samples():
 
 def test_repr():
     assert repr(FidelityLoss((4, 8), grid="random", eta=1.0, start="paired", chains=2)) == (
-        "FidelityLoss((4, 8), method='ddim', grid='random', distance='energy', start='paired', "
+        "FidelityLoss((4, 8), method='auto', grid='random', distance='energy', start='paired', "
         "gradient='full', subset=None, chains=2, seed=0, eta=1.0)"
     )
     assert repr(FidelityLoss(fs.ddim(LINEAR, GRID))).startswith(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,7 +95,7 @@ def test_collapse_is_told_with_the_line_of_the_iteration():
     run.run(25)
     run.network.second.weight.data.zero_()
     run.network.second.bias.data.zero_()
-    run.fidelity.clip = (-0.01, 0.01)
+    run.fidelity.plans = replace(run.fidelity.plans, clip=(-0.01, 0.01))
     with pytest.warns(CollapseWarning, match="samples must keep the spread"):
         run.run(45)
     assert run.history[-1]["collapsed"] == 1.0

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastsample._checks import check_bool, check_integer, warn_user
-from fastsample.arguments import Knobs, Steps, check_tensor, make_plan
+from fastsample.arguments import Knobs, Steps, check_tensor
 from fastsample.collective import process
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
-from fastsample.grid import Grid
 from fastsample.plan import Plan
 from fastsample.rows import Clip, Variance
 from fastsample.training.chain import (
@@ -25,6 +24,7 @@ from fastsample.training.chain import (
     run_chain,
     starting_points,
 )
+from fastsample.training.chain_plans import ChainPlans
 from fastsample.training.discrepancy import DISTANCES, PAIRED, Discrepancy, Distance, Features
 from fastsample.training.draws import Draws
 
@@ -71,7 +71,8 @@ class FidelityLoss:
     Args:
         steps: K, or several to draw from in each iteration; or times, or a `Plan` (which then
             decides `method`, its knobs, `grid` and `clip`).
-        method: the chain's sampler, as for `fastsample.sample`.
+        method: the chain's sampler, as for `fastsample.sample`: "auto" is the model's own plan of
+            so many steps, else DDIM.
         grid: how its times are spread, as for `fastsample.sample`; "random" draws them anew in
             every iteration.
         distance: "energy", "mmd" or "sliced_wasserstein" compare distributions; "mse" and "huber"
@@ -102,8 +103,8 @@ class FidelityLoss:
         self,
         steps: Steps = 10,
         *,
-        method: str = "ddim",
-        grid: str = "uniform",
+        method: str = "auto",
+        grid: str = "auto",
         distance: Distance = "energy",
         start: Start = "prior",
         gradient: Gradient = "full",
@@ -126,8 +127,7 @@ class FidelityLoss:
                 raise ValueError(f"FidelityLoss: {name} must be one of {known}, got {value!r}")
         if features is not None and not callable(features):
             raise TypeError(f"FidelityLoss: features must be callable or None, got {features!r}")
-        self.steps = steps
-        self.method, self.grid, self.clip, self.knobs = method, grid, clip, dict(knobs)
+        self.plans = ChainPlans(steps, method, grid, clip, dict(knobs), start == "noised")
         self.start: Start = start
         self.path = Path(
             gradient,
@@ -154,7 +154,7 @@ class FidelityLoss:
             raise ValueError(
                 f'FidelityLoss: chains must be 1 with distance="{distance}", got {self.chains}'
             )
-        if self.start == "noised" and isinstance(self.steps, Plan):
+        if self.start == "noised" and isinstance(self.plans.steps, Plan):
             raise ValueError(
                 'FidelityLoss: steps must be a number, or times, with start="noised", whose chains '
                 "begin at one of several times, got a Plan"
@@ -218,23 +218,7 @@ class FidelityLoss:
 
     def plan(self, denoiser: Denoiser, draws: Draws) -> Plan:
         """The chain of one iteration."""
-        steps: Any = self.steps
-        # Times end at 0, numbers of steps do not.
-        numbers = isinstance(steps, Sequence) and all(isinstance(k, int) and k > 0 for k in steps)
-        if numbers and len(steps):
-            steps = steps[int(draws.generator("chain length").integers(len(steps)))]
-        plan = self._made(denoiser, steps, self.grid, draws)
-        if self.start == "noised":
-            if len(plan) < 2:
-                raise ValueError(
-                    'FidelityLoss: steps must be at least 2 with start="noised", got 1'
-                )
-            first = int(draws.generator("chain start").integers(1, len(plan)))
-            rest = Grid(plan.nodes[first:])
-            order: Any = self.knobs.get("order")
-            # A multistep method begins anew there: few rows cannot be of high order.
-            fitting = {} if order is None else {"order": min(order, len(rest))}
-            plan = self._made(denoiser, rest, "auto", draws, **fitting)
+        plan = self.plans.of(denoiser, draws)
         if self.chains > 1 and self.start != "prior" and not plan.is_stochastic:
             raise ValueError(
                 f"FidelityLoss: chains must be 1 with the deterministic {plan.method} from one "
@@ -253,18 +237,6 @@ class FidelityLoss:
             )
         return plan
 
-    def _made(self, denoiser: Denoiser, steps: Any, grid: str, draws: Draws, **knobs: Any) -> Plan:
-        return make_plan(
-            denoiser,
-            steps,
-            method=self.method,
-            grid=grid,
-            clip=self.clip,
-            knobs={**self.knobs, **knobs},
-            seed=draws.key("chain times"),
-            function="FidelityLoss",
-        )
-
     def _own_share(self, batch: int, world: int) -> int:
         """Samples of this process to start chains for."""
         wanted = batch * world if self.subset is None else self.subset
@@ -276,10 +248,11 @@ class FidelityLoss:
         return wanted // world
 
     def __repr__(self) -> str:
-        steps = self.steps.method if isinstance(self.steps, Plan) else self.steps
-        knobs = "".join(f", {name}={value!r}" for name, value in self.knobs.items())
+        chain = self.plans
+        steps = chain.steps.method if isinstance(chain.steps, Plan) else chain.steps
+        knobs = "".join(f", {name}={value!r}" for name, value in chain.knobs.items())
         return (
-            f"FidelityLoss({steps!r}, method={self.method!r}, grid={self.grid!r}, "
+            f"FidelityLoss({steps!r}, method={chain.method!r}, grid={chain.grid!r}, "
             f"distance={self.discrepancy.distance!r}, start={self.start!r}, "
             f"gradient={self.path.gradient!r}, "
             f"subset={self.subset}, chains={self.chains}, seed={self.seed}{knobs})"

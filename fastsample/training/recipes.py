@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class Recipe:
     cond: dict[str, Any] | None = None
 
     def save(self, path: str | os.PathLike[str], denoiser: Denoiser) -> None:
-        """Write trained weights so that `fastsample.load` finds model and schedule.
+        """Write trained weights so that `fastsample.load` finds model, schedule and plans.
 
         Args:
             path: a file ending in ``.safetensors``.
@@ -57,6 +58,7 @@ class Recipe:
             "variance": denoiser.variance,
             "clip": denoiser.clip,
             "schedule": denoiser.schedule.to_dict(),
+            "plans": [json.loads(plan.to_json()) for plan in denoiser.plans.values()],
         }
         if isinstance(network, DigitsUNet):
             metadata |= {

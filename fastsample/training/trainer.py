@@ -202,7 +202,11 @@ class Trainer:
 
     @property
     def averaged(self) -> Denoiser:
-        """The model with the moving average of the weights: what samples should be drawn from."""
+        """The model with the moving average of the weights: what samples should be drawn from.
+
+        ``fs.sample(model, K)`` then runs the chain of K steps that the fidelity loss was given,
+        where that is deterministic and the same in every iteration.
+        """
         network, *loss = self.updates.averages
         return self._bare(network, loss[0] if loss else self.loss)
 
@@ -212,11 +216,13 @@ class Trainer:
         return self._bare(self.network, self.loss)
 
     def _bare(self, network: Any, loss: Any) -> Denoiser:
-        found = copy.copy(loss.current(self.denoiser))
+        source = loss.current(self.denoiser)
+        chains = [] if self.fidelity is None else self.fidelity.plans.fixed(source)
+        found = copy.copy(source)
         found.model = network
-        # Measured with other weights.
+        # Measured, and tuned, with other weights; the chains are what these were trained for.
         found.profile, found.plans = None, {}
-        return found
+        return found.with_plans({len(plan): plan for plan in chains})
 
     # ---- the loop
 

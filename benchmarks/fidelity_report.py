@@ -1,0 +1,140 @@
+"""The tables of the fidelity benchmark, from its JSON alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_HEAD = """# What the fidelity loss does
+
+Made by `python -m benchmarks.bench_fidelity` from `fidelity.json`. Less is better everywhere but for
+the deviation, which is 1 for the data.
+"""
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All tables that there are results for."""
+    parts = [_HEAD]
+    if "swirl" in result:
+        parts += [_swirl(result["swirl"]), _free(result["swirl"])]
+    if "digits" in result:
+        parts.append(_digits(result["digits"]))
+    if "cost" in result:
+        parts.append(_cost(result["cost"]))
+    return "\n".join(parts)
+
+
+def _swirl(found: dict[str, Any]) -> str:
+    seeds = list(found["seeds"].values())
+    names = list(seeds[0]["arms"])
+    columns: list[tuple[str, Callable[[dict[str, Any]], float], str]] = [
+        ("bits/dim", lambda arm: arm["bits"], ".3f"),
+        ("energy distance, 10 calls", lambda arm: arm["ddim10"]["ed"], ".4f"),
+        ("sliced W2", lambda arm: arm["ddim10"]["sw2"], ".3f"),
+        ("deviation", lambda arm: arm["ddim10"]["sd"], ".3f"),
+        ("to the nearest data", lambda arm: arm["ddim10"]["precision"], ".3f"),
+        ("energy distance, 5 calls", lambda arm: arm["ddim5"]["ed"], ".4f"),
+        ("200 calls, DDIM", lambda arm: arm["ddim200"]["ed"], ".4f"),
+        ("200 calls, ancestral", lambda arm: arm["ancestral200"]["ed"], ".4f"),
+        ("eq. (8), 11 random times", lambda arm: arm["shortcut11"]["ed"], ".3f"),
+        ("its deviation", lambda arm: arm["shortcut11"]["sd"], ".2f"),
+        ("collapse seen", lambda arm: float(arm["collapsed"]), ".0f"),
+    ]
+    lines = [
+        "## Swirl",
+        "",
+        f"Mean over {len(seeds)} training seeds, in brackets the worst; {found['fine_tuned']} "
+        f"iterations from a model of {found['trained']}. Samples by DDIM on even times unless said; "
+        "1024 samples against 4096 fresh points, mean of 3 sampling seeds, the same for all.",
+        "",
+        "| further training | " + " | ".join(label for label, _, _ in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for name in names:
+        cells = [
+            _cell([get(seed["arms"][name]) for seed in seeds], form) for _, get, form in columns
+        ]
+        lines.append(f"| {seeds[0]['arms'][name]['label']} | " + " | ".join(cells) + " |")
+    large = {
+        name: statistics.fmean(seed["arms"][name]["ddim10_large"]["ed"] for seed in seeds)
+        for name in names
+    }
+    lines += [
+        "",
+        "With 10,000 samples against 10,000 fresh points the energy distance in 10 calls is "
+        + ", ".join(f"{large[name]:.4f} ({seeds[0]['arms'][name]['label']})" for name in names)
+        + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _free(found: dict[str, Any]) -> str:
+    lines = [
+        "Without training the term, the best sampler of this package at as many calls, chosen by "
+        "the figure shown:",
+        "",
+        "| seed | model | calls | energy distance | sliced W2 | `fs.tune`: energy distance, sliced W2 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for seed, one in found["seeds"].items():
+        for model, by_calls in one["free"].items():
+            label = one["arms"][model]["label"]
+            for K, best in by_calls.items():
+                ed, sw2, tuned = best["ed"], best["sw2"], best["tuned"]
+                lines.append(
+                    f"| {seed} | {label} | {K} | {ed['ed']:.4f} ({ed['label']}) | "
+                    f"{sw2['sw2']:.3f} ({sw2['label']}) | {tuned['ed']:.4f}, {tuned['sw2']:.3f} |"
+                )
+    return "\n".join([*lines, ""])
+
+
+def _digits(found: dict[str, Any]) -> str:
+    lines = [
+        "## Digits",
+        "",
+        f"Frechet distance of {found['samples']} samples to all 1797 digits in the features of a "
+        f"small classifier, mean over {len(found['seeds'])} sampling seeds, the same for all. "
+        "Training-free: the best of every method and grid of this package and `fs.tune`. "
+        "Fine-tuned: one line per training seed, moving average of the weights.",
+        "",
+        "| calls | labels | training-free | fine-tuned | ratio | its 50 calls of DDIM |",
+        "|---|---|---|---|---|---|",
+    ]
+    for K, one in found["calls"].items():
+        for kind, text in (("labels", "even"), ("free", "none")):
+            best = one["free"][kind]
+            before = statistics.fmean(best["frechet"])
+            for tuned in one["fine_tuned"]:
+                after = statistics.fmean(tuned[kind])
+                lines.append(
+                    f"| {K} | {text} | {before:.2f} ({best['label']}, of {best['of']}) | "
+                    f"{after:.2f} (seed {tuned['seed']}, {tuned['iterations']} iterations, "
+                    f"{tuned['seconds']:.0f} s) | {after / before:.2f} | "
+                    f"{statistics.fmean(tuned[f'{kind}_ddim50']):.2f} |"
+                )
+    return "\n".join([*lines, ""])
+
+
+def _cost(found: dict[str, Any]) -> str:
+    cpu, wall = found["cpu_ms"], found["wall_ms"]
+    return "\n".join(
+        [
+            "## Cost",
+            "",
+            "An iteration on the swirl network with the term (10 calls, a quarter of the batch of "
+            f"1024) and without, {found['threads']} threads: {cpu['energy']:.1f} and "
+            f"{cpu['control']:.1f} ms of CPU time ({found['cpu_ratio']:.2f}x), "
+            f"{wall['energy']:.1f} and {wall['control']:.1f} ms by the clock "
+            f"({found['wall_ratio']:.2f}x).",
+            "",
+        ]
+    )
+
+
+def _cell(values: Sequence[float], form: str) -> str:
+    """Mean (worst)."""
+    mean = f"{statistics.fmean(values):{form}}"
+    worst = f"{max(values):{form}}"
+    return mean if mean == worst else f"{mean} ({worst})"
