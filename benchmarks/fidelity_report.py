@@ -8,8 +8,8 @@ from typing import Any
 
 _HEAD = """# What the fidelity loss does
 
-Made by `python -m benchmarks.bench_fidelity` from `fidelity.json`. Less is better everywhere but for
-the deviation, which is 1 for the data.
+Made by `python -m benchmarks.bench_fidelity` from `fidelity.json`. Less is better everywhere but
+for the deviation, which is 1 for the data.
 """
 
 
@@ -44,9 +44,9 @@ def _swirl(found: dict[str, Any]) -> str:
     lines = [
         "## Swirl",
         "",
-        f"Mean over {len(seeds)} training seeds, in brackets the worst; {found['fine_tuned']} "
-        f"iterations from a model of {found['trained']}. Samples by DDIM on even times unless said; "
-        "1024 samples against 4096 fresh points, mean of 3 sampling seeds, the same for all.",
+        f"Mean over {len(seeds)} training seeds, in brackets their range; {found['fine_tuned']} "
+        f"iterations from a model of {found['trained']}. Samples by DDIM on even times unless "
+        "said: 1024 against 4096 fresh points, mean of 3 sampling seeds, the same for all.",
         "",
         "| further training | " + " | ".join(label for label, _, _ in columns) + " |",
         "|---|" + "---|" * len(columns),
@@ -75,7 +75,8 @@ def _free(found: dict[str, Any]) -> str:
         "Without training the term, the best sampler of this package at as many calls, chosen by "
         "the figure shown:",
         "",
-        "| seed | model | calls | energy distance | sliced W2 | `fs.tune`: energy distance, sliced W2 |",
+        "| seed | model | calls | energy distance | sliced W2 "
+        "| `fs.tune`: energy distance, sliced W2 |",
         "|---|---|---|---|---|---|",
     ]
     for seed, one in found["seeds"].items():
@@ -134,7 +135,8 @@ def _cost(found: dict[str, Any]) -> str:
 
 
 def _cell(values: Sequence[float], form: str) -> str:
-    """Mean (worst)."""
-    mean = f"{statistics.fmean(values):{form}}"
-    worst = f"{max(values):{form}}"
-    return mean if mean == worst else f"{mean} ({worst})"
+    """Mean (least to largest)."""
+    mean, low, high = (
+        f"{value:{form}}" for value in (statistics.fmean(values), min(values), max(values))
+    )
+    return mean if low == high else f"{mean} ({low} to {high})"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 import fastsample as fs
@@ -34,6 +34,7 @@ class SteppedTwice(AdamW):
     """
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Both steps."""
         super().step(closure)
         for group in self.param_groups:
             for p in group["params"]:
@@ -90,24 +91,17 @@ def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
 def trained(seed: int, iterations: int = TRAINED) -> tuple[Recipe, fs.Denoiser]:
     """The model that all arms start from: moving average of a training from nothing."""
     recipe = recipe_of("swirl", seed=seed)
-    trainer = Trainer(recipe.denoiser, recipe.data, loss=recipe.loss, seed=seed, **recipe.options)
-    return recipe, trainer.run(iterations)
+    return recipe, recipe.trainer(None, seed=seed).run(iterations)
 
 
-def trainer_of(
-    recipe: Recipe, base: fs.Denoiser, arm: Arm, seed: int, fidelity: FidelityLoss | None = None
-) -> Trainer:
+def trainer_of(recipe: Recipe, base: fs.Denoiser, arm: Arm, seed: int) -> Trainer:
     """The arm from a model; `recipe` is that of fine-tuning."""
-    network: nn.Module = copy.deepcopy(base.model).requires_grad_()  # type: ignore[arg-type]
     denoiser = copy.copy(base)
-    denoiser.model = network
-    options = {**recipe.options, **arm.options}
-    if arm.fidelity is None:
-        options.pop("fidelity_lr", None)
-    else:
-        fidelity = fidelity or arm.fidelity()
+    denoiser.model = copy.deepcopy(base.model).requires_grad_()  # type: ignore[attr-defined]
     loss = VDMLoss.of(denoiser, levels=swirl_data().levels)
-    return Trainer(denoiser, recipe.data, loss=loss, fidelity=fidelity, seed=seed, **options)
+    own = replace(recipe, denoiser=denoiser, loss=loss)
+    fidelity = None if arm.fidelity is None else arm.fidelity()
+    return own.trainer(fidelity, seed=seed, **arm.options)
 
 
 # ---- how far samples are

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsample.methods import GRIDS, METHODS
-from fastsample.training import FidelityLoss, Trainer
+from fastsample.training import FidelityLoss
 from fastsample.training.chain import GRADIENTS, STARTS
 from fastsample.training.discrepancy import DISTANCES, PAIRED
 from fastsample.training.recipes import recipe_of
@@ -81,29 +81,20 @@ def _numbers(text: str) -> list[int]:
 
 def _train(options: argparse.Namespace) -> int:
     recipe = recipe_of(options.model, seed=options.seed, device=options.device)
-    chosen = dict(recipe.options)
-    for name in ("batch_size", "lr", "ema", "fidelity_lr"):
-        if getattr(options, name) is not None:
-            chosen[name] = getattr(options, name)
-    fidelity = _fidelity(options, recipe.fidelity)
-    if fidelity is None:
-        chosen.pop("fidelity_lr", None)
-    trainer = Trainer(
-        recipe.denoiser,
-        recipe.data,
-        loss=recipe.loss,
-        fidelity=fidelity,
-        cond=recipe.cond,
+    given = {name: getattr(options, name) for name in ("batch_size", "lr", "ema", "fidelity_lr")}
+    total = recipe.iterations if options.iterations is None else options.iterations
+    trainer = recipe.trainer(
+        _fidelity(options, recipe.fidelity),
+        iterations=total,
         folder=options.out,
         resume=options.resume,
         precision=options.precision,
         save_every=options.save_every,
         seed=options.seed,
         progress=not options.quiet,
-        **chosen,
+        **{name: value for name, value in given.items() if value is not None},
     )
     first, began = trainer.iteration, time.perf_counter()
-    total = recipe.iterations if options.iterations is None else options.iterations
     averaged = trainer.run(max(total, first))
     path = options.out / MODEL_FILE
     recipe.save(path, averaged)

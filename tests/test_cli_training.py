@@ -94,7 +94,7 @@ def test_every_option_reaches_the_term(swirl, tmp_path, monkeypatch):
             seen.append(options)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr("fastsample.cli_training.Trainer", Watched)
+    monkeypatch.setattr("fastsample.training.recipes.Trainer", Watched)
     text = """--steps 2,3 --method ancestral --grid random --distance mmd --start paired
     --gradient last --last-rows 2 --checkpoint --subset 8 --fidelity-lr 0.01 --seed 5
     --iterations 1 --batch-size 16 --lr 0.5 --ema 0.5 --precision bfloat16 --save-every 9"""
