@@ -48,6 +48,11 @@ ARMS = {
     },
     "energy distance": {"method": "ddim", "gradient": "jacobian_free"},
 }
+COLOURS = {
+    "diffusion loss alone": "0.4",
+    "paired MSE": "#c8471d",
+    "energy distance": "#1f5fa8",
+}
 # A rate at which the squared error moves anything at all.
 RATES = {"paired MSE": 1e-3, "energy distance": 7e-5}
 
@@ -122,18 +127,24 @@ def picture(path: Path, columns: dict[str, tuple[list[Tensor], Tensor]], calls: 
 
 
 def curves(path: Path, logs: dict[str, Path]) -> None:
-    """The two terms and the deviation of samples against iterations."""
-    panels = {"loss": "bits/dim", "fidelity": "fidelity loss", "sd_ratio": "deviation / data's"}
-    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3))
-    for label, log in logs.items():
-        lines = Journal.read(log)
-        for ax, (name, title) in zip(axes, panels.items(), strict=True):
-            points = [(line["iteration"], line[name]) for line in lines if name in line]
-            if points:
-                ax.plot(*zip(*points, strict=True), label=label, linewidth=0.9)
-            ax.set(title=title, xlabel="iteration of fine-tuning")
-            ax.grid(alpha=0.3)
+    """Every term, and the deviation of the chain's samples, over the iterations."""
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3))
+    panels = (
+        ("bits/dim", "loss", tuple(logs)),
+        ("paired squared error", "fidelity", ("paired MSE",)),
+        ("energy distance", "fidelity", ("energy distance",)),
+        ("deviation of samples / of data", "sd_ratio", tuple(ARMS)),
+    )
+    for ax, (title, name, labels) in zip(axes, panels, strict=True):
+        for label in labels:
+            values = torch.tensor([line[name] for line in Journal.read(logs[label])])
+            width = min(10, len(values))
+            mean = values.unfold(0, width, 1).mean(1)
+            ax.plot(range(width, len(values) + 1), mean, color=COLOURS[label], label=label)
+        ax.set(title=title, xlabel="iteration of fine-tuning")
+        ax.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
+    figure.suptitle("Means of 10 iterations", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -148,7 +148,7 @@ def _swirl(denoiser: Denoiser) -> Recipe:
 def _digits(denoiser: Denoiser) -> Recipe:
     x, y, *_ = digits_data()
     loss = DiffusionLoss.of(denoiser, kind="hybrid", bin_width=DIGITS_BIN_WIDTH)
-    options = {"batch_size": 256, "lr": 2e-4, "cond_dropout": 0.1, "fidelity_lr": 3e-4}
+    options = {"batch_size": 256, "lr": 2e-4, "cond_dropout": 0.2, "fidelity_lr": 3e-4}
     options |= {"warmup": 20}  # Adam begins with full steps in noise's direction
     # As many chains as the batch has: with half of them the distance's noise hid the gain.
     fidelity = {"features": _digit_features}
