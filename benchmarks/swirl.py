@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +75,11 @@ def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
         "control": Arm("diffusion loss alone"),
         "compute": Arm("diffusion loss alone, equal compute", compute=ratio),
         "zero": Arm(
-            "diffusion loss, second step of zero gradient", options={"optimizer": SteppedTwice}
+            "diffusion loss, second step of zero gradient",
+            options={
+                "optimizer": partial(SteppedTwice, weight_decay=recipe.options["weight_decay"]),
+                "weight_decay": 0.0,
+            },
         ),
         # "K = 10" of the paper is 11 network calls.
         "paper": Arm("paired MSE, as the paper means it", lambda: FidelityLoss(11, **paper)),
