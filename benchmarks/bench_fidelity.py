@@ -72,7 +72,7 @@ def one_swirl(seed: int, ratio: float, *, trained: int, fine_tuned: int) -> dict
         else:
             trainer = swirl.trainer_of(fine, base, arm, seed)
             model = trainer.run(round(fine_tuned * arm.compute))
-            loss, history = trainer.updates.averages[1], trainer.history
+            loss, history = trainer.averaged_loss, trainer.history
         one: dict[str, Any] = {"label": "the model before" if arm is None else arm.label}
         one["seconds"] = round(time.perf_counter() - began, 1)
         one["bits"] = swirl.bits_per_dim(model, loss)  # type: ignore[arg-type]
@@ -134,6 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    calls = {"type": int, "nargs": "+", "default": fidelity_digits.CALLS, "metavar": "K"}
+    parser.add_argument("--calls", help="of the digits (4 8)", **calls)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="a minute; writes nothing")
     parser.add_argument("--render", action="store_true", help="only render what is in the JSON")
@@ -155,7 +157,9 @@ def main() -> None:
             for seed in seeds:
                 result["swirl"]["seeds"][str(seed)] = one_swirl(seed, ratio, **length)
         else:
-            result["digits"] = {"facts": known, **fidelity_digits.run(quick=options.quick)}
+            found = fidelity_digits.run(calls=options.calls, quick=options.quick)
+            before = result.get("digits", {}).get("calls", {})
+            result["digits"] = {"facts": known, **found, "calls": {**before, **found["calls"]}}
         if not options.quick:
             path.write_text(json.dumps(result, indent=1) + "\n")
     text = fidelity_report.markdown(result)

@@ -39,7 +39,7 @@ def _swirl(found: dict[str, Any]) -> str:
         ("200 calls, ancestral", lambda arm: arm["ancestral200"]["ed"], ".4f"),
         ("eq. (8), 11 random times", lambda arm: arm["shortcut11"]["ed"], ".3f"),
         ("its deviation", lambda arm: arm["shortcut11"]["sd"], ".2f"),
-        ("collapse seen", lambda arm: float(arm["collapsed"]), ".0f"),
+        ("collapse seen", lambda arm: float(arm["collapsed"]), "count"),
     ]
     lines = [
         "## Swirl",
@@ -135,8 +135,9 @@ def _cost(found: dict[str, Any]) -> str:
 
 
 def _cell(values: Sequence[float], form: str) -> str:
-    """Mean (least to largest)."""
-    mean, low, high = (
-        f"{value:{form}}" for value in (statistics.fmean(values), min(values), max(values))
-    )
+    """Mean (least to largest), or how many of them are not 0."""
+    if form == "count":
+        return f"{sum(value > 0 for value in values)} of {len(values)}"
+    ends = (statistics.fmean(values), min(values), max(values))
+    mean, low, high = (f"{value:{form}}" for value in ends)
     return mean if low == high else f"{mean} ({low} to {high})"

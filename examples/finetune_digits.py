@@ -44,7 +44,7 @@ def main() -> None:
         save_every=50,
         progress=True,
     )
-    after = trainer.run(max(total, trainer.iteration))
+    after = trainer.run(total)
     recipe.save(options.out / "model.safetensors", after)
 
     before = fs.load("digits")

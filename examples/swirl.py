@@ -61,7 +61,7 @@ def trained(folder: Path, iterations: int, seed: int) -> tuple[Path, Path]:
     """(file of the model trained from nothing, its log)."""
     recipe = recipe_of("swirl", seed=seed)
     trainer = recipe.trainer(None, folder=folder, resume=True, seed=seed, progress=True)
-    averaged = trainer.run(max(iterations, trainer.iteration))
+    averaged = trainer.run(iterations)
     recipe.save(folder / "model.safetensors", averaged)
     return folder / "model.safetensors", folder / "log.jsonl"
 
@@ -77,17 +77,19 @@ def fine_tuned(
         options["fidelity_lr"] = RATES[arm]
         fidelity = FidelityLoss(CALLS, subset=256, seed=seed, **ARMS[arm])
     trainer = recipe.trainer(fidelity, **options)
-    return trainer.run(max(iterations, trainer.iteration)), folder / "log.jsonl"
+    return trainer.run(iterations), folder / "log.jsonl"
 
 
 def distances(samples: Tensor) -> str:
-    """Energy distance, sliced W2 and deviation against fresh points."""
+    """How far samples are from fresh points."""
     fresh = swirl_data(4096, seed=12345).x0
     directions = random_directions(128, 2, torch.Generator().manual_seed(0))
+    away = torch.cdist(samples, fresh[:2048])
     return (
         f"energy distance {float(energy_distance(samples, fresh)):.4f}, "
         f"sliced W2 {float(sliced_wasserstein(samples, fresh, directions)) ** 0.5:.3f}, "
-        f"deviation {float(samples.var(0).mean().sqrt()):.3f}"
+        f"deviation {float(samples.var(0).mean().sqrt()):.3f}, nearest data "
+        f"{away.min(1).values.mean():.3f} away, seen from data {away.min(0).values.mean():.3f}"
     )
 
 
@@ -105,24 +107,23 @@ def estimates(model: fs.Denoiser, calls: int, **options: Any) -> tuple[list[Tens
     return seen, samples
 
 
-def picture(path: Path, columns: dict[str, tuple[list[Tensor], Tensor]], calls: int) -> None:
-    """Rows: call number; columns: samplers. z-scored data, without rescaling the samples."""
-    rows = SHOWN[calls]
-    size = (2.1 * len(columns), 2.15 * len(rows) + 0.5)
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=size, sharex=True, sharey=True)
+def picture(path: Path, samplers: dict[str, tuple[list[Tensor], Tensor]], calls: int) -> None:
+    """A row per sampler, a column per call number; nothing is rescaled."""
+    shown = SHOWN[calls]
+    size = (2.0 * len(shown) + 0.6, 2.0 * len(samplers) + 0.6)
+    figure, axes = plt.subplots(len(samplers), len(shown), figsize=size, layout="constrained")
     data = swirl_data().x0
-    for j, (title, (seen, samples)) in enumerate(columns.items()):
-        for i, k in enumerate(rows):
+    for row, (label, (seen, samples)) in zip(axes, samplers.items(), strict=True):
+        for ax, k in zip(row, shown, strict=True):
             points = seen[min(k, calls - 1)]
-            axes[i, j].scatter(*data.T, s=1, color="0.85", linewidths=0)
-            axes[i, j].scatter(*points.T, s=1.5, color="#1f5fa8", linewidths=0)
-            axes[i, j].set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[], aspect=1)
-            if j == 0:
-                axes[i, j].set_ylabel(f"k = {k}", fontsize=9)
-        axes[0, j].set_title(f"{title}\ndeviation {samples.std():.2f}", fontsize=8)
+            ax.scatter(*data.T, s=1, color="0.85", linewidths=0)
+            ax.scatter(*points.T, s=1.5, color=COLOURS["energy distance"], linewidths=0)
+            ax.set(xlim=(-2.4, 2.4), ylim=(-2.4, 2.4), xticks=[], yticks=[], aspect=1)
+        row[0].set_ylabel(f"{label}\ndeviation {samples.std():.2f}", fontsize=8)
+    for ax, k in zip(axes[0], shown, strict=True):
+        ax.set_title(f"k = {k}", fontsize=9)
     figure.suptitle(f"Estimates of x0, {calls} network calls (grey: data)", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

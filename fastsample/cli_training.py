@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fastsample.cli_arguments import numbers
 from fastsample.methods import GRIDS, METHODS
 from fastsample.training import FidelityLoss
 from fastsample.training.chain import GRADIENTS, STARTS
@@ -46,7 +47,7 @@ def add_training(commands: Any) -> None:
     train.add_argument("--batch-size", type=int, help="samples of an iteration")
     train.add_argument("--lr", type=float, help="learning rate")
     train.add_argument("--ema", type=float, help="decay of the moving average (default 0.999)")
-    train.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    train.add_argument("--precision", choices=["bfloat16"], help="of the network, under autocast")
     train.add_argument("--save-every", type=int, default=100, help="iterations (default 100)")
     train.add_argument("--seed", type=int, default=0, help="of weights and draws (default 0)")
     train.add_argument("--device", help="where to train (default: the CPU)")
@@ -54,7 +55,7 @@ def add_training(commands: Any) -> None:
     term = train.add_argument_group("fidelity loss (with --steps)")
     term.add_argument(
         "--steps",
-        type=_numbers,
+        type=numbers,
         metavar="K,K,...",
         help="network calls of the chain; of several one is drawn in every iteration",
     )
@@ -70,13 +71,6 @@ def add_training(commands: Any) -> None:
     term.add_argument("--subset", type=int, help="samples of the batch that start chains")
     term.add_argument("--fidelity-lr", type=float, help="learning rate of the term's optimiser")
     train.set_defaults(run=_train)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must look like 10 or 4,8, got {text!r}") from None
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -95,7 +89,7 @@ def _train(options: argparse.Namespace) -> int:
         **{name: value for name, value in given.items() if value is not None},
     )
     first, began = trainer.iteration, time.perf_counter()
-    averaged = trainer.run(max(total, first))
+    averaged = trainer.run(total)
     path = options.out / MODEL_FILE
     recipe.save(path, averaged)
     seconds = time.perf_counter() - began
@@ -115,7 +109,13 @@ def _fidelity(options: argparse.Namespace, own: dict[str, Any]) -> FidelityLoss 
         return None
     given.pop("fidelity_lr", None)
     chosen = {**own, **given}
-    if options.distance in PAIRED:
-        chosen.pop("features", None)  # paired: x against its own x0
+    paired = options.distance in PAIRED
+    if options.subset is None and options.batch_size is not None and "subset" in chosen:
+        # Sets that start from x0 are compared with the rest of the batch.
+        apart = options.start not in (None, "prior") and not paired
+        most = options.batch_size // 2 if apart else options.batch_size
+        chosen["subset"] = max(min(chosen["subset"], most), 1)
+    if paired:
+        chosen.pop("features", None)  # x against its own x0
     steps = options.steps[0] if len(options.steps) == 1 else tuple(options.steps)
     return FidelityLoss(steps, seed=options.seed, **chosen)

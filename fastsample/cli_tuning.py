@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 import fastsample as fs
 from fastsample import plots
+from fastsample.cli_arguments import numbers
 from fastsample.comparison import compare
 from fastsample.plan_file import load_plans, save_plans
 
@@ -22,7 +23,7 @@ def add_tuning(commands: Any) -> None:
     tune = commands.add_parser("tune", help="find the best sampler of K network calls for a model")
     tune.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
     tune.add_argument(
-        "--steps", type=_numbers, required=True, metavar="K,K,...", help="numbers of network calls"
+        "--steps", type=numbers, required=True, metavar="K,K,...", help="numbers of network calls"
     )
     tune.add_argument(
         "--out", type=Path, required=True, help="JSON of plans; lengths it has are not tuned again"
@@ -43,13 +44,6 @@ def add_tuning(commands: Any) -> None:
     tune.add_argument("--device", help="where to run (default: the CPU)")
     tune.add_argument("--quiet", action="store_true", help="no progress bar")
     tune.set_defaults(run=_tune)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must look like 5,8,10, got {text!r}") from None
 
 
 def _tune(options: argparse.Namespace) -> int:

@@ -103,7 +103,7 @@ def test_every_option_reaches_the_term(swirl, tmp_path, monkeypatch):
     term = options["fidelity"]
     assert repr(term) == (
         "FidelityLoss((2, 3), method='ancestral', grid='random', distance='mmd', start='paired', "
-        "gradient='last', subset=8, chains=1, seed=5)"
+        "gradient='last', subset=8, chains=1, seed=5, last_rows=2)"
     )
     assert term.path == ("last", 2, True)
     wanted = {"fidelity_lr": 0.01, "seed": 5, "batch_size": 16, "lr": 0.5, "ema": 0.5}
@@ -113,6 +113,29 @@ def test_every_option_reaches_the_term(swirl, tmp_path, monkeypatch):
     recipe = recipe_of(swirl / "model.safetensors")
     assert repr(seen[1]["fidelity"]) == repr(FidelityLoss(3, **recipe.fidelity))
     assert seen[1]["fidelity_lr"] == recipe.options["fidelity_lr"]
+
+
+@pytest.mark.parametrize(
+    ("options", "subset"),
+    [
+        ([], 32),
+        (["--start", "paired"], 16),  # the other half is what they are compared with
+        (["--start", "noised", "--distance", "mse"], 32),
+        (["--subset", "8"], 8),
+    ],
+)
+def test_the_recipe_s_subset_fits_a_small_batch(swirl, tmp_path, monkeypatch, options, subset):
+    seen = []
+    original = FidelityLoss.__call__
+
+    def watched(self, *args, **given):
+        seen.append(self.subset)
+        return original(self, *args, **given)
+
+    monkeypatch.setattr(FidelityLoss, "__call__", watched)
+    arguments = ["--steps", 3, "--iterations", 1, "--batch-size", 32, *options]
+    assert train(swirl / "model.safetensors", tmp_path, *arguments) == 0
+    assert seen == [subset]
 
 
 def test_the_digits_model(tmp_path):
@@ -158,7 +181,10 @@ def test_wrong_combinations(options, message, tmp_path, capsys):
     assert list(tmp_path.glob("*.safetensors")) == []
 
 
-@pytest.mark.parametrize("options", [["--steps", "a"], ["--steps", "3,"], ["--distance", "l2"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--steps", "a"], ["--steps", "3,"], ["--distance", "l2"], ["--precision", "float32"]],
+)
 def test_options_that_cannot_be_read(options, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         train("swirl", tmp_path, *options)

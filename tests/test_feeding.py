@@ -118,21 +118,77 @@ def test_a_share_of_the_conditions_is_dropped():
     assert all(bool((batch.cond["y"] == 10).all()) for batch in everything)
 
 
-def test_dropped_conditions_of_several_numbers():
-    model = fs.Denoiser(lambda x, t, y: x, LINEAR, (2,), uncond={"y": torch.full((4, 3), -1.0)})
-    cond = {"y": torch.arange(30.0).reshape(10, 3)}
-    for batch in batches(feeding(cond=cond, model=model, dropped=0.5), 5):
+EMBEDDED = torch.arange(30.0).reshape(10, 3)
+
+
+def vectors(uncond):
+    return fs.Denoiser(lambda x, t, y: x, LINEAR, (2,), uncond={"y": uncond})
+
+
+@pytest.mark.parametrize(
+    "uncond",
+    [
+        torch.full((3,), -1.0),
+        torch.full((1, 3), -1.0),
+        -1,
+        np.float32(-1),
+        np.full(3, -1),
+        [-1.0] * 3,
+    ],
+    ids=["entry", "batch of one", "number", "scalar", "array", "list"],
+)
+def test_dropped_conditions_of_several_numbers(uncond):
+    """What stands for none is one entry, of a sample or of a batch of one."""
+    feed = feeding(cond={"y": EMBEDDED}, model=vectors(uncond), dropped=0.5)
+    lost = []
+    for batch in batches(feed, 5):
         own = 3 * batch.x0[:, :1] + torch.arange(3.0)
-        lost = (batch.cond["y"] == -1).all(1)
-        assert torch.equal(batch.cond["y"][~lost], own[~lost])
-    single = fs.Denoiser(lambda x, t, y: x, LINEAR, (2,), uncond={"y": -1.0})
-    message = r"Trainer: cond\['y'\] must have the entries of uncond \(\), got \(3,\)"
+        lost.append((batch.cond["y"] == -1).all(1))
+        assert torch.equal(batch.cond["y"][~lost[-1]], own[~lost[-1]])
+    assert 0 < torch.cat(lost).sum() < 20
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2,), (3, 1), (1, 1, 3)])
+def test_what_stands_for_none_has_the_shape_of_an_entry(shape):
+    feed = feeding(cond={"y": EMBEDDED}, model=vectors(torch.zeros(shape)), dropped=0.5)
+    with pytest.raises(
+        ValueError, match=r"uncond\['y'\] must have the shape of one .* \(3,\), got"
+    ):
+        batches(feed, 1)
+
+
+@pytest.mark.parametrize("form", ["tensor", "items"])
+def test_names_of_dropped_conditions_are_checked_at_once(form):
+    items = {"data": Items("xy")} if form == "items" else {"cond": {"y": EMBEDDED, "z": 1}}
+    message = r"cond must have the names of the model's uncond \['y'\] with .*, got \['y', 'z'\]"
     with pytest.raises(ValueError, match=message):
-        batches(feeding(cond=cond, model=single, dropped=0.5), 1)
+        feeding(model=vectors(0), dropped=0.5, **items)
+    feeding(model=vectors(0), **items)  # without dropping they do not matter
+    with pytest.raises(ValueError, match=r"with cond_dropout, got \[\]"):
+        feeding(model=vectors(0), dropped=0.5)
+    with pytest.raises(TypeError, match=r"uncond\['y'\] must hold numbers .*, got None"):
+        feeding(model=vectors(None), dropped=0.5, cond={"y": EMBEDDED})
+
+
+class Arrays(Dataset):
+    """Items with NumPy arrays."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        return {"x0": np.array([i, -i], dtype=np.float32), "y": np.int64(i)}
+
+
+def test_tensor_data_sets_and_arrays():
+    for data in (TensorDataset(numbered(10)), Arrays()):
+        got, expected = (batches(feed, 4) for feed in (feeding(data=data), feeding()))
+        assert all(torch.equal(one.x0, other.x0) for one, other in zip(got, expected, strict=True))
+    assert all(torch.equal(batch.cond["y"], batch.x0[:, 0].long()) for batch in got)
 
 
 def test_pairs_are_refused_with_a_word_on_mappings():
     message = 'data must have items that are tensors or mappings with "x0", got tuple'
-    for data in (Items("pair"), TensorDataset(numbered(10))):
+    for data in (Items("pair"), TensorDataset(numbered(10), torch.arange(10))):
         with pytest.raises(TypeError, match=message):
             feeding(data=data)

@@ -41,9 +41,12 @@ def looped(model, *, blind=0, jacobian_free=False, **options):
     loss = FidelityLoss(GRID, **options)
     draws = Draws(0, 5)
     plan = loss.plan(model, draws)
-    start = starting_points(model, plan, DATA, loss.start, index=torch.arange(COUNT), draws=draws)
+    # From the prior for all x0, else for half of them, which the others are compared with.
+    own, data = (DATA, DATA) if loss.start == "prior" else DATA.split(COUNT // 2)
+    index = torch.arange(len(own))
+    start = starting_points(model, plan, own, loss.start, index=index, draws=draws)
     end = plain_chain(model, plan, start, draws, blind=blind, jacobian_free=jacobian_free)
-    value = distances.energy_distance(end, DATA)
+    value = distances.energy_distance(end, data)
     return value, gradients(value, model)
 
 

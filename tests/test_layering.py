@@ -63,6 +63,7 @@ TOP = {
     "integrations",
     "cli",
     "cli_planning",
+    "cli_arguments",
     "cli_training",
     "cli_tuning",
     "images",

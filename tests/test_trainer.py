@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from networks import LINEAR
@@ -114,7 +116,7 @@ def test_ends_of_a_learned_schedule_are_trained_by_the_bound_alone():
         run.run(1)
         found.append((loss.w.item(), loss.b.item()))
         assert run.current.schedule == loss.schedule() != model.schedule
-        assert run.averaged.schedule != model.schedule
+        assert run.averaged.schedule == run.averaged_loss.schedule() != model.schedule
     assert found[0] == found[1] != (pytest.approx(18.3, abs=1e-5), pytest.approx(-13.3, abs=1e-5))
 
 
@@ -167,6 +169,27 @@ def test_averages_forget_what_was_measured_of_other_weights():
     assert run.current.model is model.model
 
 
+def test_results_share_the_weights_of_the_trainer():
+    run = trainer(lr=0.1)
+    results = run.run(1), run.current
+    kept = copy.deepcopy(results)
+    assert run.averaged_loss is run.loss
+    run.run(3)
+    for result, copied, now in zip(results, kept, (run.averaged, run.current), strict=True):
+        assert result.model is now.model
+        assert not torch.equal(result.model.first.weight, copied.model.first.weight)
+
+
+def test_there_is_nothing_to_do_for_fewer_iterations():
+    run = trainer()
+    run.run(3)
+    before = state(run)
+    result = run.run(2)
+    assert result.model is run.averaged.model
+    assert (run.iteration, len(run.history)) == (3, 3)
+    assert all(torch.equal(value, before[name]) for name, value in state(run).items())
+
+
 # ---- modes and randomness
 
 
@@ -178,7 +201,7 @@ def test_chains_see_the_network_in_evaluation_mode(checkpoint):
     run.run(2)
     chain = [False] * (6 if checkpoint else 3)
     assert model.model.modes == [True, *chain, True, *chain]
-    assert not model.model.training
+    assert model.model.training
 
 
 def test_dropout_does_not_reach_the_chain():

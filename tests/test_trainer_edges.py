@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,8 @@ from training_cases import Sometimes, Tiny, fidelity, points, state, trainer, we
 import fastsample as fs
 from fastsample.training import CollapseWarning
 
+NOT_FINITE = r"gradient of the diffusion loss was not finite in iteration [14]; it is left out"
+
 # ---- what is not finite
 
 
@@ -21,7 +24,10 @@ def test_an_iteration_that_is_not_finite_is_skipped():
     run = trainer(loss=Sometimes({1, 2, 4}), fidelity=fidelity(), fidelity_lr=1e-3)
     states = [state(run)]
     for n in range(6):
-        run.run(n + 1)
+        # Told of once in a row.
+        told = pytest.warns(UserWarning, match=NOT_FINITE) if n in (1, 4) else nullcontext()
+        with told:
+            run.run(n + 1)
         states.append(state(run))
     assert [line["skipped"] for line in run.history] == [False, True, True, False, True, False]
     for line, (old, new) in zip(run.history, itertools.pairwise(states), strict=True):
@@ -52,24 +58,62 @@ def test_a_chain_that_is_not_finite_loses_its_term_alone(rate):
         fs.Denoiser(Fragile({0}), LINEAR, (2,)), fidelity=fidelity(), fidelity_lr=rate
     )
     plain = trainer()
-    fragile.run(1)
+    with pytest.warns(UserWarning, match="of the fidelity loss was not finite in iteration 0"):
+        fragile.run(1)
     plain.run(1)
     line = fragile.history[0]
-    assert (line["skipped"], line["ignored"]) == (False, 16.0)
+    assert (line["skipped"], line["fidelity_skipped"], line["ignored"]) == (False, True, 16.0)
+    assert fragile.failures == {"diffusion loss": 0, "fidelity loss": 1}
     assert math.isnan(line["fidelity"])
     assert math.isnan(line["fidelity_norm"])
     assert torch.equal(weights(fragile), weights(plain))
     fragile.run(3)
     assert weights(fragile).isfinite().all()
     assert math.isfinite(fragile.history[-1]["fidelity"])
+    assert [line["fidelity_skipped"] for line in fragile.history] == [True, False, False]
+    assert fragile.failures["fidelity loss"] == 0
     assert fragile.history[-1]["ignored"] == 16.0
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_twenty_chains_in_a_row_that_are_not_finite(tmp_path, every):
+    """The main loss's steps are made meanwhile; whoever goes on begins with a warning anew."""
+    options = {"fidelity": fidelity(), "fidelity_every": every}
+    model = fs.Denoiser(Fragile(range(99)), LINEAR, (2,))
+    run = trainer(model, folder=tmp_path, **options)
+    message = "Trainer: the gradient of the fidelity loss must be finite, got none .* in 20 iter"
+    with (
+        pytest.warns(UserWarning, match="fidelity loss was not finite in iteration 0;") as told,
+        pytest.raises(RuntimeError, match=message),
+    ):
+        run.run(60)
+    assert len(told) == 1
+    assert run.iteration == 19 * every + 1
+    plain = trainer()
+    plain.run(run.iteration)
+    assert torch.equal(weights(run), weights(plain))
+    resumed = trainer(folder=tmp_path, resume=True, **options)
+    assert resumed.failures == {"diffusion loss": 0, "fidelity loss": 20}
+    resumed.run(run.iteration + 2)
+    assert resumed.failures["fidelity loss"] == 0
+
+
+def test_a_term_that_is_not_finite_beside_a_loss_that_is_not():
+    run = trainer(
+        fs.Denoiser(Fragile({1}), LINEAR, (2,)), fidelity=fidelity(), loss=Sometimes({1, 2})
+    )
+    with pytest.warns(UserWarning, match="not finite in iteration 1") as told:
+        run.run(4)
+    assert len(told) == 2
+    assert [line["skipped"] for line in run.history] == [False, True, True, False]
+    assert [line["fidelity_skipped"] for line in run.history] == [False, True, True, False]
 
 
 # ---- precision
 
 
 def test_bfloat16_is_the_network_s_alone():
-    runs = [trainer(fidelity=fidelity(), precision=p) for p in ("float32", "bfloat16")]
+    runs = [trainer(fidelity=fidelity(), precision=p) for p in (None, "bfloat16")]
     outputs = []
     hook = runs[1].network.second.register_forward_hook(lambda *call: outputs.append(call[2].dtype))
     samples = runs[1]._fidelity(next(runs[1].feeding.stream(0))).samples
@@ -106,3 +150,12 @@ def test_a_single_sample_has_no_spread_to_lose():
     run = trainer(data=points(1), fidelity=term, batch_size=1)
     run.run(2)
     assert "sd_ratio" not in run.history[0]
+
+
+def test_copies_of_a_sample_have_no_spread_to_lose():
+    run = trainer(data=points(1).expand(16, 2).clone(), fidelity=fidelity())
+    run.run(3)
+    for line in run.history:
+        assert math.isfinite(line["fidelity"])
+        assert not line.keys() & {"sd_ratio", "diversity_ratio", "collapsed", "ignored"}
+    assert run.detector.state()["updates"] == 0

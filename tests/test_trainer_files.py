@@ -12,7 +12,7 @@ from training_cases import Sometimes, Tiny, assert_same_run, fidelity, lines, po
 import fastsample as fs
 from fastsample.files import write_atomically
 from fastsample.schedule import NoiseSchedule
-from fastsample.training import VDMLoss, checkpoints
+from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss, checkpoints
 
 # ---- damage
 
@@ -118,7 +118,8 @@ def test_a_later_damaged_checkpoint_is_removed(tmp_path):
 
 
 def test_a_broken_line_of_the_log_is_dropped(tmp_path):
-    trainer(folder=tmp_path, save_every=2, loss=Sometimes({1})).run(4)
+    with pytest.warns(UserWarning, match="not finite in iteration 1"):
+        trainer(folder=tmp_path, save_every=2, loss=Sometimes({1})).run(4)
     log = tmp_path / "log.jsonl"
     assert lines(tmp_path)[1]["norm"] is None
     text = log.read_text()
@@ -142,12 +143,21 @@ OTHERS = {
         {"model": fs.Denoiser(Tiny(), LINEAR, (2,), prediction="v")},
         ".* with prediction 'epsilon' instead of 'v'",
     ),
+    "schedule": (
+        {"model": fs.Denoiser(Tiny(), NoiseSchedule.cosine(), (2,))},
+        ".* with loss .*NoiseSchedule.linear.* instead of .*NoiseSchedule.cosine",
+    ),
+    "weighting": (
+        {"loss": DiffusionLoss.of(tiny(), weighting="min_snr")},
+        ".* with loss .*weighting=None.* instead of .*weighting='min_snr'",
+    ),
+    "term": ({"fidelity": fidelity()}, ".* with fidelity 'None' instead of .FidelityLoss.3,"),
     "loss": (
         {
             "model": fs.Denoiser(Tiny(), NoiseSchedule.vdm(), (2,), time="log_snr"),
             "loss": VDMLoss(),
         },
-        ".* with loss 'DiffusionLoss' instead of 'VDMLoss'",
+        r".* with loss .DiffusionLoss\(NoiseSchedule.linear.* instead of 'VDMLoss",
     ),
 }
 
@@ -174,3 +184,57 @@ def test_folders_are_not_overwritten(folder):
         trainer(folder=folder)
     assert trainer(folder=folder, resume=True).iteration == 2
     assert trainer(folder=folder / "new", resume=True).iteration == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"steps": 4},
+        {"clip": 1.0},
+        {"eta": 1.0},
+        {"gradient": "last"},
+        {"start": "paired"},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_folders_of_another_term(tmp_path, other):
+    trainer(folder=tmp_path, fidelity=fidelity()).run(1)
+    for term, told in ((fidelity(**other), "FidelityLoss"), (None, "None")):
+        with pytest.raises(
+            ValueError, match=f"of this run, got .* with fidelity .* instead of .{told}"
+        ):
+            trainer(folder=tmp_path, fidelity=term, resume=True)
+    assert trainer(folder=tmp_path, fidelity=fidelity(), resume=True).iteration == 1
+
+
+def test_plans_of_other_times_are_other_terms(tmp_path):
+    one, other = (FidelityLoss(fs.ddim(LINEAR, fs.Grid(times))) for times in ([9, 0], [8, 0]))
+    trainer(folder=tmp_path, fidelity=one).run(1)
+    with pytest.raises(ValueError, match=r"with fidelity .*Grid\(\[9, 0\].* instead of .*\[8, 0\]"):
+        trainer(folder=tmp_path, fidelity=other, resume=True)
+
+
+def test_a_log_without_checkpoint_is_not_overwritten(tmp_path):
+    """Of a run that was killed before it saved."""
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"iteration": 0, "loss": 1.0}\n')
+    with pytest.raises(
+        ValueError, match=r"folder must not hold another run's log, got .*; pass res"
+    ):
+        trainer(folder=tmp_path)
+    assert log.read_text() != ""
+    trainer(folder=tmp_path, resume=True).run(1)
+    assert [line["iteration"] for line in lines(tmp_path)] == [0]
+
+
+def test_lines_of_others_do_not_matter(tmp_path):
+    trainer(folder=tmp_path, save_every=1).run(2)
+    log = tmp_path / "log.jsonl"
+    own = log.read_text()
+    foreign = ['{"note": "x"}', '{"iteration": "x"}', '{"iteration": null, "values": [NaN]}']
+    log.write_text("\n".join(["3", '"x"', "[1]", "null", *foreign, own]))
+    part = trainer(folder=tmp_path, resume=True)
+    assert log.read_text() == "".join(f"{line}\n" for line in foreign) + own
+    part.run(3)
+    assert log.read_text().splitlines()[-1].startswith('{"iteration": 2,')

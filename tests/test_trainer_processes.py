@@ -32,6 +32,11 @@ TERMS = {
 }
 
 
+def spare(*arguments):
+    """A model whose embedding no output depends on, since nobody gives labels."""
+    return tiny(*arguments, labels=6)
+
+
 def vdm(**options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -52,6 +57,15 @@ RUNS = {
         cond={"y": LABELS},
         cond_dropout=0.3,
         fidelity=fidelity(subset=8, checkpoint=True),
+        fidelity_lr=1e-3,
+        **o,
+    ),
+    "spare": lambda **o: trainer(spare(torch.float64), DATA, find_unused_parameters=True, **o),
+    "spare twice": lambda **o: trainer(
+        spare(torch.float64),
+        DATA,
+        find_unused_parameters=True,
+        fidelity=fidelity(),
         fidelity_lr=1e-3,
         **o,
     ),
@@ -113,6 +127,7 @@ def work(rank, folder):
         found["batch"] = refusal(lambda: trainer(batch_size=15))
         found["subset"] = refusal(lambda: trainer(fidelity=fidelity(subset=7)).run(1))
         found["data"] = refusal(lambda: trainer(data=points(60 + rank)))
+        found["spare layer"] = refusal(lambda: trainer(spare()).run(3))
         drawn = []
         module = sys.modules["fastsample.training.fidelity"]
 
@@ -209,6 +224,7 @@ def test_only_the_first_process_writes(folder):
 
 def test_refusals(found):
     for both in found:
+        assert "find_unused_parameters=True" in both["spare layer"]
         assert both["batch"] == (
             "Trainer: batch_size must be a multiple of the 2 processes, got 15"
         )

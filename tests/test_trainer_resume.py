@@ -188,28 +188,33 @@ def test_a_run_killed_again_and_again(tmp_path):
 
 
 class Interrupting(DiffusionLoss):
-    """Somebody presses Ctrl-C while the loss is made."""
+    """Somebody presses Ctrl-C, or ends the process, while the loss is made."""
 
-    def __init__(self, number, times=1) -> None:
+    def __init__(self, number, times=1, kind=signal.SIGINT) -> None:
         super().__init__(LINEAR, kind="simple", variance="small")
-        self.number, self.presses, self.calls = number, times, 0
+        self.number, self.presses, self.calls, self.signal = number, times, 0, kind
 
     def __call__(self, *args, **options):
         self.calls += 1
         if self.calls == self.number:
             for _ in range(self.presses):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(self.signal)
         return super().__call__(*args, **options)
 
 
-def test_an_interrupt_waits_for_the_iteration_and_saves(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    run = trainer(loss=Interrupting(3), fidelity=fidelity(), folder=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize(
+    ("kind", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_an_interrupt_waits_for_the_iteration_and_saves(tmp_path, kind, error):
+    before = signal.getsignal(kind)
+    run = trainer(loss=Interrupting(3, kind=kind), fidelity=fidelity(), folder=tmp_path)
+    with pytest.raises(error) as stopped:
         run.run(6)
-    assert signal.getsignal(signal.SIGINT) is before
+    if kind == signal.SIGTERM:
+        assert stopped.value.code == 143
+    assert signal.getsignal(kind) is before
     assert run.iteration == 3
-    assert not run.network.training
+    assert run.network.training  # as it was
     assert len(lines(tmp_path)) == 3
     part = trainer(loss=Interrupting(0), fidelity=fidelity(), folder=tmp_path, resume=True)
     assert part.iteration == 3
@@ -235,18 +240,22 @@ def test_twenty_gradients_in_a_row_that_are_not_finite(tmp_path):
     good.run(2)
     options = {"folder": tmp_path, "resume": True, "save_every": 7}
     run = trainer(loss=Sometimes(range(2, 99)), **options)
-    run.run(14)
+    with pytest.warns(UserWarning, match="diffusion loss was not finite in iteration 2;") as told:
+        run.run(14)
+    assert len(told) == 1
     run = trainer(loss=Sometimes(range(99)), **options)
-    assert run.skipped == 12
-    with pytest.raises(RuntimeError, match=r"Trainer: the gradient must be finite, got none .* 20"):
+    assert run.failures == {"diffusion loss": 12, "fidelity loss": 0}
+    message = r"Trainer: the gradient of the diffusion loss must be finite, got none .* 20 "
+    with pytest.raises(RuntimeError, match=message):
         run.run(50)
     assert run.iteration == 22
     found = checkpoints.newest(tmp_path)
-    assert (found.iteration, found.notes["skipped"]) == (22, 20)
+    assert (found.iteration, found.notes["failures"]) == (22, run.failures)
+    assert run.failures["diffusion loss"] == 20
     for name, value in state(good).items():
         assert torch.equal(found.tensors[name], value)
         assert torch.equal(state(run)[name], value)
     assert [line["skipped"] for line in lines(tmp_path)] == [False] * 2 + [True] * 20
     mended = trainer(loss=Sometimes({}), **options)
     mended.run(24)
-    assert mended.skipped == 0
+    assert mended.failures["diffusion loss"] == 0

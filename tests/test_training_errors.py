@@ -93,7 +93,8 @@ USES = {
     "chains without noise": (
         used(start="paired", chains=2),
         ValueError,
-        r"chains must be 1 with the deterministic ddim.* from one point, got 2; pass eta=1.0",
+        r"chains must be 1 where they begin at one point and ddim.* of 3 steps adds no noise, "
+        "got 2; pass eta=1.0",
     ),
     "inverted with noise": (
         used(start="inverted", eta=1.0),
@@ -202,9 +203,9 @@ TRAINING = {
     "weight": (
         train(fidelity_weight=np.nan),
         ValueError,
-        "fidelity_weight must be finite, got nan",
+        r"fidelity_weight must be in \[0, inf\], got nan",
     ),
-    "decay of weights": (train(weight_decay=-1.0), ValueError, "weight_decay must be positive"),
+    "decay of weights": (train(weight_decay=-1.0), ValueError, "weight_decay must be in"),
     "ema": (train(ema=1.0), ValueError, r"ema must be in \[0, 0.999999\], got 1"),
     "warmup": (train(warmup=-1), ValueError, "warmup must be at least 0, got -1"),
     "decay": (train(decay=0), ValueError, "decay must be at least 1, got 0"),
@@ -214,7 +215,7 @@ TRAINING = {
     "saves": (train(save_every=0), ValueError, "save_every must be at least 1, got 0"),
     "workers": (train(workers=-1), ValueError, "workers must be at least 0, got -1"),
     "dropout": (train(cond_dropout=2), ValueError, r"cond_dropout must be in \[0, 1\], got 2"),
-    "precision": (train(precision="half"), ValueError, 'must be "float32" or "bfloat16", got'),
+    "precision": (train(precision="half"), ValueError, 'precision must be "bfloat16" or None, got'),
     "progress": (train(progress=1), TypeError, "progress must be True or False, got 1"),
     "resume": (train(resume=True), ValueError, "folder must be given with resume, got None"),
     "iterations": (train(run=-1), ValueError, "iterations must be at least 0, got -1"),
@@ -241,10 +242,3 @@ def test_data_that_are_not_finite_are_found_at_once():
 def test_no_steps_are_refused():
     with pytest.raises(ValueError, match="at least"):
         used(())()
-
-
-def test_fewer_iterations_than_were_made():
-    run = trainer()
-    run.run(3)
-    with pytest.raises(ValueError, match=r"Trainer\.run: iterations must be at least 3, got 2"):
-        run.run(2)

@@ -146,7 +146,7 @@ def assert_same_run(one: Trainer, other: Trainer) -> None:
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
     assert one.detector.state() == other.detector.state()
-    assert one.skipped == other.skipped
+    assert one.failures == other.failures
     count = min(len(one.history), len(other.history))
     last = [json.dumps(run.history[len(run.history) - count :]) for run in (one, other)]
     assert last[0] == last[1]

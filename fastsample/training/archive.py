@@ -61,6 +61,11 @@ class Archive:
                     f"Trainer: folder must hold checkpoints of this model, got {folder} ({error})"
                 ) from None
             self._kept = [found.iteration]
+        elif not resume and (folder / LOG).exists():
+            raise ValueError(
+                f"Trainer: folder must not hold another run's log, got {folder}; pass resume=True "
+                "to begin it anew, or another folder"
+            )
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             self._journal = Journal(folder / LOG, 0 if found is None else found.iteration)

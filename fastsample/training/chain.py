@@ -26,7 +26,7 @@ Gradient: TypeAlias = Literal["full", "last", "jacobian_free"]
 STARTS, GRADIENTS = get_args(Start), get_args(Gradient)
 
 
-class Path(NamedTuple):
+class GradientPath(NamedTuple):
     """How gradients leave the chain.
 
     Attributes:
@@ -44,9 +44,9 @@ class Path(NamedTuple):
 
 
 class _Network(nn.Module):
-    """A network whose calls let gradients through as a `Path` says."""
+    """A network whose calls let gradients through as a `GradientPath` says."""
 
-    def __init__(self, model: Any, path: Path, calls: int) -> None:
+    def __init__(self, model: Any, path: GradientPath, calls: int) -> None:
         super().__init__()
         self.model, self.path = model, path
         self.blind = calls - path.last if path.gradient == "last" else 0
@@ -71,7 +71,7 @@ def run_chain(
     *,
     index: Tensor,
     draws: Draws,
-    path: Path,
+    path: GradientPath,
     cond: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Samples `(B, *shape)` of a plan, differentiable in the network's weights.

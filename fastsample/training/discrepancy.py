@@ -60,7 +60,8 @@ class Discrepancy:
         # Arithmetic in float32 or wider: differences of bfloat16 samples are mostly rounding.
         kind = torch.promote_types(samples.dtype, torch.float32)
         one = gathered(self._seen(samples.to(kind), cond))
-        other = gathered(self._seen(data.to(kind), data_cond).detach())
+        with torch.no_grad():
+            other = gathered(self._seen(data.to(kind), data_cond))
         if self.chains > 1:
             scored = one.unflatten(0, (-1, self.chains, len(data))).transpose(0, 1).flatten(1, 2)
             return distances.energy_score(scored, other)

@@ -88,10 +88,8 @@ class Feeding:
                 f"Trainer: batch_size must be a multiple of the {process[1]} processes, "
                 f"got {batch_size}"
             )
-        if dropped and not denoiser.uncond:
-            raise ValueError(
-                f"Trainer: cond_dropout must be 0 for a model without uncond, got {dropped:g}"
-            )
+        if dropped:
+            self._check_absent(dropped)
 
     def numbers(self, iteration: int) -> npt.NDArray[np.int64]:
         """Data numbers of this process's part of a batch."""
@@ -122,30 +120,52 @@ class Feeding:
 
     def _batch(self, iteration: int, x0: Tensor, cond: Mapping[str, Any]) -> Batch:
         x0 = x0.to(self.denoiser.device)
-        self._check(x0)
+        if not isinstance(self.data, Tensor):  # a tensor was looked at once
+            self._check(x0)
         placed = Conditions("Trainer", cond, None, len(x0), x0.device).arguments
         if self.dropped and placed:
             placed = self._without_some(iteration, placed, x0)
         return Batch(x0, dict(placed))
 
+    def _check_absent(self, dropped: float) -> None:
+        """Refuse to drop conditions that nothing stands for."""
+        absent = self.denoiser.uncond
+        if not absent:
+            raise ValueError(
+                f"Trainer: cond_dropout must be 0 for a model without uncond, got {dropped:g}"
+            )
+        given = self.cond
+        if not isinstance(self.data, Tensor):
+            given = self._collated([self.data[0]])[1]  # type: ignore[index]
+        if sorted(absent) != sorted(given or {}):
+            raise ValueError(
+                f"Trainer: cond must have the names of the model's uncond {sorted(absent)} with "
+                f"cond_dropout, got {sorted(given or {})}"
+            )
+        for name, value in absent.items():
+            if not isinstance(value, (Tensor, int, float, np.ndarray, np.number, list, tuple)):
+                raise TypeError(
+                    f"Trainer: uncond[{name!r}] must hold numbers with cond_dropout, got {value!r}"
+                )
+
     def _without_some(
         self, iteration: int, cond: Mapping[str, Any], x0: Tensor
     ) -> Mapping[str, Any]:
-        absent = Conditions("Trainer", self.denoiser.uncond, None, len(x0), x0.device).arguments
         rank, world = self.process
         everyone = Draws(self.seed, iteration).generator("condition").random(self.batch_size)
         lost = torch.from_numpy(everyone[rank::world] < self.dropped).to(x0.device)
         found = dict(cond)
-        for name, value in absent.items():
-            if isinstance(value, Tensor) and name in found:
-                given = found[name]
-                if given.shape[1:] != value.shape[1:]:
-                    raise ValueError(
-                        f"Trainer: cond[{name!r}] must have the entries of uncond "
-                        f"{tuple(value.shape[1:])}, got {tuple(given.shape[1:])}"
-                    )
-                mask = lost.reshape(-1, *[1] * (value.dim() - 1))
-                found[name] = torch.where(mask, value.to(given.dtype), given)
+        for name, value in (self.denoiser.uncond or {}).items():
+            given = found[name]
+            # One entry, of a sample or of a batch of one, stands for all.
+            absent = torch.as_tensor(value).to(given)
+            if absent.shape not in ((), given.shape[1:], (1, *given.shape[1:])):
+                raise ValueError(
+                    f"Trainer: uncond[{name!r}] must have the shape of one entry of cond "
+                    f"{tuple(given.shape[1:])}, got {tuple(absent.shape)}"
+                )
+            mask = lost.reshape(-1, *[1] * (given.dim() - 1))
+            found[name] = torch.where(mask, absent, given)
         return found
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -165,12 +185,14 @@ class Feeding:
     @staticmethod
     def _collated(items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
         """Items of a data set as x0 and the network's arguments."""
+        if isinstance(items[0], tuple | list) and len(items[0]) == 1:  # a TensorDataset's
+            items = [item[0] for item in items]
         if isinstance(items[0], Mapping):
             if "x0" not in items[0]:
                 raise ValueError(f'Trainer: data must have items with "x0", got {sorted(items[0])}')
             names = [name for name in items[0] if name != "x0"]
             cond = {name: torch.stack([torch.as_tensor(i[name]) for i in items]) for name in names}
-            return torch.stack([item["x0"] for item in items]), cond
+            return torch.stack([torch.as_tensor(item["x0"]) for item in items]), cond
         if not isinstance(items[0], Tensor):
             raise TypeError(
                 'Trainer: data must have items that are tensors or mappings with "x0", '

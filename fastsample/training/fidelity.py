@@ -9,34 +9,29 @@ import torch
 from torch import Tensor
 
 from fastsample._checks import check_bool, check_integer, warn_user
-from fastsample.arguments import Knobs, Steps, check_tensor
+from fastsample.arguments import Steps, check_tensor
 from fastsample.collective import process
 from fastsample.conditioning import Conditions
 from fastsample.denoiser import Denoiser
+from fastsample.grid import Grid
 from fastsample.plan import Plan
-from fastsample.rows import Clip, Variance
+from fastsample.rows import Clip
 from fastsample.training.chain import (
     GRADIENTS,
     STARTS,
     Gradient,
-    Path,
+    GradientPath,
     Start,
     run_chain,
     starting_points,
 )
-from fastsample.training.chain_plans import ChainPlans
+from fastsample.training.chain_plans import ChainKnobs, ChainPlans
 from fastsample.training.discrepancy import DISTANCES, PAIRED, Discrepancy, Distance, Features
 from fastsample.training.draws import Draws
+from fastsample.training.entries import first, others, repeat, repeated
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class ChainKnobs(Knobs, total=False):
-    """All that a method takes."""
-
-    eta: float
-    variance: Variance
 
 
 class Fidelity(NamedTuple):
@@ -69,8 +64,8 @@ class FidelityLoss:
     chain the same in each; the sum of the processes' gradients is that of one process.
 
     Args:
-        steps: K, or several to draw from in each iteration; or times, or a `Plan` (which then
-            decides `method`, its knobs, `grid` and `clip`).
+        steps: K, or several rising ones to draw from in each iteration; or times, falling to 0, or
+            an unguided `Plan` (which then decides `method`, its knobs, `grid` and `clip`).
         method: the chain's sampler, as for `fastsample.sample`: "auto" is the model's own plan of
             so many steps, else DDIM.
         grid: how its times are spread, as for `fastsample.sample`; "random" draws them anew in
@@ -79,13 +74,16 @@ class FidelityLoss:
             compare each sample with its own x0.
         start: "prior" from noise; "paired" from x0 noised to the first time; "noised" the same at
             one of the chain's later times, drawn in every iteration, with the rest of the chain;
-            "inverted" from the noise that DDIM inversion finds for x0.
+            "inverted" from the noise that DDIM inversion finds for x0. Of "noised" chains with
+            method "auto" the rest is DDIM.
         gradient: "full", "last" (the last `last_rows` rows) or "jacobian_free" (the network's
             input detached). Through many steps the full gradient can explode, where the last is
             stable; not with multistep methods, whose weights of earlier x0's are negative.
         last_rows: for "last".
         checkpoint: run the network again in the backward pass instead of keeping activations.
         subset: samples of the batch to start chains for (of all processes together); None is all.
+            Sets of samples that start from x0 are compared with the rest of the batch: None is
+            then half of it.
         chains: per x0. Two or more with distance "energy" and start "paired" or "noised" make the
             energy score: chains of one noised x0 against that x0, strictly proper.
         features: ``(x (n, *shape), **cond) -> (n, ...)`` that the distance looks at; None is x.
@@ -127,9 +125,10 @@ class FidelityLoss:
                 raise ValueError(f"FidelityLoss: {name} must be one of {known}, got {value!r}")
         if features is not None and not callable(features):
             raise TypeError(f"FidelityLoss: features must be callable or None, got {features!r}")
-        self.plans = ChainPlans(steps, method, grid, clip, dict(knobs), start == "noised")
+        late, fewest = start == "noised", 2 if chains != 1 else 1
+        self.plans = ChainPlans(steps, method, grid, clip, dict(knobs), late, fewest)
         self.start: Start = start
-        self.path = Path(
+        self.path = GradientPath(
             gradient,
             check_integer("FidelityLoss", "last_rows", last_rows, 1),
             check_bool("FidelityLoss", "checkpoint", checkpoint),
@@ -158,6 +157,16 @@ class FidelityLoss:
             raise ValueError(
                 'FidelityLoss: steps must be a number, or times, with start="noised", whose chains '
                 "begin at one of several times, got a Plan"
+            )
+        if isinstance(self.plans.steps, Plan) and self.plans.steps.is_guided:
+            raise ValueError(
+                "FidelityLoss: steps must be an unguided Plan, got a guided one; the chain is "
+                "trained as conditions are given"
+            )
+        if self.start == "noised" and self.plans.method == "fastdpm":
+            raise ValueError(
+                'FidelityLoss: method must not be "fastdpm" with start="noised", whose chains '
+                "begin at one of several times"
             )
         if self.chains > 1 and self.start == "inverted":
             raise ValueError(
@@ -193,36 +202,45 @@ class FidelityLoss:
         count = self._own_share(x0.shape[0], world)
         plan = self.plan(denoiser, draws)
         all_cond = Conditions("FidelityLoss", cond, None, len(x0), x0.device).arguments
-        own_cond = _first(all_cond, count)
-        chain_cond = _repeated(own_cond, self.chains)
+        own_cond = first(all_cond, count)
+        chain_cond = repeated(own_cond, self.chains)
         # Numbers by position in the whole batch, which processes share by turns.
         place = torch.arange(count) * world + rank
         index = torch.cat([place + chain * count * world for chain in range(self.chains)])
         own = x0[:count]
         if self.start == "prior":
             begin = starting_points(
-                denoiser, plan, _repeat(own, self.chains), "prior", index=index, draws=draws
+                denoiser, plan, repeat(own, self.chains), "prior", index=index, draws=draws
             )
         else:  # chains of one x0 begin at one point
             one = starting_points(
                 denoiser, plan, own, self.start, index=place, draws=draws, cond=own_cond
             )
-            begin = _repeat(one, self.chains)
+            begin = repeat(one, self.chains)
         samples = run_chain(
             denoiser, plan, begin, index=index, draws=draws, path=self.path, cond=chain_cond
         )
-        paired = self.discrepancy.is_paired
-        data, data_cond = (own, own_cond) if paired else (x0, all_cond)
+        data, data_cond = x0, all_cond
+        if self.discrepancy.is_paired:
+            data, data_cond = own, own_cond
+        elif self.start != "prior":
+            # Others: a set that holds each sample's own x0 makes copies look best.
+            data, data_cond = x0[count:], others(all_cond, count)
         loss = self.discrepancy(samples, data, chain_cond, data_cond, draws)
         return Fidelity(loss, samples.detach(), data, plan, len(plan) * len(samples))
 
     def plan(self, denoiser: Denoiser, draws: Draws) -> Plan:
         """The chain of one iteration."""
         plan = self.plans.of(denoiser, draws)
+        self._check_plan(plan)
+        return plan
+
+    def _check_plan(self, plan: Plan) -> None:
         if self.chains > 1 and self.start != "prior" and not plan.is_stochastic:
             raise ValueError(
-                f"FidelityLoss: chains must be 1 with the deterministic {plan.method} from one "
-                f'point, got {self.chains}; pass eta=1.0 or method="ancestral"'
+                f"FidelityLoss: chains must be 1 where they begin at one point and {plan.method} "
+                f"of {len(plan)} steps adds no noise, got {self.chains}; pass eta=1.0 or "
+                'method="ancestral", and 2 steps or more'
             )
         if self.path.gradient == "jacobian_free" and plan.needs_history:
             warn_user(
@@ -235,11 +253,29 @@ class FidelityLoss:
                 'FidelityLoss: method must be deterministic with start="inverted", '
                 f"got {plan.method}"
             )
-        return plan
+
+    def check(self, denoiser: Denoiser, batch: int, world: int = 1) -> None:
+        """Refuse a model, or a batch of all processes, that the loss cannot have.
+
+        Args:
+            denoiser: the model.
+            batch: samples.
+            world: processes.
+        """
+        for plan in self.plans.check(denoiser):
+            self._check_plan(plan)
+        self._own_share(batch // world, world)
 
     def _own_share(self, batch: int, world: int) -> int:
         """Samples of this process to start chains for."""
-        wanted = batch * world if self.subset is None else self.subset
+        others = self.start != "prior" and not self.discrepancy.is_paired
+        whole = batch // 2 * world if others else batch * world
+        wanted = whole if self.subset is None else self.subset
+        if others and not 0 < wanted <= (batch - 1) * world:
+            raise ValueError(
+                f'FidelityLoss: subset must leave samples to compare with for start="{self.start}" '
+                f"and a batch of {batch * world}, got {wanted}"
+            )
         if wanted % world or wanted > batch * world:
             raise ValueError(
                 f"FidelityLoss: subset must be a multiple of the {world} processes and at most the "
@@ -248,25 +284,22 @@ class FidelityLoss:
         return wanted // world
 
     def __repr__(self) -> str:
+        # All that decides about gradients: a run is only taken up with an equal text.
         chain = self.plans
-        steps = chain.steps.method if isinstance(chain.steps, Plan) else chain.steps
-        knobs = "".join(f", {name}={value!r}" for name, value in chain.knobs.items())
+        others: dict[str, Any] = dict(chain.knobs)
+        steps = chain.steps
+        if isinstance(steps, Plan):
+            steps, others["times"] = steps.method, Grid(steps.nodes)
+        if not isinstance(chain.clip, str):
+            others["clip"] = chain.clip
+        if self.path.gradient == "last":
+            others["last_rows"] = self.path.last
+        if self.discrepancy.distance == "sliced_wasserstein":
+            others["projections"] = self.discrepancy.projections
+        more = "".join(f", {name}={value!r}" for name, value in others.items())
         return (
             f"FidelityLoss({steps!r}, method={chain.method!r}, grid={chain.grid!r}, "
             f"distance={self.discrepancy.distance!r}, start={self.start!r}, "
             f"gradient={self.path.gradient!r}, "
-            f"subset={self.subset}, chains={self.chains}, seed={self.seed}{knobs})"
+            f"subset={self.subset}, chains={self.chains}, seed={self.seed}{more})"
         )
-
-
-def _repeat(x: Tensor, times: int) -> Tensor:
-    return x if times == 1 else x.repeat(times, *[1] * (x.dim() - 1))
-
-
-def _first(cond: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The entries of the first samples."""
-    return {k: v[:count] if isinstance(v, Tensor) and v.dim() else v for k, v in cond.items()}
-
-
-def _repeated(cond: Mapping[str, Any], times: int) -> dict[str, Any]:
-    return {k: _repeat(v, times) if isinstance(v, Tensor) else v for k, v in cond.items()}

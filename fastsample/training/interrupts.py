@@ -1,4 +1,4 @@
-"""Ctrl-C between iterations: never in the middle of an update of the weights."""
+"""Ctrl-C and SIGTERM between iterations: never in the middle of an update of the weights."""
 
 from __future__ import annotations
 
@@ -8,34 +8,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted:
     """Whether somebody has asked to stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.number: int | None = None
 
-    def ask(self, _number: int, _frame: FrameType | None) -> None:
-        """Take the signal; a second one interrupts at once."""
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    @property
+    def asked(self) -> bool:
+        """Since the beginning."""
+        return self.number is not None
 
-    def check(self) -> None:
-        """KeyboardInterrupt if so."""
+    def take(self, number: int, _frame: FrameType | None) -> None:
+        """Remember the signal; a second one stops at once."""
         if self.asked:
-            raise KeyboardInterrupt
+            self.stop()
+        self.number = number
+
+    def stop(self) -> None:
+        """End as the signal would have."""
+        if self.number == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def deferred_interrupts() -> Iterator[Interrupted]:
-    """SIGINT sets a mark inside; only the main thread can take the signal."""
+    """Signals set a mark inside; only the main thread can take them."""
     found = Interrupted()
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
-    before = signal.signal(signal.SIGINT, found.ask)
+    before = {number: signal.signal(number, found.take) for number in _SIGNALS}
     try:
         yield found
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

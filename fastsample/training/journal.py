@@ -22,9 +22,8 @@ class Journal:
     def __init__(self, path: Path, iteration: int) -> None:
         self.path = path
         if path.exists():
-            kept = [line for line in self.read(path) if line["iteration"] < iteration]
-            text = "".join(_text(line) for line in kept)
-            write_atomically(path, text.encode())
+            kept = [text for text, line in _lines(path) if _number(line) < iteration]
+            write_atomically(path, "".join(f"{text}\n" for text in kept).encode())
 
     def add(self, **values: Any) -> None:
         """Append a line."""
@@ -34,13 +33,26 @@ class Journal:
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
         """The complete lines of a log."""
-        found = []
-        for line in path.read_text().splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # killed while writing
-                continue
-        return found
+        return [line for _, line in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The complete lines of a log, as they stand there and as they mean."""
+    found = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # killed while writing
+            continue
+        if isinstance(line, dict):  # somebody else wrote the rest
+            found.append((text, line))
+    return found
+
+
+def _number(line: dict[str, Any]) -> int:
+    """Its iteration; -1 for a line that is not the trainer's."""
+    found = line.get("iteration")
+    return found if isinstance(found, int) else -1
 
 
 def _text(line: dict[str, Any]) -> str:

@@ -139,8 +139,16 @@ class DiffusionLoss:
         return self._times.of("DiffusionLoss.times", u)
 
     def current(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser itself: this loss learns nothing that belongs to its schedule."""
+        """The denoiser itself, checked: this loss learns nothing that belongs to its schedule."""
+        self._check_denoiser(denoiser)
         return denoiser
+
+    def __repr__(self) -> str:
+        return (
+            f"DiffusionLoss({self.schedule!r}, kind={self.kind!r}, variance={self.variance!r}, "
+            f"prediction={self.prediction!r}, vlb_weight={self.vlb_weight}, "
+            f"bin_width={self.bin_width}, weighting={self.weighting!r}, gamma={self.gamma})"
+        )
 
     def __call__(
         self,

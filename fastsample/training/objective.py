@@ -16,13 +16,15 @@ from torch.nn.parallel import DistributedDataParallel
 from fastsample import ops
 from fastsample.denoiser import Denoiser
 from fastsample.identity import make_identity
+from fastsample.plan import Plan
 from fastsample.training.draws import Draws
 from fastsample.training.feeding import Batch
+from fastsample.training.fidelity import FidelityLoss
 from fastsample.training.losses import DiffusionLoss
 from fastsample.training.vdm import VDMLoss
 
 Loss: TypeAlias = DiffusionLoss | VDMLoss
-Precision: TypeAlias = Literal["float32", "bfloat16"]
+Precision: TypeAlias = Literal["bfloat16"]
 
 
 class Objective:
@@ -34,6 +36,7 @@ class Objective:
         precision: of the network's arithmetic.
         parts: that a batch is cut into.
         process: (rank, number of processes).
+        find_unused_parameters: as for `DistributedDataParallel`.
 
     Attributes:
         denoiser: the model, its network in the precision asked for.
@@ -44,9 +47,10 @@ class Objective:
         denoiser: Denoiser,
         loss: Loss,
         *,
-        precision: Precision,
+        precision: Precision | None,
         parts: int,
         process: tuple[int, int],
+        find_unused_parameters: bool = False,
     ) -> None:
         # Around the network only: the sampler's and the distance's arithmetic stays in float32.
         self.denoiser = copy.copy(denoiser)
@@ -56,7 +60,9 @@ class Objective:
         self.rank, self.world = process
         self._module: nn.Module = _Forward(self.denoiser, loss)
         if self.world > 1:
-            self._module = DistributedDataParallel(self._module)
+            self._module = DistributedDataParallel(
+                self._module, find_unused_parameters=find_unused_parameters
+            )
 
     def backward(self, batch: Batch, draws: Draws) -> Tensor:
         """The mean loss of this process's samples, detached; gradients are means over all."""
@@ -105,6 +111,25 @@ def network_of(denoiser: Denoiser) -> nn.Module:
     return network
 
 
+def check_terms(denoiser: Denoiser, loss: Any, fidelity: Any, fidelity_lr: Any) -> None:
+    """Refuse losses that are none, or that do not fit the model or each other."""
+    if not isinstance(loss, DiffusionLoss | VDMLoss):
+        raise TypeError(
+            f"Trainer: loss must be a DiffusionLoss, a VDMLoss or None, got {loss!r:.60}"
+        )
+    if fidelity is not None and not isinstance(fidelity, FidelityLoss):
+        raise TypeError(f"Trainer: fidelity must be a FidelityLoss, got {fidelity!r}")
+    if fidelity is None and fidelity_lr is not None:
+        raise ValueError(f"Trainer: fidelity_lr must be None without fidelity, got {fidelity_lr}")
+    loss.current(denoiser)
+    planned = fidelity is not None and isinstance(fidelity.plans.steps, Plan)
+    if planned and isinstance(loss, VDMLoss):
+        raise ValueError(
+            "Trainer: fidelity must not have a Plan with VDMLoss, whose schedule moves away from "
+            "the plan's; pass a number of steps or times"
+        )
+
+
 class _Forward(nn.Module):
     """Network and loss in one forward pass, which `DistributedDataParallel` can wrap."""
 
@@ -113,7 +138,7 @@ class _Forward(nn.Module):
         self.network, self.denoiser, self.loss = network_of(denoiser), denoiser, loss
 
     def forward(self, x0: Tensor, times: Any, noises: Mapping[str, Tensor], cond: Any) -> Tensor:
-        t = torch.as_tensor(times, device=x0.device)
+        t = torch.as_tensor(times)  # on the CPU: losses look at real times there
         return self.loss(self.denoiser, x0, t, **noises, **cond)["loss"].mean()
 
 

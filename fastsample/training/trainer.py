@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fastsample._checks import check_bool, check_integer, check_real
+from fastsample._checks import check_bool, check_integer, check_real, warn_user
 from fastsample.collective import check_agreement, gathered, process, summed
 from fastsample.denoiser import Denoiser
+from fastsample.schedule import NoiseSchedule
 from fastsample.training.archive import Archive
 from fastsample.training.checkpoints import Checkpoint
 from fastsample.training.collapse import CollapseDetector
@@ -27,11 +26,13 @@ from fastsample.training.feeding import Batch, Feeding
 from fastsample.training.fidelity import Fidelity, FidelityLoss
 from fastsample.training.interrupts import deferred_interrupts
 from fastsample.training.losses import DiffusionLoss
-from fastsample.training.objective import Loss, Objective, Precision, network_of
-from fastsample.training.updates import MakeOptimizer, Norms, Rate, Updates
-from fastsample.training.vdm import VDMLoss
+from fastsample.training.modes import evaluating, training
+from fastsample.training.objective import Loss, Objective, Precision, check_terms, network_of
+from fastsample.training.stepper import MakeOptimizer
+from fastsample.training.updates import Norms, updates_of
 
-_PATIENCE = 20  # skipped iterations in a row, after which training has failed
+_PATIENCE = 20  # failures in a row, after which training has failed
+_REMEMBERED = 10_000  # lines of the history in memory
 
 
 class Trainer:
@@ -41,7 +42,8 @@ class Trainer:
     `DistributedDataParallel`) and of the fidelity loss (summed over processes), takes one step and
     updates a moving average of the weights. Whatever is random in it is a function of
     (seed, iteration, sample), so that nothing depends on interruptions or, but for rounding, on
-    the number of processes. Iterations whose diffusion gradient is not finite are skipped.
+    the number of processes (dropout masks do). A gradient that is not finite is left out: of the
+    diffusion loss with the whole iteration, of the fidelity loss alone.
 
     The network of `denoiser` is trained in place. Chains of the fidelity loss see it in evaluation
     mode, as samplers do.
@@ -52,7 +54,7 @@ class Trainer:
             "x0" and the network's keyword arguments. Items that are random (augmented, say) are
             only repeated in a resumed run if they are a function of their number.
         loss: `DiffusionLoss` or `VDMLoss` (whose end points are trained too); None is
-            ``DiffusionLoss.of(denoiser, kind="simple")``.
+            ``DiffusionLoss.of(denoiser)``.
         fidelity: the second term, or None.
         folder: of checkpoints and the log ``log.jsonl``; None writes nothing.
         resume: go on from the folder's newest checkpoint, if it has one.
@@ -63,8 +65,8 @@ class Trainer:
         lr: learning rate.
         warmup: iterations in which it rises from 0.
         decay: iterations in which it falls to 0 along a cosine; None keeps it.
-        weight_decay: of AdamW (not of the fidelity term's own).
-        optimizer: ``(parameters, lr=...) -> Optimizer`` instead of AdamW.
+        weight_decay: of AdamW; the fidelity term's own has none, since once is enough.
+        optimizer: ``(parameters, lr=...) -> Optimizer`` instead of AdamW, for both terms.
         clip: largest norm of the diffusion loss's gradient; None is no bound.
         ema: decay of the moving average, in [0, 1).
         fidelity_weight: of the fidelity loss in the sum.
@@ -72,8 +74,10 @@ class Trainer:
             does not matter. None adds the terms.
         fidelity_every: iterations from one fidelity term to the next.
         fidelity_clip: largest norm of its gradient.
-        precision: of the network's arithmetic (autocast); weights and everything else stay as they
-            are.
+        precision: "bfloat16" runs the network under autocast; weights and everything else stay as
+            they are. None is the network's own.
+        find_unused_parameters: for a network with parameters that no output depends on, under
+            `torch.distributed`.
         workers: processes that load items of a data set.
         save_every: iterations between checkpoints; the last iteration has one in any case.
         seed: of all draws.
@@ -113,7 +117,8 @@ class Trainer:
         fidelity_lr: float | None = None,
         fidelity_every: int = 1,
         fidelity_clip: float = 1.0,
-        precision: Precision = "float32",
+        precision: Precision | None = None,
+        find_unused_parameters: bool = False,
         workers: int = 0,
         save_every: int = 1000,
         seed: int = 0,
@@ -122,25 +127,14 @@ class Trainer:
         self.denoiser, self.network = denoiser, network_of(denoiser)
         self.rank, self.world = process()
         self.seed = check_integer("Trainer", "seed", seed, 0, 2**64 - 1)
-        self.loss = DiffusionLoss.of(denoiser, kind="simple") if loss is None else loss
-        if not isinstance(self.loss, DiffusionLoss | VDMLoss):
-            raise TypeError(
-                f"Trainer: loss must be a DiffusionLoss, a VDMLoss or None, got {loss!r:.60}"
-            )
+        self.loss = DiffusionLoss.of(denoiser) if loss is None else loss
+        check_terms(denoiser, self.loss, fidelity, fidelity_lr)
         if isinstance(self.loss, nn.Module):
             self.loss.to(denoiser.device)
-        if fidelity is not None and not isinstance(fidelity, FidelityLoss):
-            raise TypeError(f"Trainer: fidelity must be a FidelityLoss, got {fidelity!r}")
         self.fidelity = fidelity
         self.fidelity_every = check_integer("Trainer", "fidelity_every", fidelity_every, 1)
         self.save_every = check_integer("Trainer", "save_every", save_every, 1)
         self.progress = check_bool("Trainer", "progress", progress)
-        rises = check_integer("Trainer", "warmup", warmup, 0)
-        falls = None if decay is None else check_integer("Trainer", "decay", decay, 1)
-        if fidelity is None and fidelity_lr is not None:
-            raise ValueError(
-                f"Trainer: fidelity_lr must be None without fidelity, got {fidelity_lr}"
-            )
         self.feeding = Feeding(
             denoiser,
             data,
@@ -151,33 +145,36 @@ class Trainer:
             workers=check_integer("Trainer", "workers", workers, 0),
             process=(self.rank, self.world),
         )
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                f'Trainer: precision must be "float32" or "bfloat16", got {precision!r}'
-            )
+        if precision not in (None, "bfloat16"):
+            raise ValueError(f'Trainer: precision must be "bfloat16" or None, got {precision!r}')
         self.objective = Objective(
             denoiser,
             self.loss,
             precision=precision,
             parts=check_integer("Trainer", "accumulation", accumulation, 1),
             process=(self.rank, self.world),
+            find_unused_parameters=check_bool(
+                "Trainer", "find_unused_parameters", find_unused_parameters
+            ),
         )
-        decays = _not_negative("weight_decay", weight_decay)
-        self.updates = Updates(
+        self.updates = updates_of(
             [self.network, *([self.loss] if isinstance(self.loss, nn.Module) else [])],
-            rate=Rate(_positive("lr", lr), rises, falls),
-            second_rate=None
-            if fidelity_lr is None
-            else Rate(_positive("fidelity_lr", fidelity_lr), rises, falls),
-            weight=check_real("Trainer", "fidelity_weight", fidelity_weight),
-            clip=math.inf if clip is None else _positive("clip", clip),
-            second_clip=_positive("fidelity_clip", fidelity_clip),
-            decay=check_real("Trainer", "ema", ema, 0.0, 0.999999),
-            make=optimizer or partial(AdamW, weight_decay=decays),
-            make_second=optimizer or partial(AdamW, weight_decay=0.0),  # once is enough
+            lr=lr,
+            second_lr=fidelity_lr,
+            warmup=warmup,
+            decay=decay,
+            weight_decay=weight_decay,
+            optimizer=optimizer,
+            clip=clip,
+            second_clip=fidelity_clip,
+            weight=fidelity_weight,
+            ema=ema,
         )
+        if fidelity is not None:  # now rather than in the first iteration
+            fidelity.check(self.loss.current(denoiser), self.feeding.batch_size, self.world)
         self.detector = CollapseDetector()
-        self.iteration, self.skipped = 0, 0
+        self.iteration = 0
+        self.failures = {"diffusion loss": 0, "fidelity loss": 0}
         self.history: list[dict[str, Any]] = []
         settings = {
             "prediction": denoiser.prediction,
@@ -185,8 +182,10 @@ class Trainer:
             "data": self.feeding.count,
             "batch_size": self.feeding.batch_size,
             "seed": self.seed,
-            "loss": type(self.loss).__name__,
-            "optimizer": type(self.updates.optimizer).__name__,
+            "loss": repr(self.loss),
+            "optimizer": type(self.updates.optimizer.optimizer).__name__,
+            "schedule": _named(denoiser.schedule),
+            "fidelity": repr(fidelity),
         }
         self.archive = Archive(
             None if folder is None else Path(folder),
@@ -205,14 +204,22 @@ class Trainer:
         """The model with the moving average of the weights: what samples should be drawn from.
 
         ``fs.sample(model, K)`` then runs the chain of K steps that the fidelity loss was given,
-        where that is deterministic and the same in every iteration.
+        where that is deterministic and the same in every iteration. Its network is the trainer's
+        own, which further training changes: `copy.deepcopy` keeps it as it is.
         """
-        network, *loss = self.updates.averages
-        return self._bare(network, loss[0] if loss else self.loss)
+        return self._bare(self.updates.averages[0], self.averaged_loss)
+
+    @property
+    def averaged_loss(self) -> Loss:
+        """The diffusion loss with the moving average of what it learns."""
+        return next(iter(self.updates.averages[1:]), self.loss)  # type: ignore[return-value]
 
     @property
     def current(self) -> Denoiser:
-        """The model with the weights of the last step, and the schedule as it is learned now."""
+        """The model with the weights of the last step, and the schedule as it is learned now.
+
+        Its network is the one in training: `copy.deepcopy` keeps it as it is.
+        """
         return self._bare(self.network, self.loss)
 
     def _bare(self, network: Any, loss: Any) -> Denoiser:
@@ -229,42 +236,40 @@ class Trainer:
     def run(self, iterations: int) -> Denoiser:
         """Train until so many iterations have been made, those before a resumption counted.
 
+        Ctrl-C and SIGTERM end the iteration, save, and then stop.
+
         Returns:
             `averaged`.
 
         Raises:
-            RuntimeError: the gradient was not finite in 20 iterations in a row.
+            RuntimeError: a gradient was not finite in 20 iterations in a row.
         """
-        last = check_integer("Trainer.run", "iterations", iterations, self.iteration)
+        last = check_integer("Trainer.run", "iterations", iterations, 0)
         stream = self.feeding.stream(self.iteration)
         hidden = not self.progress or self.rank > 0
         bar = tqdm(total=last, initial=self.iteration, disable=hidden, unit="it", desc="train")
-        self.network.train()
-        try:
-            with bar, deferred_interrupts() as interrupt:
-                while self.iteration < last:
-                    line = self._iterate(next(stream))
-                    self.iteration += 1
-                    bar.update()
-                    bar.set_postfix(loss=f"{line['loss']:.4g}", refresh=False)
-                    # All processes stop at the same iteration: each would wait for the others.
-                    asked = torch.tensor([float(interrupt.asked)])
-                    stops = bool(summed(asked, self.denoiser.device) > 0)
-                    failed = self.skipped >= _PATIENCE
-                    due = self.iteration == last or self.iteration % self.save_every == 0
-                    if due or failed or stops:
-                        self.save()
-                    if stops:
-                        raise KeyboardInterrupt
-                    if failed:
-                        raise RuntimeError(
-                            "Trainer: the gradient must be finite, got none that is in "
-                            f"{self.skipped} iterations up to {self.iteration}; the weights are "
-                            "those before them. Try a lower lr"
-                        )
-                interrupt.check()
-        finally:
-            self.network.eval()
+        with bar, training(self.network), deferred_interrupts() as interrupt:
+            while self.iteration < last:
+                line = self._iterate(next(stream))
+                self.iteration += 1
+                bar.update()
+                bar.set_postfix(loss=f"{line['loss']:.4g}", refresh=False)
+                # All processes stop at the same iteration: each would wait for the others.
+                asked = torch.tensor([float(interrupt.asked)])
+                stops = bool(summed(asked, self.denoiser.device) > 0)
+                failed = max(self.failures, key=lambda name: self.failures[name])
+                # A run that is taken up after it has failed may try again.
+                hopeless = self.failures[failed] >= _PATIENCE and _has_failed(line)
+                due = self.iteration == last or self.iteration % self.save_every == 0
+                if due or hopeless or stops:
+                    self.save()
+                if stops:
+                    interrupt.stop()
+                if hopeless:
+                    raise RuntimeError(
+                        f"Trainer: the gradient of the {failed} must be finite, got none that is "
+                        f"in {_PATIENCE} iterations up to {self.iteration}; try a lower rate"
+                    )
         return self.averaged
 
     def _iterate(self, batch: Batch) -> dict[str, Any]:
@@ -278,7 +283,7 @@ class Trainer:
             loss = self.objective.backward(batch, draws)
             found, gradients = None, None
             if self.fidelity is not None and self.iteration % self.fidelity_every == 0:
-                with _evaluating(self.network):  # with checkpoints the gradient runs it again
+                with evaluating(self.network):  # with checkpoints the gradient runs it again
                     found = self._fidelity(batch)
                     gradients = self.updates.gradients(found.loss)
         norms = self.updates.step(self.iteration, gradients)
@@ -297,46 +302,55 @@ class Trainer:
             "norm": norms.diffusion,
             "skipped": norms.skipped,
         }
+        self._count("diffusion loss", norms.skipped)
         if found is not None:
-            line |= {"fidelity": float(found.loss.detach()), "fidelity_norm": norms.fidelity}
+            line |= {
+                "fidelity": float(found.loss.detach()),
+                "fidelity_norm": norms.fidelity,
+                "fidelity_skipped": norms.skipped or norms.dropped,
+            }
             samples, data = gathered(found.samples), gathered(found.data)
-            if len(samples) > 1 and len(data) > 1:  # one sample has no spread
+            # One sample has no spread, nor have copies of one.
+            if len(samples) > 1 and len(data) > 1 and bool((data != data[:1]).any()):
                 line |= self.detector.update(samples, data)
             line["times"] = found.plan.times.tolist()
+            self._count("fidelity loss", norms.dropped)
         self.history.append(line)
+        del self.history[:-_REMEMBERED]
         self.archive.add(line)
-        self.skipped = self.skipped + 1 if norms.skipped else 0
         return line
+
+    def _count(self, name: str, failed: bool) -> None:
+        """Failures in a row."""
+        self.failures[name] = self.failures[name] + 1 if failed else 0
+        if self.failures[name] == 1:
+            warn_user(
+                f"Trainer: the gradient of the {name} was not finite in iteration "
+                f"{self.iteration}; it is left out, and {_PATIENCE} in a row end the training"
+            )
 
     # ---- files
 
     def save(self) -> Path | None:
         """Write a checkpoint now (process 0 does); None without a folder."""
-        notes = {"detector": self.detector.state(), "skipped": self.skipped}
+        notes = {
+            "detector": self.detector.state(),
+            "failures": self.failures,
+            "optimizers": self.updates.notes(),
+        }
         return self.archive.save(self.iteration, self.updates.tensors, notes)
 
     def _restore(self, found: Checkpoint) -> None:
-        self.updates.load(found.tensors)
+        self.updates.load(found.tensors, found.notes["optimizers"])
         self.detector.load_state(found.notes["detector"])
-        self.iteration, self.skipped = found.iteration, found.notes["skipped"]
+        self.iteration, self.failures = found.iteration, dict(found.notes["failures"])
 
 
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, as samplers see a network; training mode afterwards."""
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train()
+def _has_failed(line: Mapping[str, Any]) -> bool:
+    return line["skipped"] or line.get("fidelity_skipped", False)
 
 
-def _positive(name: str, value: Any) -> float:
-    found = check_real("Trainer", name, value)
-    if found <= 0.0:
-        raise ValueError(f"Trainer: {name} must be positive, got {found:g}")
-    return found
-
-
-def _not_negative(name: str, value: Any) -> float:
-    return 0.0 if value == 0 else _positive(name, value)
+def _named(schedule: NoiseSchedule) -> str:
+    """A schedule with a digest, since tables print alike."""
+    values = json.dumps(schedule.to_dict(), sort_keys=True)
+    return f"{schedule!r}, {hashlib.sha256(values.encode()).hexdigest()[:8]}"

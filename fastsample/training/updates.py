@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
-MakeOptimizer: TypeAlias = Callable[..., Optimizer]
+from fastsample._checks import check_integer, check_real
+from fastsample.training.stepper import MakeOptimizer, Stepper
 
 
 class Rate(NamedTuple):
@@ -41,6 +43,8 @@ class Norms(NamedTuple):
     """NaN where there was none."""
     skipped: bool
     """Nothing was changed: the gradient of the diffusion loss was not finite."""
+    dropped: bool = False
+    """The fidelity term's gradient was not finite, and was left out."""
 
 
 class Updates:
@@ -79,8 +83,12 @@ class Updates:
         self.parameters = [p for p in self.modules.parameters() if p.requires_grad]
         self.rate, self.second_rate, self.weight = rate, second_rate, weight
         self.clip, self.second_clip = clip, second_clip
-        self.optimizer = make(self.parameters, lr=rate(0))
-        self.second = make_second(self.parameters, lr=second_rate(0)) if second_rate else None
+        # At the full rate: a group with a rate of its own is in proportion to that.
+        self.optimizer = Stepper(make(self.parameters, lr=rate.rate), rate.rate)
+        self.second = None
+        if second_rate:
+            own = second_rate.rate
+            self.second = Stepper(make_second(self.parameters, lr=own), own)
         self.averaged = _averaged(self.modules, decay)
 
     @property
@@ -112,22 +120,23 @@ class Updates:
         first = [p.grad for p in self.parameters if p.grad is not None]
         norms = torch.stack([_norm(part) for part in (first, second) if part])
         own, other = [*norms.tolist(), math.nan][:2]  # the only wait for the device
+        dropped = bool(second) and not math.isfinite(other)
         if not math.isfinite(own):
-            return Norms(own, other, skipped=True)
+            return Norms(own, other, skipped=True, dropped=dropped)
         _scale(first, self.clip, own)
-        usable = second if second and math.isfinite(other) else None
+        usable = None if dropped else second
         if usable:
             _scale(usable, self.second_clip, other)
         if usable and self.second is None:
             for p, g in zip(self.parameters, usable, strict=True):
                 p.grad = self.weight * g if p.grad is None else p.grad.add_(g, alpha=self.weight)
-        _stepped(self.optimizer, self.rate(iteration))
+        self.optimizer.step_at(self.rate(iteration))
         if usable and self.second is not None and self.second_rate is not None:
             for p, g in zip(self.parameters, usable, strict=True):
                 p.grad = g
-            _stepped(self.second, self.second_rate(iteration))
+            self.second.step_at(self.second_rate(iteration))
         self.averaged.update_parameters(self.modules)
-        return Norms(own, other, skipped=False)
+        return Norms(own, other, skipped=False, dropped=dropped)
 
     # ---- what a checkpoint holds
 
@@ -135,14 +144,16 @@ class Updates:
         """Weights, average and moments by name."""
         found = {f"model.{k}": v for k, v in self.modules.state_dict().items()}
         found |= {f"average.{k}": v for k, v in self.averaged.state_dict().items()}
-        for label, optimizer in self._optimizers():
-            for number, state in optimizer.state_dict()["state"].items():
-                for name, value in state.items():
-                    found[f"{label}.{number}.{name}"] = torch.as_tensor(value)
+        for label, stepper in self._steppers():
+            found |= {f"{label}.{name}": value for name, value in stepper.tensors().items()}
         return found
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """What `tensors` gave, into the same modules.
+    def notes(self) -> dict[str, Any]:
+        """What optimisers keep besides tensors."""
+        return {label: stepper.changes() for label, stepper in self._steppers()}
+
+    def load(self, tensors: dict[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """What `tensors` and `notes` gave, into the same modules.
 
         Raises:
             ValueError: of other modules or optimisers; nothing was changed then.
@@ -150,20 +161,15 @@ class Updates:
         self._check(tensors)
         self.modules.load_state_dict(_under("model", tensors))
         self.averaged.load_state_dict(_under("average", tensors))
-        for label, optimizer in self._optimizers():
-            states: dict[int, dict[str, Any]] = {}
-            for key, value in _under(label, tensors).items():
-                number, name = key.split(".", 1)
-                states.setdefault(int(number), {})[name] = value
-            known = optimizer.state_dict()
-            optimizer.load_state_dict({**known, "state": states})
+        for label, stepper in self._steppers():
+            stepper.load(_under(label, tensors), notes[label])
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
         shapes = {name: tuple(value.shape) for name, value in self.tensors().items()}
         # A fresh optimiser has no moments yet, and only it knows what shape they have.
         moments = tuple(
             f"{label}.{number}."
-            for label, _ in self._optimizers()
+            for label, _ in self._steppers()
             for number in range(len(self.parameters))
         )
         shapes |= {k: tuple(v.shape) for k, v in tensors.items() if k.startswith(moments)}
@@ -173,9 +179,52 @@ class Updates:
             if mine != theirs:
                 raise ValueError(f"{name} is {theirs} instead of {mine}")
 
-    def _optimizers(self) -> list[tuple[str, Optimizer]]:
+    def _steppers(self) -> list[tuple[str, Stepper]]:
         both = [("optimizer", self.optimizer), ("fidelity_optimizer", self.second)]
-        return [(label, optimizer) for label, optimizer in both if optimizer is not None]
+        return [(label, stepper) for label, stepper in both if stepper is not None]
+
+
+def updates_of(
+    modules: Iterable[nn.Module],
+    *,
+    lr: float,
+    second_lr: float | None,
+    warmup: int,
+    decay: int | None,
+    weight_decay: float,
+    optimizer: MakeOptimizer | None,
+    clip: float | None,
+    second_clip: float,
+    weight: float,
+    ema: float,
+) -> Updates:
+    """The updates that a trainer's arguments of these names ask for, checked."""
+    rises = check_integer("Trainer", "warmup", warmup, 0)
+    falls = None if decay is None else check_integer("Trainer", "decay", decay, 1)
+    decays = check_real("Trainer", "weight_decay", weight_decay, 0.0)
+    if optimizer is not None and decays:
+        raise ValueError(
+            f"Trainer: weight_decay must be left to the optimizer given, got {decays:g}"
+        )
+    own = None if second_lr is None else Rate(_positive("fidelity_lr", second_lr), rises, falls)
+    return Updates(
+        modules,
+        rate=Rate(_positive("lr", lr), rises, falls),
+        second_rate=own,
+        weight=check_real("Trainer", "fidelity_weight", weight, 0.0),
+        clip=math.inf if clip is None else _positive("clip", clip),
+        second_clip=_positive("fidelity_clip", second_clip),
+        decay=check_real("Trainer", "ema", ema, 0.0, 0.999999),
+        make=optimizer or partial(AdamW, weight_decay=decays),
+        make_second=optimizer or partial(AdamW, weight_decay=0.0),
+    )
+
+
+def _positive(name: str, value: Any) -> float:
+    found = check_real("Trainer", name, value)
+    if found <= 0.0:
+        raise ValueError(f"Trainer: {name} must be positive, got {found:g}")
+    return found
 
 
 def _averaged(modules: nn.Module, decay: float) -> AveragedModel:
@@ -186,7 +235,8 @@ def _averaged(modules: nn.Module, decay: float) -> AveragedModel:
         kept = [(a, c) for a, c in zip(average, current, strict=True)]
         moving = [(a, c) for a, c in kept if a.is_floating_point()]
         ours, theirs = ([pair[i] for pair in moving] for i in (0, 1))
-        torch._foreach_lerp_(ours, theirs, share)  # pyright: ignore[reportPrivateImportUsage]
+        if ours:  # a group of integers has none
+            torch._foreach_lerp_(ours, theirs, share)  # pyright: ignore[reportPrivateImportUsage]
         for a, c in kept:
             if not a.is_floating_point():
                 a.copy_(c)
@@ -204,12 +254,6 @@ def _scale(gradients: Sequence[Tensor], limit: float, norm: float) -> None:
     if norm > limit:
         share = limit / norm
         torch._foreach_mul_(list(gradients), share)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _stepped(optimizer: Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
 
 
 def _under(label: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -80,6 +80,11 @@ class VDMLoss(nn.Module):
         _check_denoiser(denoiser)
         return cls(**dict(denoiser.schedule.arguments), **options)  # pyright: ignore[reportArgumentType]
 
+    def extra_repr(self) -> str:
+        """Whether there are levels, and whether the ends are learned."""
+        count = None if self.levels is None else tuple(self.levels.shape)
+        return f"levels={count}, learn={self.w.requires_grad}"
+
     def gamma(self, u: Tensor) -> Tensor:
         """Negative log SNR at u in [0, 1], like u; differentiable in w and b."""
         return self.w.abs().to(u) * u + self.b.to(u)
