@@ -219,3 +219,9 @@ def test_copies_are_no_better_than_other_samples(distance, start):
             scores.append(float(result.loss))
         gains.append(scores[1] - scores[0])
     assert np.mean(gains) < 3 * np.std(gains) / math.sqrt(len(gains))
+
+
+def test_one_sample_is_no_set():
+    with pytest.raises(ValueError, match="subset must be at least 2 to compare sets, got 1"):
+        FidelityLoss(3).check(tiny(), 1)
+    FidelityLoss(3, distance="mse", start="paired").check(tiny(), 1)

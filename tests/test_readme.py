@@ -51,6 +51,13 @@ def test_the_table_of_tuned_plans_is_the_measured_one():
     assert shown in (ROOT / "benchmarks" / "results" / "quality.md").read_text()
 
 
+def test_the_table_of_fine_tuning_is_the_measured_one():
+    shown = README.split("in short, from benchmarks/results/fidelity.md -->\n")[1]
+    shown = shown.split("\n<!-- end of in short -->")[0]
+    assert shown.count("\n") > 8
+    assert shown in (ROOT / "benchmarks" / "results" / "fidelity.md").read_text()
+
+
 def test_the_table_of_likelihoods_is_the_measured_one():
     shown = README.split("paper-tables.md -->\n")[1].split("\n<!-- end of it -->")[0]
     assert shown in (ROOT / "benchmarks" / "results" / "paper-tables.md").read_text()

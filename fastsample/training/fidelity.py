@@ -281,6 +281,10 @@ class FidelityLoss:
                 f"FidelityLoss: subset must be a multiple of the {world} processes and at most the "
                 f"batch of {batch * world}, got {wanted}"
             )
+        if not self.discrepancy.is_paired and wanted * self.chains < 2:
+            raise ValueError(
+                f"FidelityLoss: subset must be at least 2 to compare sets, got {wanted}"
+            )
         return wanted // world
 
     def __repr__(self) -> str:
