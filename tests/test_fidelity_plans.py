@@ -225,3 +225,13 @@ def test_one_sample_is_no_set():
     with pytest.raises(ValueError, match="subset must be at least 2 to compare sets, got 1"):
         FidelityLoss(3).check(tiny(), 1)
     FidelityLoss(3, distance="mse", start="paired").check(tiny(), 1)
+
+
+def test_a_run_with_other_features_is_another_run():
+    def doubled(x):
+        return 2.0 * x.flatten(1)
+
+    texts = [repr(FidelityLoss(3, features=seen)) for seen in (None, doubled, torch.nn.Flatten())]
+    assert len(set(texts)) == 3
+    assert texts[1].endswith("doubled')")
+    assert texts[2].endswith("features='Flatten')")

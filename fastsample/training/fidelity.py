@@ -300,6 +300,9 @@ class FidelityLoss:
             others["last_rows"] = self.path.last
         if self.discrepancy.distance == "sliced_wasserstein":
             others["projections"] = self.discrepancy.projections
+        seen = self.discrepancy.features
+        if seen is not None:
+            others["features"] = getattr(seen, "__qualname__", type(seen).__name__)
         more = "".join(f", {name}={value!r}" for name, value in others.items())
         return (
             f"FidelityLoss({steps!r}, method={chain.method!r}, grid={chain.grid!r}, "
