@@ -67,6 +67,7 @@ def make_identity(
 
 
 def _checked_index(function: str, sample_index: Any) -> Tensor:
+    """Indices of samples as int64, none below 0."""
     if isinstance(sample_index, Tensor) and sample_index.dtype == torch.int64:
         least = int(sample_index.min()) if len(sample_index) else 0
         check_integer(function, "sample_index", least, 0)
