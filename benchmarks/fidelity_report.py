@@ -11,14 +11,14 @@ _HEAD = """# What the fidelity loss does
 Made by `python -m benchmarks.bench_fidelity` from `fidelity.json`. Less is better everywhere but
 for the deviation, which is 1 for the data.
 
-Rates, batch and label dropout of the fine-tuning were chosen (about a dozen settings on the swirl,
-nine on the digits) with the same judges and training seeds, and partly the same sampling seeds, as
-are shown here: the figures are a little too good. On two training seeds that chose nothing, with
-other fresh points and sampling seeds, the swirl in 10 calls came to an energy distance of 0.0044
-and 0.0024 (diffusion loss alone 0.0072 and 0.0045, UniPC untrained 0.0033 and 0.0028), sliced W2
-0.089 and 0.071, deviation 0.971 and 0.981, and 0.025 and 0.019 bits/dim more than the diffusion loss
-alone. The digits in 4 calls, a third training seed and two other sampling seeds: 4.23 (fs.tune) to
-2.51 with labels, 22.0 to 13.6 without.
+Rates, batch and label dropout of the fine-tuning were chosen (about a dozen settings on the
+swirl, nine on the digits) with the same judges and training seeds, and partly the same
+sampling seeds, as are shown here: the figures are a little too good. On two training seeds
+that chose nothing, with other fresh points and sampling seeds, the swirl in 10 calls came to
+an energy distance of 0.0044 and 0.0024 (diffusion loss alone 0.0072 and 0.0045, UniPC
+untrained 0.0033 and 0.0028), sliced W2 0.089 and 0.071, deviation 0.971 and 0.981, and 0.025
+and 0.019 bits/dim more than the diffusion loss alone. The digits in 4 calls, a third training
+seed and two other sampling seeds: 4.23 (fs.tune) to 2.51 with labels, 22.0 to 13.6 without.
 """
 
 
