@@ -25,7 +25,7 @@ import torch
 import fastsample as fs
 from benchmarks import fidelity_digits, fidelity_report, swirl
 from benchmarks.timing import RESULTS, facts
-from fastsample.training.recipes import recipe_of
+from fastsample.bundled.recipes import recipe_of
 
 NAME = "fidelity.json"
 PARTS = ("cost", "swirl", "digits")

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.timing import facts, write
-from fastsample.elbo import SeparableCosts
-from fastsample.planner import best_paths
+from fastsample.planning.elbo import SeparableCosts
+from fastsample.planning.shortest_path import best_paths
 
 TABLE_STEPS, BUDGETS, LONG = 4000, 256, 100_000
 

@@ -22,8 +22,8 @@ import torch
 import fastsample as fs
 from benchmarks.timing import facts, in_turns, write
 from fastsample import ops
-from fastsample.elbo import vp_levels
-from fastsample.learned_range import chebyshev_nodes, learned_range_costs, log_ratios
+from fastsample.planning.elbo import vp_levels
+from fastsample.profiling.learned_range import chebyshev_nodes, learned_range_costs, log_ratios
 
 TERMS = {"x0_terms": (1.2, -0.6), "eps_terms": (0.0, 1.0), "clip": (-1.0, 1.0)}
 

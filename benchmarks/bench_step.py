@@ -20,7 +20,8 @@ import torch
 
 import fastsample as fs
 from benchmarks.timing import facts, host_cost, in_turns, summary, write
-from fastsample import ops, reference
+from fastsample import ops
+from fastsample.ops import reference
 
 SIZES = [(64, 3, 32, 32), (16, 3, 256, 256), (64, 3, 256, 256)]
 GPU_SIZES = [(256, 3, 32, 32), (64, 3, 256, 256), (256, 3, 256, 256), (64, 4, 1024, 1024)]

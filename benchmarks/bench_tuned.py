@@ -5,7 +5,8 @@
     python -m benchmarks.bench_tuned --render   # the tables again, from tuned.json
 
 `fs.tune` at K = 5, 8, 10, 20 on the models of `benchmarks.models` against all peers of
-`fastsample.peers`: the RMSE to the 1000-step DDIM result of the same noise over three seeds, and
+`fastsample.evaluation.diffusers_schedulers`: the RMSE to the 1000-step DDIM result of the same
+noise over three seeds, and
 the distances to true samples (`benchmarks.quality`) over ten more. The seeds are none of
 `bench_quality`'s.
 
@@ -35,7 +36,8 @@ from benchmarks.contestants import Peer, Tuned
 from benchmarks.models import MODELS, Model
 from benchmarks.quality import train_classifier
 from benchmarks.timing import RESULTS, facts
-from fastsample import grids, peers
+from fastsample import grids
+from fastsample.evaluation import diffusers_schedulers as peers
 
 STEPS = (5, 8, 10, 20)
 SEEDS = range(100, 103)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import fastsample as fs
 from benchmarks.models import Model, generator
-from fastsample import peers
-from fastsample.methods import GRIDS, METHODS, noisiest
-from fastsample.stored import stored_grid
+from fastsample.evaluation import diffusers_schedulers as peers
+from fastsample.grids.registry import GRIDS, noisiest
+from fastsample.samplers.registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Ours:
 
     Attributes:
         family: what it is compared as, one line of the plot.
-        method: name in `fastsample.methods.METHODS`.
+        method: name in `fastsample.samplers.registry.METHODS`.
         knobs: its keyword arguments.
         grid: name of the grid, or "random"; for a method that chooses its times, what to call them.
     """
@@ -47,7 +47,7 @@ class Ours:
         if self.grid == "random":
             chosen = fs.grids.random(noisiest(schedule), steps, seed)
         elif self.grid == "auto":
-            best = stored_grid(model.denoiser, steps)
+            best = model.denoiser.profile.best_grid(steps)
             if best is None:
                 raise ValueError(f"contestants: the profile must have a grid of {steps} steps")
             chosen = best

@@ -14,8 +14,8 @@ from benchmarks.contestants import Ours, Tuned
 from benchmarks.lineup import contestants
 from benchmarks.models import MODELS
 from benchmarks.quality import train_classifier
+from fastsample.bundled.recipes import recipe_of
 from fastsample.training import FidelityLoss
-from fastsample.training.recipes import recipe_of
 
 CALLS = (4, 8)
 SAMPLES, SEEDS = 3000, (201, 202)

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.contestants import Contestant, Ours, Peer, Tuned
 from benchmarks.models import Model
-from fastsample import peers
+from fastsample.evaluation import diffusers_schedulers as peers
 
 ALL_GRIDS = (
     "uniform",

@@ -27,7 +27,7 @@ import torch
 import fastsample as fs
 from benchmarks.timing import RESULTS, facts, write
 from fastsample import grids
-from fastsample.datasets import DIGITS_BIN_WIDTH, digits_data
+from fastsample.bundled.datasets import DIGITS_BIN_WIDTH, digits_data
 
 ROOT = Path(__file__).resolve().parent.parent
 LOSSES = {"simple": "small", "vlb": "learned_range", "hybrid": "learned_range"}

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.optim import AdamW
 
 import fastsample as fs
-from fastsample.datasets import swirl_data
-from fastsample.methods import GRIDS, METHODS
+from fastsample.bundled.datasets import swirl_data
+from fastsample.bundled.recipes import Recipe, recipe_of
+from fastsample.distances.distances import energy_distance, random_directions, sliced_wasserstein
+from fastsample.grids.registry import GRIDS
+from fastsample.samplers.registry import METHODS
 from fastsample.training import FidelityLoss, Trainer, VDMLoss
-from fastsample.training.distances import energy_distance, random_directions, sliced_wasserstein
-from fastsample.training.recipes import Recipe, recipe_of
 
 TRAINED = 3000  # iterations of the model that is fine-tuned
 FINE_TUNED = 300

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastsample as fs
-from fastsample.images import save_grid
+from fastsample.plots.images import save_grid
 
 ROWS: dict[str, dict] = {
     "ddim": {},

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 import fastsample as fs
-from fastsample.datasets import digits_data
-from fastsample.images import save_grid
+from fastsample.bundled.datasets import digits_data
+from fastsample.bundled.recipes import recipe_of
+from fastsample.distances.distances import energy_distance
+from fastsample.plots.images import save_grid
 from fastsample.training import FidelityLoss
-from fastsample.training.distances import energy_distance
-from fastsample.training.recipes import recipe_of
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import fastsample as fs
-from fastsample.datasets import DIGITS_BIN_WIDTH, digits_data
+from fastsample.bundled.datasets import DIGITS_BIN_WIDTH, digits_data
 
 TIMES = [1, 2, 4, 6, *range(8, 1001, 8)]
 

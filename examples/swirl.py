@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 import fastsample as fs
-from fastsample.datasets import swirl_data
+from fastsample.bundled.datasets import swirl_data
+from fastsample.bundled.recipes import recipe_of
+from fastsample.distances.distances import energy_distance, random_directions, sliced_wasserstein
 from fastsample.training import CollapseWarning, FidelityLoss
-from fastsample.training.distances import energy_distance, random_directions, sliced_wasserstein
-from fastsample.training.journal import Journal
-from fastsample.training.recipes import recipe_of
+from fastsample.training.trainer.run_folder import Journal
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -34,10 +34,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample.bound import posterior_table, prior_bits_per_dim, vlb_terms
-from fastsample.datasets import DIGITS_BIN_WIDTH, SPLIT_SEED, TRAIN_SIZE, digits_data
-from fastsample.models import DigitsUNet, save_checkpoint
-from fastsample.schedule import NoiseSchedule
+from fastsample.bundled.checkpoint import save_checkpoint
+from fastsample.bundled.datasets import DIGITS_BIN_WIDTH, SPLIT_SEED, TRAIN_SIZE, digits_data
+from fastsample.bundled.digits import DigitsUNet
+from fastsample.likelihood.bound import posterior_table, prior_bits_per_dim, vlb_terms
+from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss
 
 

@@ -6,71 +6,105 @@ A sampler is a table of rows (`Plan`), one fused kernel executes a row, one loop
 
     model = fs.load("digits")
     images = fs.sample(model, steps=10, num_samples=16)
+
+Names are imported when they are first used (PEP 562): `import fastsample` alone loads nothing,
+not even torch. Samplers are found in `fastsample.samplers.registry`.
 """
 
-from fastsample import grids, training
-from fastsample.costs import CostTable
-from fastsample.denoiser import Denoiser
-from fastsample.elbo import elbo_costs
-from fastsample.forward import diffuse
-from fastsample.grid import Grid
-from fastsample.interpolation import interpolate
-from fastsample.inversion import invert
-from fastsample.likelihood import BitsPerDim, bits_per_dim
-from fastsample.loading import load
-from fastsample.loop import Step
-from fastsample.ops import build_info
-from fastsample.plan import Plan
-from fastsample.plan_file import load_plans, save_plans
-from fastsample.planner import best_path, best_paths
-from fastsample.profiles import Profile
-from fastsample.profiling import profile
-from fastsample.samplers import (
-    ancestral,
-    ddim,
-    ddim_inversion,
-    dpm_solver,
-    fastdpm,
-    shortcut,
-    unipc,
-)
-from fastsample.sampling import sample
-from fastsample.schedule import NoiseSchedule
-from fastsample.tuning import tune
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__: str = build_info()["version"]
+if TYPE_CHECKING:  # for type checkers and editors; a test compares it with what is found below
+    from fastsample import grids as grids
+    from fastsample import training as training
+    from fastsample.bundled.load import load as load
+    from fastsample.denoiser.denoiser import Denoiser as Denoiser
+    from fastsample.grids.grid import Grid as Grid
+    from fastsample.likelihood.bits_per_dim import BitsPerDim as BitsPerDim
+    from fastsample.likelihood.bits_per_dim import bits_per_dim as bits_per_dim
+    from fastsample.ops import build_info as build_info
+    from fastsample.planning.cost_table import CostTable as CostTable
+    from fastsample.planning.elbo import elbo_costs as elbo_costs
+    from fastsample.planning.shortest_path import best_path as best_path
+    from fastsample.planning.shortest_path import best_paths as best_paths
+    from fastsample.plans.files import load_plans as load_plans
+    from fastsample.plans.files import save_plans as save_plans
+    from fastsample.plans.plan import Plan as Plan
+    from fastsample.profiling.measure import profile as profile
+    from fastsample.profiling.profile import Profile as Profile
+    from fastsample.samplers.ancestral import ancestral as ancestral
+    from fastsample.samplers.ddim import ddim as ddim
+    from fastsample.samplers.ddim import ddim_inversion as ddim_inversion
+    from fastsample.samplers.dpm_solver import dpm_solver as dpm_solver
+    from fastsample.samplers.fastdpm import fastdpm as fastdpm
+    from fastsample.samplers.shortcut import shortcut as shortcut
+    from fastsample.samplers.unipc import unipc as unipc
+    from fastsample.sampling.diffuse import diffuse as diffuse
+    from fastsample.sampling.interpolate import interpolate as interpolate
+    from fastsample.sampling.invert import invert as invert
+    from fastsample.sampling.loop import Step as Step
+    from fastsample.sampling.sample import sample as sample
+    from fastsample.schedules.schedule import NoiseSchedule as NoiseSchedule
+    from fastsample.tuning.tune import tune as tune
 
-__all__ = [
-    "BitsPerDim",
-    "CostTable",
-    "Denoiser",
-    "Grid",
-    "NoiseSchedule",
-    "Plan",
-    "Profile",
-    "Step",
-    "__version__",
-    "ancestral",
-    "best_path",
-    "best_paths",
-    "bits_per_dim",
-    "build_info",
-    "ddim",
-    "ddim_inversion",
-    "diffuse",
-    "dpm_solver",
-    "elbo_costs",
-    "fastdpm",
-    "grids",
-    "interpolate",
-    "invert",
-    "load",
-    "load_plans",
-    "profile",
-    "sample",
-    "save_plans",
-    "shortcut",
-    "training",
-    "tune",
-    "unipc",
-]
+    __version__: str
+
+# Public names by the module that defines them; the samplers come from their registry besides.
+_MODULES = {
+    "bundled.load": ("load",),
+    "denoiser.denoiser": ("Denoiser",),
+    "grids.grid": ("Grid",),
+    "likelihood.bits_per_dim": ("BitsPerDim", "bits_per_dim"),
+    "ops": ("build_info",),
+    "planning.cost_table": ("CostTable",),
+    "planning.elbo": ("elbo_costs",),
+    "planning.shortest_path": ("best_path", "best_paths"),
+    "plans.files": ("load_plans", "save_plans"),
+    "plans.plan": ("Plan",),
+    "profiling.measure": ("profile",),
+    "profiling.profile": ("Profile",),
+    "samplers.ddim": ("ddim_inversion",),
+    "sampling.diffuse": ("diffuse",),
+    "sampling.interpolate": ("interpolate",),
+    "sampling.invert": ("invert",),
+    "sampling.loop": ("Step",),
+    "sampling.sample": ("sample",),
+    "schedules.schedule": ("NoiseSchedule",),
+    "tuning.tune": ("tune",),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
+_PACKAGES = ("grids", "training")  # public as they are: `fs.grids.uniform`, `fs.training.Trainer`
+
+
+def __getattr__(name: str) -> Any:
+    """Find a public name where it is defined, and keep it."""
+    if name == "__all__":
+        value: Any = __dir__()
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("fastsample")
+    elif name in _PLACES:
+        value = getattr(import_module(f"fastsample.{_PLACES[name]}"), name)
+    elif name in _samplers():
+        value = _samplers()[name]
+    else:
+        try:
+            return import_module(f"fastsample.{name}")  # a room, such as `fs.ops`
+        except ModuleNotFoundError as error:
+            if error.name != f"fastsample.{name}":
+                raise  # it is there, and something that it needs is not
+        raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_PLACES, *_PACKAGES, *_samplers(), "__version__"])
+
+
+def _samplers() -> dict[str, Any]:
+    """The samplers' functions by name."""
+    from fastsample.samplers.registry import METHODS
+
+    return {method.make.__name__: method.make for method in METHODS.values()}

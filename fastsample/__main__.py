@@ -2,6 +2,6 @@
 
 import sys
 
-from fastsample.cli import main
+from fastsample.cli.main import main
 
 sys.exit(main())

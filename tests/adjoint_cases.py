@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastsample import ops
-from fastsample.identity import make_identity
+from fastsample.sampling.noise import make_identity
 
 D = 4
 

@@ -9,11 +9,16 @@ from typing import get_args
 import numpy as np
 
 from fastsample import grids
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.rows import Clip, Prediction
-from fastsample.samplers import ancestral, ddim, dpm_solver, fastdpm, shortcut, unipc
-from fastsample.schedule import NoiseSchedule
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip, Prediction
+from fastsample.samplers.ancestral import ancestral
+from fastsample.samplers.ddim import ddim
+from fastsample.samplers.dpm_solver import dpm_solver
+from fastsample.samplers.fastdpm import fastdpm
+from fastsample.samplers.shortcut import shortcut
+from fastsample.samplers.unipc import unipc
+from fastsample.schedules.schedule import NoiseSchedule
 
 SCHEDULES: dict[str, NoiseSchedule] = {
     "linear": NoiseSchedule.linear(),

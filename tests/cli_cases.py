@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fastsample.cli import main
+from fastsample.cli.main import main
 
 MEASURE = "profile digits {0} --out {1} --times 3 --batch-size 2 --trajectories 1 --bin-width 1/8"
 

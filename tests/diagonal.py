@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import fastsample as fs
-from fastsample.statistics import Settings, empty_sums, learned_nodes
+from fastsample.profiling.statistics import Settings, empty_sums, learned_nodes
 
 DATA = json.loads((Path(__file__).parent / "data" / "elbo_dp.json").read_text())
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fastsample import ops, reference
+from fastsample import ops
+from fastsample.ops import reference
 
 COEFFICIENTS = [1.3, -0.8, 0.2, 0.9, -1.0, 1.0]
 """p, q, r, g, lo, hi: x0hat is clipped here and there."""

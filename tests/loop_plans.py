@@ -7,9 +7,9 @@ import torch
 from networks import LINEAR, denoiser, halve, halve_wide
 
 import fastsample as fs
-from fastsample.denoiser import Denoiser
-from fastsample.identity import Identity
-from fastsample.rows import row_table
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.plans.rows import row_table
+from fastsample.sampling.noise import Identity
 
 GRID = fs.Grid([900, 600, 300.5, 40, 0])
 

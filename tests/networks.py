@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.denoiser import Denoiser
-from fastsample.schedule import NoiseSchedule
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.schedules.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()
 

@@ -1,6 +1,6 @@
 """What a step must give, and how far rounding may take it from that.
 
-The truth is `fastsample.reference` in float64. The bound of an element follows from its own
+The truth is `fastsample.ops.reference` in float64. The bound of an element follows from its own
 terms, ``k eps (|a x| + |b x0| + |e m| + |c1 h1| + |c2 h2| + |sd z|)``: the formula has at most 12
 roundings of half an eps each along any path from an operand to the result, so k = 6.
 """
@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample import ops, reference
-from fastsample.rows import COLUMNS
+from fastsample import ops
+from fastsample.ops import reference
+from fastsample.plans.rows import COLUMNS
 
 ROUNDINGS = 6.0
 NOISE_TOLERANCE = 2e-6

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastsample.rows import COLUMNS
+from fastsample.plans.rows import COLUMNS
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

@@ -10,9 +10,9 @@ import torch
 from adjoint_cases import D, Linear, identity, signs
 from networks import LINEAR
 
-from fastsample.adjoint import step_terms
-from fastsample.backward import adjoints_of
-from fastsample.transition import ddim_terms
+from fastsample.profiling.adjoint import step_terms
+from fastsample.profiling.backward import adjoints_of
+from fastsample.schedules.transition import ddim_terms
 
 TIMES = np.array([1.0, 60.0, 200.0, 480.0, 777.0, 1000.0])
 ALPHA, SIGMA = LINEAR.levels(np.append(0.0, TIMES))

@@ -15,7 +15,7 @@ from torch import nn
 
 import fastsample as fs
 from fastsample import ops
-from fastsample.adjoint import Adjoints
+from fastsample.profiling.adjoint import Adjoints
 
 TIMES = np.array([1.0, 60.0, 200.0, 480.0, 777.0, 1000.0])
 PAIRS = [(t, s) for t in range(1, len(TIMES) + 1) for s in range(t)]

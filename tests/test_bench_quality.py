@@ -127,7 +127,7 @@ def test_peers_are_run_as_ours_are(ours, scheduler):
     pytest.importorskip("sklearn")
     from benchmarks.contestants import Ours, Peer
     from benchmarks.models import MODELS
-    from fastsample.peers import TIMES
+    from fastsample.evaluation.diffusers_schedulers import TIMES
 
     model = MODELS["digits"]()
     start = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -201,7 +201,7 @@ def test_bench_quality_runs_and_renders(monkeypatch, tmp_path, capsys):
     from benchmarks import bench_quality, quality, quality_report
     from benchmarks.contestants import Ours, Peer
     from benchmarks.models import MODELS
-    from fastsample.peers import TIMES
+    from fastsample.evaluation.diffusers_schedulers import TIMES
 
     monkeypatch.setattr(
         bench_quality, "train_classifier", functools.partial(quality.train_classifier, epochs=1)

@@ -21,7 +21,7 @@ def test_bench_tuned_runs_and_renders(monkeypatch, tmp_path, capsys):
     from benchmarks import bench_tuned, quality, tuned_report
     from benchmarks.contestants import Peer
     from benchmarks.models import MODELS
-    from fastsample.peers import TIMES
+    from fastsample.evaluation.diffusers_schedulers import TIMES
 
     monkeypatch.setattr(
         bench_tuned, "train_classifier", functools.partial(quality.train_classifier, epochs=1)

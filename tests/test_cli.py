@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fastsample as fs
-from fastsample.cli import main
-from fastsample.images import save_grid
+from fastsample.cli.main import main
+from fastsample.plots.images import save_grid
 
 Image = pytest.importorskip("PIL.Image")
 

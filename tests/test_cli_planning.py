@@ -14,7 +14,7 @@ from networks import denoiser, halve
 from profile_cases import TIMES, assert_same, levels
 
 import fastsample as fs
-from fastsample.cli_planning import _spread_times
+from fastsample.cli.planning import _spread_times
 
 DIGITS = fs.load("digits")
 NULL = DIGITS.uncond
@@ -29,7 +29,7 @@ def data(tmp_path):
 def digits():
     """The real images; scikit-learn takes its time to import."""
     pytest.importorskip("sklearn")
-    from fastsample.datasets import digits_data
+    from fastsample.bundled.datasets import digits_data
 
     return digits_data()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cli_cases import MEASURE, digits_file, run
 
-from fastsample.cli import main
+from fastsample.cli.main import main
 
 
 @pytest.fixture

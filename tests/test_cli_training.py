@@ -9,11 +9,12 @@ import torch
 from training_cases import lines
 
 import fastsample as fs
-from fastsample.cli import main
-from fastsample.models import DigitsUNet, SwirlNet, load_checkpoint
-from fastsample.stored import stored_grid
+from fastsample.bundled.checkpoint import load_checkpoint
+from fastsample.bundled.digits import DigitsUNet
+from fastsample.bundled.recipes import recipe_of
+from fastsample.bundled.swirl import SwirlNet
+from fastsample.cli.main import main
 from fastsample.training import FidelityLoss, Trainer
-from fastsample.training.recipes import recipe_of
 
 
 def train(model, out, *options):
@@ -94,7 +95,7 @@ def test_every_option_reaches_the_term(swirl, tmp_path, monkeypatch):
             seen.append(options)
             super().__init__(*args, **options)
 
-    monkeypatch.setattr("fastsample.training.recipes.Trainer", Watched)
+    monkeypatch.setattr("fastsample.bundled.recipes.Trainer", Watched)
     text = """--steps 2,3 --method ancestral --grid random --distance mmd --start paired
     --gradient last --last-rows 2 --checkpoint --subset 8 --fidelity-lr 0.01 --seed 5
     --iterations 1 --batch-size 16 --lr 0.5 --ema 0.5 --precision bfloat16 --save-every 9"""
@@ -148,7 +149,7 @@ def test_the_digits_model(tmp_path):
         assert getattr(model, name) == getattr(start, name), name
     assert model.profile is None
     # The chain that it was trained for: DDIM on the best times of the model's profile.
-    assert model.plans == {2: fs.ddim(model.schedule, stored_grid(start, 2), clip=model.clip)}
+    assert model.plans == {2: fs.ddim(model.schedule, start.profile.best_grid(2), clip=model.clip)}
     images = fs.sample(model, 3, num_samples=2, cond={"y": torch.tensor([1, 2])}, guidance=2.0)
     assert images.shape == (2, 1, 8, 8)
     # Pixels beside labels do not fit a paired distance; it sees the pixels.

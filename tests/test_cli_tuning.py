@@ -9,8 +9,8 @@ import pytest
 from networks import denoiser, halve
 
 import fastsample as fs
-from fastsample.cli import main
-from fastsample.plan_file import load_plans
+from fastsample.cli.main import main
+from fastsample.plans.files import load_plans
 
 OPTIONS = ["--samples", "16", "--max-runs", "2", "--quiet"]
 
@@ -49,7 +49,7 @@ def test_a_picture_of_the_errors(tmp_path, capsys):
 def test_the_picture_has_the_steps_asked_for_alone(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.setattr("fastsample.peers.installed", lambda: False)
+    monkeypatch.setattr("fastsample.evaluation.diffusers_schedulers.installed", lambda: False)
     out, picture = tmp_path / "plans.json", tmp_path / "errors.png"
     tune("--steps", "3,5", "--out", str(out))
     capsys.readouterr()

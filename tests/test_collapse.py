@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastsample.training.collapse import CollapseDetector, CollapseWarning
+from fastsample.training.fidelity.collapse import CollapseDetector, CollapseWarning
 
 
 def batches(scales, *, count: int = 64, size: int = 2, seed: int = 0):

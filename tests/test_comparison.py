@@ -13,9 +13,10 @@ from networks import LINEAR, denoiser, halve
 from refusals import check_refusal, refusals
 
 import fastsample as fs
-from fastsample import peers, plots
-from fastsample._error_lines import family_bests, spread
-from fastsample.comparison import Comparison, Entry, compare
+from fastsample import plots
+from fastsample.evaluation import diffusers_schedulers as peers
+from fastsample.evaluation.compare import Comparison, Entry, compare
+from fastsample.plots.comparison import family_bests, spread
 
 SMALL = {"samples": 64, "teacher_steps": 32, "max_runs": 4}
 PREDICTIONS = ["epsilon", "x0", "v"]

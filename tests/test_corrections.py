@@ -13,9 +13,9 @@ from refusals import check_refusal, refusals, sample
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.guidance import dynamic_threshold
-from fastsample.methods import METHODS
-from fastsample.rows import COLUMNS
+from fastsample.plans.rows import COLUMNS
+from fastsample.samplers.registry import METHODS
+from fastsample.sampling.guidance import dynamic_threshold
 
 SHAPE = (2, 3, 4)
 COND, ABSENT = torch.tensor([1.0, -2.0, 5.0]).double(), torch.tensor([0.5, 0.0, -1.0]).double()

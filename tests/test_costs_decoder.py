@@ -11,8 +11,8 @@ from networks import LINEAR, denoiser, model_a2, model_b
 
 import fastsample as fs
 from fastsample import ops
-from fastsample.decoder import DiscretizedDecoder, GaussianDecoder, decoder_log_scales
-from fastsample.transition import transition
+from fastsample.planning.decoder import DiscretizedDecoder, GaussianDecoder, decoder_log_scales
+from fastsample.schedules.transition import transition
 
 TIMES = [1, 2, 5, 20, 60, 150, 400, 700, 1000]
 COUNT, SHAPE = 30, (3, 4)

@@ -8,7 +8,7 @@ import torch
 from networks import denoiser
 
 import fastsample as fs
-from fastsample.transition import transition
+from fastsample.schedules.transition import transition
 
 TIMES = np.array([0.1, 0.25, 0.5, 0.8, 1.0])
 FLOW = fs.NoiseSchedule.flow()

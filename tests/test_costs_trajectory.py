@@ -11,7 +11,7 @@ from networks import LINEAR, Spy, denoiser, halve, model_b
 
 import fastsample as fs
 from fastsample import ops
-from fastsample.trajectory import Trajectories
+from fastsample.profiling.trajectories import Trajectories
 
 TIMES = [1.0, 7.0, 60.0, 200.0, 480.0, 777.0, 1000.0]
 SHAPE = (2, 3)
@@ -109,8 +109,8 @@ def test_the_trajectory_is_that_of_the_sampler():
 
 def test_nothing_depends_on_how_many_are_held_at_once(monkeypatch):
     whole, calls = measured()
-    monkeypatch.setattr("fastsample.measurement._MOST_HELD", 2 * 6 * len(TIMES) * 4)
-    monkeypatch.setattr("fastsample.measurement._WIDENED", 5 * (len(TIMES) + 1))
+    monkeypatch.setattr("fastsample.profiling.measurement._MOST_HELD", 2 * 6 * len(TIMES) * 4)
+    monkeypatch.setattr("fastsample.profiling.measurement._WIDENED", 5 * (len(TIMES) + 1))
     parts, more = measured()
     assert len(more) == len(calls) + len(TIMES)  # four trajectories, then two
     for name, array in whole.trajectories.to_arrays().items():

@@ -10,8 +10,8 @@ from networks import LINEAR, Spy
 from profile_cases import TIMES
 
 import fastsample as fs
-from fastsample.rows import COLUMNS
-from fastsample.transition import transition
+from fastsample.plans.rows import COLUMNS
+from fastsample.schedules.transition import transition
 
 D = 24
 LARGE = Diagonal(LINEAR, np.geomspace(1e-3, 1.0, D))

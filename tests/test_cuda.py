@@ -22,7 +22,8 @@ from tensors import (
     table,
 )
 
-from fastsample import ops, reference
+from fastsample import ops
+from fastsample.ops import reference
 
 pytestmark = pytest.mark.cuda
 

@@ -9,9 +9,9 @@ from tensors import ROWS, operands
 
 import fastsample as fs
 from fastsample import ops
-from fastsample.conditioning import Conditions
-from fastsample.identity import Identity
-from fastsample.loop import run
+from fastsample.denoiser.conditions import Conditions
+from fastsample.sampling.loop import run
+from fastsample.sampling.noise import Identity
 
 pytestmark = pytest.mark.cuda
 

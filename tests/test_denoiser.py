@@ -11,7 +11,7 @@ from networks import LINEAR, Spy, denoiser, halve, halve_wide
 from torch import nn
 
 import fastsample as fs
-from fastsample.denoiser import Denoiser
+from fastsample.denoiser.denoiser import Denoiser
 
 WHOLE = np.array([1000.0, 640.0, 1.0])
 BROKEN = np.array([999.7, 640.25, 0.5])

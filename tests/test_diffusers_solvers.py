@@ -9,7 +9,7 @@ import torch
 from networks import denoiser, per_sample
 
 import fastsample as fs
-from fastsample.grid import Grid
+from fastsample.grids.grid import Grid
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastsample.training import pairwise
-from fastsample.training.distances import (
+from fastsample.distances import pairwise
+from fastsample.distances.distances import (
     energy_distance,
     energy_score,
     mmd,

@@ -12,11 +12,14 @@ from cases import SCHEDULES, turns
 from refusals import check_refusal, refusals
 
 from fastsample import grids
-from fastsample.grid import Grid
-from fastsample.rows import COLUMNS
-from fastsample.samplers import ancestral, ddim, dpm_solver, unipc
-from fastsample.samplers._exponential import phi
-from fastsample.schedule import NoiseSchedule
+from fastsample.grids.grid import Grid
+from fastsample.plans.rows import COLUMNS
+from fastsample.samplers.ancestral import ancestral
+from fastsample.samplers.ddim import ddim
+from fastsample.samplers.dpm_solver import dpm_solver
+from fastsample.samplers.exponential import phi
+from fastsample.samplers.unipc import unipc
+from fastsample.schedules.schedule import NoiseSchedule
 
 LINEAR, FLOW, TEN = NoiseSchedule.linear(), NoiseSchedule.flow(), grids.uniform(1000, 10)
 

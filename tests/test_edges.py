@@ -9,8 +9,8 @@ from tensors import table
 from torch.autograd import forward_ad
 
 import fastsample as fs
-from fastsample import ops, reference
-from fastsample.ops import native
+from fastsample import ops
+from fastsample.ops import native, reference
 
 ROW = torch.tensor(0)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import fastsample as fs
-from fastsample import ops, reference
-from fastsample.bound import discretized_gaussian_log_likelihood
-from fastsample.ops import library
+from fastsample import ops
+from fastsample.likelihood.bound import discretized_gaussian_log_likelihood
+from fastsample.ops import library, reference
 
 DATA = json.loads((Path(__file__).parent / "data" / "elbo_dp.json").read_text())
 

@@ -12,9 +12,10 @@ from refusals import check_refusal, refusals
 from test_plan import assert_rows_obey_the_laws
 
 from fastsample import grids
-from fastsample.samplers import ancestral, ddim, fastdpm
-from fastsample.samplers.fastdpm import steps_grid, var_betas
-from fastsample.schedule import NoiseSchedule
+from fastsample.samplers.ancestral import ancestral
+from fastsample.samplers.ddim import ddim
+from fastsample.samplers.fastdpm import fastdpm, steps_grid, var_betas
+from fastsample.schedules.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()
 ZERO_SNR, FALLING = SCHEDULES["linear, zero SNR"], SCHEDULES["linear, falling"]

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsample import grids
-from fastsample.samplers import fastdpm
-from fastsample.samplers.fastdpm import steps_grid, var_betas, var_grid
-from fastsample.schedule import NoiseSchedule
+from fastsample.samplers.fastdpm import fastdpm, steps_grid, var_betas, var_grid
+from fastsample.schedules.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()
 

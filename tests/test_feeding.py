@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, TensorDataset
 from training_cases import tiny
 
 import fastsample as fs
-from fastsample.training.feeding import Feeding
+from fastsample.training.trainer.data import Feeding
 
 # A worker is forked, which Python 3.12 and later find worth a warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

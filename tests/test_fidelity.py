@@ -11,13 +11,14 @@ from training_cases import CHAINS, GRID, chain_model, plain_chain, points, tiny
 
 import fastsample as fs
 from fastsample import ops
-from fastsample.datasets import swirl_data
-from fastsample.identity import make_identity
-from fastsample.models import SwirlNet
-from fastsample.schedule import NoiseSchedule
-from fastsample.training import CollapseWarning, FidelityLoss, Trainer, VDMLoss, distances
-from fastsample.training.chain import GradientPath, run_chain, starting_points
-from fastsample.training.draws import Draws
+from fastsample.bundled.datasets import swirl_data
+from fastsample.bundled.swirl import SwirlNet
+from fastsample.distances import distances
+from fastsample.sampling.noise import make_identity
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.training import CollapseWarning, FidelityLoss, Trainer, VDMLoss
+from fastsample.training.fidelity.chain import GradientPath, run_chain, starting_points
+from fastsample.training.randomness import Draws
 
 DATA = points(12, dtype=torch.float64)
 

@@ -20,9 +20,10 @@ from training_cases import (
 )
 
 import fastsample as fs
-from fastsample.training import FidelityLoss, distances
-from fastsample.training.chain import starting_points
-from fastsample.training.draws import Draws
+from fastsample.distances import distances
+from fastsample.training import FidelityLoss
+from fastsample.training.fidelity.chain import starting_points
+from fastsample.training.randomness import Draws
 
 DATA = points(6, dtype=torch.float64)
 # Exact is not the same as useful: there is a test of the warning.

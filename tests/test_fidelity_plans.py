@@ -11,9 +11,10 @@ from networks import LINEAR
 from training_cases import GRID, fidelity, points, tiny, trainer
 
 import fastsample as fs
-from fastsample.schedule import NoiseSchedule
-from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss, distances
-from fastsample.training.draws import Draws
+from fastsample.distances import distances
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss
+from fastsample.training.randomness import Draws
 
 DATA = points(12, dtype=torch.float64)
 PLAN = fs.ddim(LINEAR, GRID)

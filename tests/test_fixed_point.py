@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fastsample.fixed_point import fixed_point
+from fastsample.sampling.fixed_point import fixed_point
 
 
 class Counted:

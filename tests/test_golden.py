@@ -13,11 +13,12 @@ import oracles
 import pytest
 
 from fastsample import grids
-from fastsample.grid import Grid
-from fastsample.samplers import ancestral, ddim, ddim_inversion, fastdpm
-from fastsample.samplers.fastdpm import steps_grid, var_betas, var_grid
-from fastsample.schedule import NoiseSchedule
-from fastsample.transition import transition
+from fastsample.grids.grid import Grid
+from fastsample.samplers.ancestral import ancestral
+from fastsample.samplers.ddim import ddim, ddim_inversion
+from fastsample.samplers.fastdpm import fastdpm, steps_grid, var_betas, var_grid
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
 
 DATA = json.loads((Path(__file__).parent / "data" / "samplers.json").read_text())
 

@@ -8,7 +8,6 @@ import torch
 from networks import denoiser, halve, model_b
 
 import fastsample as fs
-from fastsample.stored import stored_grid
 
 TIMES = [1, 5, *range(20, 1001, 20)]
 
@@ -23,7 +22,7 @@ def profiled(**options):
 def test_sample_takes_the_best_grid():
     model = profiled()
     best = model.profile.costs("trajectory").best_grid(5)
-    assert stored_grid(model, 5) == best != fs.grids.uniform(1000, 5)
+    assert model.profile.best_grid(5) == best != fs.grids.uniform(1000, 5)
     assert torch.equal(fs.sample(model, 5, grid="auto", seed=1), fs.sample(model, best, seed=1))
     expected = fs.sample(model, best, method="dpm++", order=3)
     assert torch.equal(fs.sample(model, 5, grid="auto", method="dpm++", order=3), expected)
@@ -31,7 +30,7 @@ def test_sample_takes_the_best_grid():
 
 def test_without_trajectories_the_reweighted_bound_chooses():
     model = profiled(trajectories=0)
-    assert stored_grid(model, 5) == model.profile.costs("mse").best_grid(5)
+    assert model.profile.best_grid(5) == model.profile.costs("mse").best_grid(5)
 
 
 def test_without_a_grid_of_that_budget_the_times_are_uniform():
@@ -45,7 +44,7 @@ def test_without_a_grid_of_that_budget_the_times_are_uniform():
     assert torch.equal(fs.sample(model, 4, grid="auto"), fs.sample(model, 4))
     bare = {"shape": (2, 3)}
     assert torch.equal(fs.sample(halve, 4, grid="auto", **bare), fs.sample(halve, 4, **bare))
-    assert stored_grid(profiled().with_profile(None), 4) is None
+    assert profiled().with_profile(None).profile is None
 
 
 def test_bits_per_dim_takes_the_grid_of_the_lowest_bound():
@@ -61,7 +60,7 @@ def test_bits_per_dim_takes_the_grid_of_the_lowest_bound():
 def test_invert_takes_it_too():
     model = profiled().with_profile(profiled().profile)
     x0 = torch.rand(2, 2, 3) - 0.5
-    best = stored_grid(model, 6)
+    best = model.profile.best_grid(6)
     assert torch.equal(fs.invert(model, x0, 6, grid="auto"), fs.invert(model, x0, best))
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsample import grids
-from fastsample.grid import Grid
-from fastsample.schedule import NoiseSchedule
+from fastsample.grids.grid import Grid
+from fastsample.schedules.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()
 budgets = st.integers(1, 1500).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T)))

@@ -10,8 +10,8 @@ import torch
 from networks import LINEAR, denoiser, halve, halve_wide
 
 import fastsample as fs
-from fastsample import ops, reference
-from fastsample.ops import START_DRAW
+from fastsample import ops
+from fastsample.ops import START_DRAW, reference
 
 SHAPE = (3, 5, 7)  # 105 elements: no multiple of any vector width
 RUNS = {

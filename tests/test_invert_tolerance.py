@@ -13,7 +13,8 @@ from networks import LINEAR, Gaussian, Spy, denoiser, halve, halve_wide, model_b
 from refusals import MODEL, START, check_refusal, refusals
 
 import fastsample as fs
-from fastsample import grids, inversion
+from fastsample import grids
+from fastsample.sampling import invert as inversion
 
 TOLERANCE = 1e-6
 SHAPE = (2, 3)

@@ -14,7 +14,7 @@ from refusals import check_refusal, refusals
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.likelihood import bits_per_dim
+from fastsample.likelihood.bits_per_dim import bits_per_dim
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "losses.json").read_text())
 BPD = [c for c in GOLDEN["cases"] if c["kind"] == "improved_calc_bpd_loop"]

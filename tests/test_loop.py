@@ -11,9 +11,10 @@ from networks import denoiser, halve, model_a2, model_b
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample as fs
-from fastsample import loop, ops
-from fastsample.conditioning import Conditions
-from fastsample.identity import Identity
+from fastsample import ops
+from fastsample.denoiser.conditions import Conditions
+from fastsample.sampling import loop
+from fastsample.sampling.noise import Identity
 
 # ---- what it computes
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastsample.bound import (
+from fastsample.likelihood.bound import (
     discretized_gaussian_log_likelihood,
     normal_kl,
     posterior_table,
     prior_bits_per_dim,
     vlb_terms,
 )
-from fastsample.schedule import NoiseSchedule
+from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "losses.json").read_text())["cases"]

@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample as fs
-from fastsample import loop
+from fastsample.sampling import loop
 
 SHAPE, BATCH = (64, 8, 8), 2  # 32 KiB a batch: far above the plan's own table
 UNIT = 4 * BATCH * math.prod(SHAPE)

@@ -15,8 +15,9 @@ from refusals import MODEL, START, check_refusal, refusals, sample
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.arguments import Knobs
-from fastsample.methods import GRIDS, METHODS, table
+from fastsample.grids.registry import GRIDS
+from fastsample.samplers.registry import METHODS, table
+from fastsample.sampling.resolve import Knobs
 
 K = 12  # FastDPM's variances reach T without a warning
 GRID = grids.uniform(1000, K)

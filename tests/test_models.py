@@ -13,9 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastsample.models import DigitsUNet, load_checkpoint, load_digits_model, save_checkpoint
-from fastsample.models import checkpoint as checkpoint_module
-from fastsample.schedule import NoiseSchedule
+from fastsample.bundled import checkpoint as checkpoint_module
+from fastsample.bundled.checkpoint import load_checkpoint, save_checkpoint
+from fastsample.bundled.digits import DigitsUNet, load_digits_model
+from fastsample.schedules.schedule import NoiseSchedule
 
 # Ten images that the model never saw (one per digit, in the test split of
 # examples/train_digits.py) and the mean image of each digit in the training split, levels 0..16;
@@ -42,7 +43,7 @@ def digits(loaded: tuple[DigitsUNet, dict]) -> DigitsUNet:
 @pytest.fixture(scope="module")
 def bundled() -> bytes:
     """The bundled file."""
-    return (resources.files("fastsample.models") / "digits.safetensors").read_bytes()
+    return (resources.files("fastsample.bundled") / "digits.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +203,7 @@ def test_ten_steps_make_the_digit_that_was_asked_for(
 def test_loads_without_scikit_learn(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['sklearn'] = None\n"
-        "from fastsample.models import load_digits_model\n"
+        "from fastsample.bundled.digits import load_digits_model\n"
         "print(load_digits_model()[1]['model'])"
     )
     done = subprocess.run(

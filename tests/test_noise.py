@@ -10,7 +10,8 @@ from tensors import DTYPES, same_bits, table
 from torch import Tensor
 
 import fastsample as fs
-from fastsample import _native, ops, reference
+from fastsample import _native, ops
+from fastsample.ops import reference
 
 TOLERANCE = 2e-6
 """Promised distance of a normal from its definition, absolute; normals reach 6.77."""

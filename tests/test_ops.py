@@ -22,7 +22,8 @@ from tensors import (
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastsample import _native, ops, reference
+from fastsample import _native, ops
+from fastsample.ops import reference
 
 POSITIONAL = ("x", "out", "rows", "row", "uncond", "seeds", "index", "noise", "h1", "h2")
 

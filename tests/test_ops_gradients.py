@@ -7,7 +7,8 @@ import torch
 from step_oracle import assert_within, coefficients, sizes, widened
 from tensors import DTYPES, OPERANDS, SHAPES, laid_out, operands, runnable
 
-from fastsample import ops, reference
+from fastsample import ops
+from fastsample.ops import reference
 
 DIFFERENTIABLE = ("x", "out", "uncond", "noise", "h1", "h2")
 EVERY_COMBINATION = pytest.mark.parametrize("combination", OPERANDS)

@@ -8,10 +8,11 @@ import pytest
 from cases import PREDICTIONS, SAMPLERS, SCHEDULES, plans
 
 from fastsample import grids
-from fastsample.plan import COLUMNS, Plan
-from fastsample.rows import NEUTRAL, row_table
-from fastsample.samplers import ancestral, ddim, ddim_inversion
-from fastsample.schedule import NoiseSchedule
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import COLUMNS, NEUTRAL, row_table
+from fastsample.samplers.ancestral import ancestral
+from fastsample.samplers.ddim import ddim, ddim_inversion
+from fastsample.schedules.schedule import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear()
 DDIM = ddim(LINEAR, grids.uniform(1000, 10))

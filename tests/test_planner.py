@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import check_refusal, refusals
 
-from fastsample.elbo import SeparableCosts, decoder_costs, elbo_costs
-from fastsample.planner import best_path, best_paths
-from fastsample.schedule import NoiseSchedule
+from fastsample.planning.elbo import SeparableCosts, decoder_costs, elbo_costs
+from fastsample.planning.shortest_path import best_path, best_paths
+from fastsample.schedules.schedule import NoiseSchedule
 
 DATA = json.loads((Path(__file__).parent / "data" / "elbo_dp.json").read_text())
 GAUSSIANS = ["gauss_T20", "gauss_T100_linear"]

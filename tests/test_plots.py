@@ -10,7 +10,7 @@ from profile_cases import TIMES, levels
 
 import fastsample as fs
 from fastsample import grids, plots
-from fastsample._drawing import nearest_times
+from fastsample.plots.planning import nearest_times
 
 matplotlib = pytest.importorskip("matplotlib")
 

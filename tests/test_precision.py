@@ -8,6 +8,7 @@ from loop_plans import PLANS, parts
 from networks import LINEAR, denoiser, halve
 
 import fastsample as fs
+from fastsample.plans.rows import COLUMNS
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -16,7 +17,7 @@ def test_one_step_rounds_to_the_samples_dtype_once(dtype, name):
     generator = torch.Generator().manual_seed(0)
     x, z = (torch.randn(4, 64, generator=generator).to(dtype) for _ in range(2))
     model, plan = parts(name, 64)
-    c = dict(zip(fs.plan.COLUMNS, plan.rows[0].tolist(), strict=True))
+    c = dict(zip(COLUMNS, plan.rows[0].tolist(), strict=True))
     output = model(x, plan.times[0]).double()
     m, v = output[:, :64], output[:, 64:] if name == "learned" else torch.zeros(1)
     sd = c["d"] * torch.exp((c["lv_lo"] + (v + 1) / 2 * (c["lv_hi"] - c["lv_lo"])) / 2)

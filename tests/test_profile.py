@@ -12,8 +12,8 @@ from networks import LINEAR, Spy, denoiser, halve, halve_wide, per_sample
 from profile_cases import TIMES, assert_same, levels
 
 import fastsample as fs
-from fastsample.bound import discretized_gaussian_log_likelihood
-from fastsample.learned_range import chebyshev_nodes
+from fastsample.likelihood.bound import discretized_gaussian_log_likelihood
+from fastsample.profiling.learned_range import chebyshev_nodes
 
 
 def conditioned(x, t, y):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsample.methods import table
+from fastsample.samplers.registry import table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
@@ -33,7 +33,7 @@ def test_the_printed_plan_is_the_real_one(capsys, tmp_path, monkeypatch):
 
 
 def test_the_table_of_methods_is_the_real_one():
-    shown = README.split("<!-- made by fastsample.methods.table() -->\n")[1]
+    shown = README.split("<!-- made by fastsample.samplers.registry.table() -->\n")[1]
     assert shown.split("\n<!-- end -->")[0] == table()
 
 

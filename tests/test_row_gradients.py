@@ -7,8 +7,9 @@ import torch
 from tensors import CASES, DTYPES, OPERANDS, SHAPES, laid_out, operands, runnable
 
 import fastsample as fs
-from fastsample import ops, reference
-from fastsample.rows import COLUMNS
+from fastsample import ops
+from fastsample.ops import reference
+from fastsample.plans.rows import COLUMNS
 
 EVERY_COMBINATION = pytest.mark.parametrize("combination", OPERANDS)
 

@@ -10,7 +10,7 @@ from networks import LINEAR, Spy, denoiser, halve, halve_wide
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.methods import GRIDS
+from fastsample.grids.registry import GRIDS
 
 STEPS = {
     "number": (7, 7),

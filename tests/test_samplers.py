@@ -6,10 +6,11 @@ import pytest
 from cases import PREDICTIONS, SCHEDULES
 
 from fastsample import grids
-from fastsample.grid import Grid
-from fastsample.rows import output_terms
-from fastsample.samplers import ancestral, ddim, ddim_inversion
-from fastsample.schedule import NoiseSchedule
+from fastsample.grids.grid import Grid
+from fastsample.plans.rows import output_terms
+from fastsample.samplers.ancestral import ancestral
+from fastsample.samplers.ddim import ddim, ddim_inversion
+from fastsample.schedules.schedule import NoiseSchedule
 
 T = 1000
 BETAS = np.linspace(1e-4, 0.02, T)

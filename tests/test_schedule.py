@@ -9,8 +9,8 @@ from cases import SCHEDULES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastsample.schedule import NoiseSchedule
-from fastsample.transition import transition
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
 
 EPS = np.finfo(np.float64).eps
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from networks import LINEAR
 
 import fastsample as fs
-from fastsample.second_order import second_order_path
-from fastsample.trajectory import Trajectories
+from fastsample.planning.multistep_path import second_order_path
+from fastsample.profiling.trajectories import Trajectories
 
 TIMES = np.array([1.0, 30.0, 120.0, 300.0, 550.0, 800.0, 990.0, 1000.0])
 

@@ -14,10 +14,10 @@ from refusals import check_refusal, refusals
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.rows import COLUMNS, NEUTRAL
-from fastsample.samplers import shortcut
-from fastsample.schedule import NoiseSchedule
-from fastsample.transition import transition
+from fastsample.plans.rows import COLUMNS, NEUTRAL
+from fastsample.samplers.shortcut import shortcut
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
 
 LINEAR, VDM, FLOW = NoiseSchedule.linear(), NoiseSchedule.vdm(), NoiseSchedule.flow()
 TEN = grids.uniform(1000, 10)

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from test_plan import assert_rows_obey_the_laws
 
 from fastsample import grids
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.samplers import dpm_solver, unipc
-from fastsample.schedule import NoiseSchedule
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.samplers.dpm_solver import dpm_solver
+from fastsample.samplers.unipc import unipc
+from fastsample.schedules.schedule import NoiseSchedule
 
 DEVIATION = 0.5  # of the Gaussian, and of each half of the mixture around -1 and 1
 STEPS = np.array([40, 80, 160, 320])

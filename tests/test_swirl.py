@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastsample.datasets import swirl_data
-from fastsample.models import SwirlNet
+from fastsample.bundled.datasets import swirl_data
+from fastsample.bundled.swirl import SwirlNet
 
 
 def test_the_training_set_is_the_published_one() -> None:

@@ -10,11 +10,11 @@ from networks import LINEAR
 from training_cases import fidelity, points, state, tiny, trainer, weights
 
 import fastsample as fs
-from fastsample.datasets import swirl_data
-from fastsample.models import SwirlNet
-from fastsample.schedule import NoiseSchedule
+from fastsample.bundled.datasets import swirl_data
+from fastsample.bundled.swirl import SwirlNet
+from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import VDMLoss
-from fastsample.training.updates import Rate
+from fastsample.training.trainer.updates import Rate
 
 SGD = {"optimizer": torch.optim.SGD, "lr": 1.0, "clip": None, "fidelity_clip": 1e9}
 

@@ -10,9 +10,10 @@ from networks import LINEAR
 from training_cases import Sometimes, Tiny, assert_same_run, fidelity, lines, points, tiny, trainer
 
 import fastsample as fs
-from fastsample.files import write_atomically
-from fastsample.schedule import NoiseSchedule
-from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss, checkpoints
+from fastsample._support.files import write_atomically
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss
+from fastsample.training.trainer import checkpoints
 
 # ---- damage
 

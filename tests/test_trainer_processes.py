@@ -14,10 +14,10 @@ from processes import meeting
 from training_cases import fidelity, lines, points, state, tiny, trainer
 
 import fastsample as fs
-from fastsample.models import SwirlNet
-from fastsample.schedule import NoiseSchedule
+from fastsample.bundled.swirl import SwirlNet
+from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss
-from fastsample.training.chain import run_chain
+from fastsample.training.fidelity.chain import run_chain
 
 DATA = points(64, dtype=torch.float64)
 LABELS = torch.arange(64) % 5
@@ -129,7 +129,7 @@ def work(rank, folder):
         found["data"] = refusal(lambda: trainer(data=points(60 + rank)))
         found["spare layer"] = refusal(lambda: trainer(spare()).run(3))
         drawn = []
-        module = sys.modules["fastsample.training.fidelity"]
+        module = sys.modules["fastsample.training.fidelity.loss"]
 
         def watched(denoiser, plan, start, **options):
             drawn.append((plan.times.tolist(), options["index"].tolist(), start))

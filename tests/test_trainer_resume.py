@@ -26,10 +26,11 @@ from training_cases import (
 )
 
 import fastsample as fs
-from fastsample.datasets import swirl_data
-from fastsample.models import SwirlNet
-from fastsample.schedule import NoiseSchedule
-from fastsample.training import DiffusionLoss, VDMLoss, checkpoints
+from fastsample.bundled.datasets import swirl_data
+from fastsample.bundled.swirl import SwirlNet
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.training import DiffusionLoss, VDMLoss
+from fastsample.training.trainer import checkpoints
 
 # A worker is forked, which Python 3.12 and later find worth a warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -9,7 +9,7 @@ from torch import nn
 from training_cases import Tiny, assert_same_run, fidelity, points, state, trainer
 
 import fastsample as fs
-from fastsample.training import checkpoints
+from fastsample.training.trainer import checkpoints
 
 
 def assert_resumes(make, folder):

@@ -12,10 +12,10 @@ from networks import LINEAR, denoiser
 from refusals import check_refusal, refusals
 
 import fastsample as fs
-from fastsample.plan_file import load_plans, save_plans
-from fastsample.tuning.fitting import Fitted, combined
+from fastsample.plans.files import load_plans, save_plans
+from fastsample.tuning.regression import Fitted, combined
 from fastsample.tuning.search import nearest_positions, search_times
-from fastsample.tuning.shares import Shares
+from fastsample.tuning.split import Shares
 from fastsample.tuning.teacher import teacher_times
 
 SMALL = {"samples": 96, "teacher_steps": 32, "max_runs": 15}

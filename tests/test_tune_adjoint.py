@@ -13,7 +13,7 @@ from processes import meeting
 from refusals import check_refusal
 
 import fastsample as fs
-from fastsample.tuning.shares import Shares
+from fastsample.tuning.split import Shares
 from fastsample.tuning.stages import shared_candidates
 from fastsample.tuning.teacher import Network, Teacher, teacher_times
 from fastsample.tuning.weighing import adjoint_grid

@@ -14,7 +14,7 @@ from processes import meeting
 from refusals import check_refusal, refusals
 
 import fastsample as fs
-from fastsample.tuning.shares import Shares
+from fastsample.tuning.split import Shares
 from fastsample.tuning.teacher import teacher_times
 
 SMALL = {"samples": 96, "teacher_steps": 32, "max_runs": 8}

@@ -9,10 +9,11 @@ from cases import SCHEDULES, turns
 from refusals import check_refusal, refusals
 
 from fastsample import grids
-from fastsample.grid import Grid
-from fastsample.rows import COLUMNS
-from fastsample.samplers import dpm_solver, unipc
-from fastsample.schedule import NoiseSchedule
+from fastsample.grids.grid import Grid
+from fastsample.plans.rows import COLUMNS
+from fastsample.samplers.dpm_solver import dpm_solver
+from fastsample.samplers.unipc import unipc
+from fastsample.schedules.schedule import NoiseSchedule
 
 LINEAR, FLOW, TEN = NoiseSchedule.linear(), NoiseSchedule.flow(), grids.uniform(1000, 10)
 

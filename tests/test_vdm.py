@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fastsample.datasets import swirl_data
-from fastsample.denoiser import Denoiser
-from fastsample.models import SwirlNet
-from fastsample.schedule import NoiseSchedule
+from fastsample.bundled.datasets import swirl_data
+from fastsample.bundled.swirl import SwirlNet
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import VDMLoss
 
 LEVELS = torch.linspace(-1.5, 2.0, 8, dtype=torch.float64)
@@ -220,7 +220,7 @@ def test_levels_of_each_element_and_in_many_parts(monkeypatch) -> None:
     np.testing.assert_allclose(
         whole.detach(), oracle(model.model, **given, levels=table)["reconstruction"], rtol=1e-10
     )
-    monkeypatch.setattr("fastsample.training.level_decoder._CHUNK", 100)
+    monkeypatch.setattr("fastsample.training.losses.level_decoder._CHUNK", 100)
     parts = loss(model, **given)["reconstruction"]
     assert torch.equal(whole, parts)
     assert torch.autograd.grad(parts.sum(), loss.b)[0] == slope

@@ -7,10 +7,10 @@ import pytest
 import torch
 from networks import Spy
 
-from fastsample.denoiser import Denoiser
-from fastsample.schedule import NoiseSchedule
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss
-from fastsample.training.weighting import output_weights
+from fastsample.training.losses.weighting import output_weights
 
 SCHEDULES = {
     "linear": NoiseSchedule.linear(num_steps=200),

@@ -11,10 +11,11 @@ from networks import LINEAR
 from torch import Tensor, nn
 
 import fastsample as fs
-from fastsample import ops, reference
-from fastsample.identity import make_identity
+from fastsample import ops
+from fastsample.ops import reference
+from fastsample.sampling.noise import make_identity
 from fastsample.training import DiffusionLoss, FidelityLoss, Trainer
-from fastsample.training.draws import Draws
+from fastsample.training.randomness import Draws
 
 GRID = fs.Grid([600, 300, 100, 0])
 CHAINS: dict[str, dict[str, Any]] = {

@@ -2,9 +2,9 @@
 
 Operators are declared once (`torch.library.Library.define`), functional, with fakes, and
 implemented for CPU and CUDA by the kernels, for devices without a kernel by
-`fastsample.reference`. The plan's rows and the row number are tensors on the device: twenty steps
-under ``torch.compile`` are one graph, a captured CUDA graph replays for every row, and nothing
-waits for the host.
+`fastsample.ops.reference`. The plan's rows and the row number are tensors on the device: twenty
+steps under ``torch.compile`` are one graph, a captured CUDA graph replays for every row, and
+nothing waits for the host.
 """
 
 from __future__ import annotations
@@ -15,14 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastsample import reference
-from fastsample.ops import library, native
-from fastsample.ops.checks import (
-    DTYPE_CODES,
-    check_identity,
-    check_step,
-    rows_dtype,
-)
+from fastsample.ops import library, native, reference
+from fastsample.ops.checks import check_identity, check_step
+from fastsample.ops.dtypes import DTYPE_CODES, rows_dtype
 from fastsample.ops.sums import ElboSums, elbo_sums
 
 __all__ = [
@@ -67,7 +62,7 @@ def step(
         x: current samples ``(B, *shape)``, contiguous or channels_last.
         out: model output, shape of ``x``, or ``(B, 2 * shape[0], ...)`` holding [prediction | v]
             when the variance is learned; the conditional output when ``uncond`` is given.
-        rows: plan table ``(K, 13)`` float64, columns as `fastsample.plan.COLUMNS`.
+        rows: plan table ``(K, 13)`` float64, columns as `fastsample.plans.plan.COLUMNS`.
         row: row number, int64, one element or one per sample ``(B,)``. Outside ``[0, K)``: NaN.
         uncond: unconditional model output, shape of ``out``: ``m = u + w (out - u)``.
         seeds: int64, one element or ``(B,)``, the bits of the 64-bit seed; with ``index``, turns on
@@ -276,5 +271,5 @@ class _StepBackward(torch.autograd.Function):
     def backward(ctx, *grads):
         raise RuntimeError(
             "step: derivatives must be of first order, got a second; the reference in plain torch, "
-            "fastsample.reference.step, has them all"
+            "fastsample.ops.reference.step, has them all"
         )

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from fastsample import reference
-from fastsample.ops import native
-from fastsample.ops.checks import history_dtype
+from fastsample.ops import native, reference
+from fastsample.ops.dtypes import history_dtype
 
 _REFERENCE_DEVICES = ("MPS", "XPU")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 # After torch: its OpenMP runtime is loaded by then, so both share one thread pool.
 from fastsample import _native  # isort: skip
-from fastsample.ops.checks import DTYPE_CODES, history_dtype
-from fastsample.rows import COLUMNS
+from fastsample.ops.dtypes import DTYPE_CODES, history_dtype
+from fastsample.plans.rows import COLUMNS
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

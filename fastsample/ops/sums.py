@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops import library
-from fastsample.ops.checks import DTYPE_CODES
+from fastsample.ops.dtypes import DTYPE_CODES
 
 
 class ElboSums(NamedTuple):
@@ -50,8 +50,7 @@ def elbo_sums(
     arXiv:2102.09672), ``v = (raw + 1) / 2``: a step from t to s costs ``(excess + (SNR_s - SNR_t)
     weighted) / 2`` nats at ``a = log(beta / beta-tilde)`` of the pair. Nodes may therefore be the
     a of every s, which fills a column of the exact table, or few, to be interpolated. The decoder
-    is the discretized Gaussian of `fastsample.bound.discretized_gaussian_log_likelihood`, with its
-    conventions.
+    is the discretized Gaussian of `fastsample.likelihood.bound`, with its conventions.
 
     Args:
         x0: data ``(B, *shape)``, in [-1, 1] where `log_scales` are given.

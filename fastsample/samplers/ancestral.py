@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastsample._checks import check_vector
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.rows import Check, Clip, Prediction
-from fastsample.samplers._compile import compile_plan, grid_levels
-from fastsample.schedule import NoiseSchedule
-from fastsample.transition import transition
+from fastsample._support.checks import check_vector
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Check, Clip, Prediction
+from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
 
 
 def ancestral(

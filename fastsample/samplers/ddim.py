@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastsample._checks import check_bool, check_real
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.rows import Clip, Prediction, check_prediction, eps_terms
-from fastsample.samplers._compile import compile_plan, grid_levels
-from fastsample.schedule import NoiseSchedule
-from fastsample.transition import transition
+from fastsample._support.checks import check_bool, check_real
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip, Prediction, check_prediction, eps_terms
+from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
 
 
 def ddim(

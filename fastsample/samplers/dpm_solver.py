@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fastsample._checks import FloatArray, check_bool
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.rows import Clip, Prediction
-from fastsample.samplers._compile import compile_plan, grid_levels
-from fastsample.samplers._exponential import check_order, half_log_snr_steps, phi, step_ratios
-from fastsample.schedule import NoiseSchedule
-from fastsample.transition import transition
+from fastsample._support.checks import FloatArray, check_bool
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip, Prediction
+from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.samplers.exponential import check_order, half_log_snr_steps, phi, step_ratios
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
 
 
 def dpm_solver(

@@ -9,13 +9,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from fastsample import grids
-from fastsample._checks import FloatArray, check_bool, check_integer, check_real, warn_user
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.rows import Clip, Prediction
+from fastsample._support.checks import FloatArray, check_bool, check_integer, check_real, warn_user
+from fastsample.grids import makers
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip, Prediction
 from fastsample.samplers.ddim import ddim
-from fastsample.schedule import NoiseSchedule
+from fastsample.schedules.schedule import NoiseSchedule
 
 Spacing: TypeAlias = Literal["linear", "quadratic"]
 
@@ -90,7 +90,7 @@ def steps_grid(
     """
     T, steps = _checked(schedule, num_steps, spacing, extended)
     if spacing == "quadratic" and not extended:
-        return grids.ddim(T, steps, "quadratic")
+        return makers.ddim(T, steps, "quadratic")
     if spacing == "quadratic":
         indices = np.square(np.linspace(0.0, math.sqrt(T - 1), steps)).astype(np.int64)
     else:

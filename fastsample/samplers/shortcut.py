@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.rows import Clip, Prediction
-from fastsample.samplers._compile import compile_plan, grid_levels
-from fastsample.schedule import NoiseSchedule
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip, Prediction
+from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.schedules.schedule import NoiseSchedule
 
 
 def shortcut(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fastsample import ops
-from fastsample.plan import Plan
-from fastsample.rows import COLUMNS
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import COLUMNS
 from fastsample.tuning.teacher import Teacher
 
 _FREE = [COLUMNS.index(name) for name in ("a", "b", "c1", "c2")]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastsample._checks import FloatArray
-from fastsample.tuning.fitting import Fitted
+from fastsample._support.checks import FloatArray
+from fastsample.tuning.regression import Fitted
 
 Fit = Callable[[tuple[int, ...], Fitted | None], tuple[Fitted, float]]
 

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.grid import Grid
-from fastsample.plan import Plan
-from fastsample.rows import Clip
-from fastsample.samplers._compile import compile_plan
-from fastsample.tuning.fitting import (
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip
+from fastsample.samplers.compile import compile_plan
+from fastsample.tuning.baselines import coefficients_of, solver_plans
+from fastsample.tuning.polish import polished
+from fastsample.tuning.regression import (
     Fitted,
     Objective,
     distance,
     fit_rows,
     run_rows,
 )
-from fastsample.tuning.polish import polished
 from fastsample.tuning.report import Stage
 from fastsample.tuning.search import nearest_positions, search_times
-from fastsample.tuning.solvers import coefficients_of, solver_plans
 from fastsample.tuning.teacher import Network, Teacher
 from fastsample.tuning.weighing import ADJOINT
 

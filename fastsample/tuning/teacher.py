@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from fastsample import ops
-from fastsample._checks import FloatArray
-from fastsample.backward import check_differentiable
-from fastsample.batches import arguments_of
-from fastsample.conditioning import Conditions
-from fastsample.denoiser import Denoiser
-from fastsample.grid import Grid
-from fastsample.identity import make_identity
-from fastsample.plan import Plan
-from fastsample.rows import clip_bounds, x0_terms
-from fastsample.samplers import dpm_solver
-from fastsample.schedule import NoiseSchedule
-from fastsample.tuning.shares import Shares
+from fastsample._support.checks import FloatArray
+from fastsample.denoiser.batches import arguments_of
+from fastsample.denoiser.conditions import Conditions
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import clip_bounds, x0_terms
+from fastsample.profiling.backward import check_differentiable
+from fastsample.samplers.dpm_solver import dpm_solver
+from fastsample.sampling.noise import make_identity
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.tuning.split import Shares
 
 _POWER = 1.5  # times T (k / S)^1.5: of 1, 1.5 and 2 the nearest to the limit on every model tried
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample._checks import check_bool, check_integer, check_real
-from fastsample.batches import check_cond, chosen_conditions
-from fastsample.collective import process
-from fastsample.denoiser import Denoiser
-from fastsample.plan import Plan
-from fastsample.rows import Clip
-from fastsample.tuning.fitting import Objective
+from fastsample._support.checks import check_bool, check_integer, check_real
+from fastsample._support.distributed import process
+from fastsample.denoiser.batches import check_cond, chosen_conditions
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip
+from fastsample.tuning.baselines import check_methods, maker_of, starting_grids
+from fastsample.tuning.regression import Objective
 from fastsample.tuning.report import Stage, TuneReport, fingerprint
-from fastsample.tuning.shares import Shares
-from fastsample.tuning.solvers import check_methods, maker_of, starting_grids
+from fastsample.tuning.split import Shares
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Network, Teacher, teacher_times
 from fastsample.tuning.weighing import ADJOINT, adjoint_grid
@@ -75,7 +75,7 @@ def tune(
         gradient_steps: of Adam on the best rows at the end, through the network; each takes about 3
             K calls with 64 samples. 200 took another tenth off the error of two mixtures.
         adjoint: start also from the grid whose DDIM steps do least to the end of the run
-            (`fastsample.adjoint`): a forward and a backward pass of the network per time of the
+            (`profiling.adjoint`): a forward and a backward pass of the network per time of the
             teacher with 64 samples, and up to 0.4 `max_runs` more candidates. It took a tenth off
             the error for eight modes on a ring, and nothing for other mixtures and digits.
         guidance: classifier-free guidance scale the plan is for; it becomes part of it.

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.adjoint import Adjoints
-from fastsample.backward import adjoints_of
-from fastsample.costs import CostTable
-from fastsample.grid import Grid
-from fastsample.identity import Identity, make_identity
+from fastsample.grids.grid import Grid
+from fastsample.planning.cost_table import CostTable
+from fastsample.profiling.adjoint import Adjoints
+from fastsample.profiling.backward import adjoints_of
+from fastsample.sampling.noise import Identity, make_identity
 from fastsample.tuning.teacher import Teacher
 
 ADJOINT = "adjoint"  # the grid's name among the starts
 
 
 def adjoint_grid(teacher: Teacher, steps: int, seed: int) -> Grid:
-    """The grid of `steps` DDIM steps that costs least by `fastsample.adjoint`.
+    """The grid of `steps` DDIM steps that costs least by `fastsample.profiling.adjoint`.
 
     The vector-Jacobian products are those of DDIM steps between the teacher's times, at its states.
 

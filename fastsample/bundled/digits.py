@@ -1,0 +1,242 @@
+"""The bundled digits model: a small U-Net for 8 x 8 images, and the function that loads it."""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastsample.bundled.checkpoint import load_checkpoint
+
+__all__ = ["DigitsUNet", "load_digits_model"]
+
+# What every digits checkpoint must say about itself; other values mean another network.
+_EXPECTED = {"model": "DigitsUNet", "prediction": "epsilon", "variance": "learned_range"}
+
+
+class DigitsUNet(nn.Module):
+    """U-Net that predicts the noise and the learned-range variance of 8 x 8 digits.
+
+    The blocks are those of Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image
+    Synthesis" (arXiv:2105.05233, Sec. 3): GroupNorm, SiLU, and a scale and shift from the time
+    and class embedding. The second output channel is the raw `v` of Nichol and Dhariwal 2021,
+    "Improved Denoising Diffusion Probabilistic Models" (arXiv:2102.09672, eq. 15, rescaled to
+    [-1, 1] as in their code); it is neither squashed nor clamped.
+
+    Fourier features of the pixels are appended to the input, as in Kingma et al. 2021,
+    "Variational Diffusion Models" (arXiv:2107.00630, App. C): digits have 17 grey levels, 1/8
+    apart, and at low noise the network has to tell how far a pixel is from the nearest one. After
+    400 training steps the features saved 1.1 bits per dimension.
+
+    Args:
+        channels: width at 8 x 8, a multiple of 8; the width at 4 x 4 is twice that.
+        embedding: width of the time and class embedding, even.
+        num_classes: number of labels; the label `num_classes` is the null class.
+        dropout: dropout rate in the residual blocks while training, in [0, 1).
+        frequencies: integers n of the features sin(2^n pi x) and cos(2^n pi x).
+
+    Raises:
+        ValueError: a width that the normalisation or the embedding cannot divide.
+    """
+
+    def __init__(
+        self,
+        channels: int = 48,
+        embedding: int = 128,
+        num_classes: int = 10,
+        dropout: float = 0.0,
+        frequencies: tuple[int, ...] = (2, 3, 4),
+    ) -> None:
+        super().__init__()
+        if channels % 8 or channels <= 0:
+            raise ValueError(
+                f"DigitsUNet: channels must be a positive multiple of 8, got {channels}"
+            )
+        if embedding % 2 or embedding <= 0:
+            raise ValueError(f"DigitsUNet: embedding must be positive and even, got {embedding}")
+        self.config: dict[str, Any] = {
+            "channels": channels,
+            "embedding": embedding,
+            "num_classes": num_classes,
+            "dropout": dropout,
+            "frequencies": list(frequencies),
+        }
+        self.num_classes = num_classes
+        self.null_class = num_classes
+        self.frequencies = tuple(frequencies)
+        wide = 2 * channels
+
+        self.time = nn.Sequential(
+            nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.label = nn.Embedding(num_classes + 1, embedding)
+        self.enter = nn.Conv2d(1 + 2 * len(self.frequencies), channels, 3, padding=1)
+        self.down1 = _ResidualBlock(channels, channels, embedding, dropout)
+        self.down2 = _ResidualBlock(channels, channels, embedding, dropout)
+        self.low1 = _ResidualBlock(channels, wide, embedding, dropout)
+        self.attention = _Attention(wide)
+        self.low2 = _ResidualBlock(wide, wide, embedding, dropout)
+        self.low3 = _ResidualBlock(wide, wide, embedding, dropout)
+        self.up1 = _ResidualBlock(wide + channels, channels, embedding, dropout)
+        self.up2 = _ResidualBlock(2 * channels, channels, embedding, dropout)
+        self.leave = nn.Sequential(
+            nn.GroupNorm(8, channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, 2, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
+        """Noise and raw variance for images at network index `t`.
+
+        Args:
+            x: noisy images `(B, 1, 8, 8)`, in the dtype of the weights.
+            t: network index = project time - 1, in steps; `(B,)` or one value for all; integer
+                or real, never rounded.
+            y: labels `(B,)` or one label for all, int64 in 0..num_classes, where `num_classes`
+                is the null class; None means the null class for all.
+
+        Returns:
+            `(B, 2, 8, 8)`: channel 0 the noise, channel 1 the raw `v`.
+
+        Raises:
+            ValueError: a wrong shape of `x`, `t` or `y`.
+            TypeError: labels that are not integers.
+        """
+        batch = x.shape[0]
+        if x.shape[1:] != (1, 8, 8):
+            raise ValueError(
+                f"DigitsUNet: x must have the shape (B, 1, 8, 8), got {tuple(x.shape)}"
+            )
+        t = _per_sample("t", torch.as_tensor(t, device=x.device), batch)
+        if y is None:
+            y = torch.full((batch,), self.null_class, device=x.device)
+        else:
+            y = _per_sample("y", torch.as_tensor(y, device=x.device), batch)
+            if y.is_floating_point() or y.is_complex():
+                raise TypeError(f"DigitsUNet: y must be integer labels, got {y.dtype}")
+
+        # Angles in float32 whatever the weights: bfloat16 cannot hold the indices above 256.
+        emb = _sinusoid(t.float(), self.label.embedding_dim).to(x.dtype)
+        emb = functional.silu(self.time(emb) + self.label(y.long()))
+
+        angles = [x.float() * (math.pi * 2.0**n) for n in self.frequencies]
+        waves = [wave(a).to(x.dtype) for a in angles for wave in (torch.sin, torch.cos)]
+        h = self.enter(torch.cat([x, *waves], dim=1))
+        skip1 = h = self.down1(h, emb)
+        skip2 = h = self.down2(h, emb)
+        h = self.low1(functional.avg_pool2d(h, 2), emb)
+        h = self.low2(self.attention(h), emb)
+        h = self.low3(h, emb)
+        h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
+        h = self.up1(torch.cat([h, skip2], dim=1), emb)
+        h = self.up2(torch.cat([h, skip1], dim=1), emb)
+        return self.leave(h)
+
+
+def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUNet, dict[str, Any]]:
+    """The trained digits model, in eval mode on the CPU in float32, and what it was trained for.
+
+    Offline and without scikit-learn. The metadata holds `model`, `config`, `shape`, `data_range`,
+    `clip`, `prediction`, `variance`, `schedule` (a `NoiseSchedule.to_dict()`), `num_classes`,
+    `null_class`, `bin_width` and `training`.
+
+    Args:
+        path: a checkpoint written by `examples/train_digits.py`; None is the bundled one.
+
+    Returns:
+        The model and its metadata.
+
+    Raises:
+        ValueError: the file is damaged, foreign, or holds another model.
+    """
+    source = resources.files("fastsample.bundled") / "digits.safetensors" if path is None else path
+    state, metadata = load_checkpoint(source)
+    for key, value in _EXPECTED.items():
+        if metadata.get(key) != value:
+            raise ValueError(
+                f"load_digits_model: metadata[{key!r}] must be {value!r}, got {metadata.get(key)!r}"
+            )
+    for key, kind in (("config", dict), ("schedule", dict), ("shape", list), ("data_range", list)):
+        if not isinstance(metadata.get(key), kind):
+            raise ValueError(
+                f"load_digits_model: metadata[{key!r}] must be a {kind.__name__}, "
+                f"got {metadata.get(key)!r}"
+            )
+    try:
+        model = DigitsUNet(**metadata["config"])
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"load_digits_model: path must hold weights that fit their config, got {reason}"
+        ) from error
+    return model.float().eval(), metadata
+
+
+class _ResidualBlock(nn.Module):
+    """x + conv(silu(film(norm(conv(silu(norm(x)))))))."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * outputs)
+        self.norm2 = nn.GroupNorm(8, outputs)
+        self.dropout = nn.Dropout(dropout)
+        # Zero at the start: every block begins as the identity, which trains faster.
+        self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(functional.silu(self.norm1(x)))
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
+        h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class _Attention(nn.Module):
+    """Self-attention over the pixels with a residual connection; heads of 24 or fewer channels."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        head = channels // self.heads
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, head, height * width)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        h = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
+
+
+def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with its weights and bias set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _sinusoid(t: Tensor, width: int) -> Tensor:
+    """Sines and cosines `(B, width)` of real `t`, periods from 2 pi to 2 pi 10^4 steps."""
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t[:, None] * torch.exp(steps * (-math.log(1e4) / half))
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _per_sample(name: str, value: Tensor, batch: int) -> Tensor:
+    """The value as `(batch,)`, a 0-d tensor repeated."""
+    if value.ndim == 0:
+        return value.expand(batch)
+    if value.shape != (batch,):
+        raise ValueError(
+            f"DigitsUNet: {name} must have the shape ({batch},) or (), got {tuple(value.shape)}"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""Comparisons with many-step results and with other packages."""

@@ -1,0 +1,111 @@
+"""A grid: the chosen times, noisiest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsample._support.checks import FloatArray, check_vector, frozen
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Grid:
+    """The chosen times, noisiest first, 0 (data) last. ``len(grid)`` is K, the network calls.
+
+    Args:
+        times: `(K + 1,)`, strictly decreasing, the last one 0. Kept as a read-only float64 copy.
+
+    Raises:
+        TypeError: if `times` does not hold real numbers.
+        ValueError: if it is not a finite, strictly decreasing vector that ends at 0.
+    """
+
+    times: FloatArray
+
+    def __init__(self, times: npt.ArrayLike) -> None:
+        times = check_vector("Grid", "times", times)
+        if times.size < 2:
+            raise ValueError(f"Grid: times must hold at least 2 times, got {times.size}")
+        steps = np.diff(times)
+        if not np.all(steps < 0):
+            i = int(np.argmax(steps >= 0))
+            raise ValueError(
+                "Grid: times must be strictly decreasing (noisiest first), "
+                f"got {times[i]:g} then {times[i + 1]:g} at position {i}"
+            )
+        if times[-1] != 0.0:
+            raise ValueError(
+                f"Grid: times must end at 0 (data), got {times[-1]:g}; append 0.0 as the last time"
+            )
+        times[-1] = 0.0  # -0.0 would compare equal but print and hash differently
+        object.__setattr__(self, "times", frozen(times))
+
+    @classmethod
+    def from_indices(cls, indices: Iterable[int]) -> Grid:
+        """The grid of a trained network's 0-based indices, in any order; repeats are dropped.
+
+        Args:
+            indices: integers >= 0; index i is time i + 1. The final 0 (data) is added.
+        """
+        array = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(
+                f"Grid.from_indices: indices must be integers, got {array.dtype} data; "
+                "pass fractional times to Grid"
+            )
+        if array.ndim != 1 or array.size == 0:
+            raise ValueError(
+                "Grid.from_indices: indices must be a vector with at least one entry, "
+                f"got shape {array.shape}"
+            )
+        if array.min() < 0:
+            raise ValueError(f"Grid.from_indices: indices must not be negative, got {array.min()}")
+        return cls(np.append(np.unique(array)[::-1] + 1.0, 0.0))
+
+    @property
+    def integer(self) -> bool:
+        """Whether every time is a whole number."""
+        return bool(np.all(self.times == np.rint(self.times)))
+
+    def __len__(self) -> int:
+        return len(self.times) - 1
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.times.tolist())
+
+    def __reduce__(self) -> tuple[type[Grid], tuple[FloatArray]]:
+        return Grid, (self.times,)  # a copy's times are read-only too
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and np.array_equal(self.times, other.times)
+
+    def __hash__(self) -> int:
+        return hash(self.times.tobytes())
+
+    def __repr__(self) -> str:
+        texts = [f"{t:.6g}" for t in self.times]
+        if len(texts) > 12:
+            texts = [*texts[:5], "...", *texts[-5:]]
+        return f"Grid([{', '.join(texts)}], {len(self)} steps)"
+
+
+def positions_in(function: str, grid: Grid, times: FloatArray, owner: str) -> npt.NDArray[np.int64]:
+    """Where a grid's times `(K + 1,)` stand in ascending times that begin with 0.
+
+    Raises:
+        TypeError: no grid.
+        ValueError: a time that is not there; `owner` says whose times they are.
+    """
+    if not isinstance(grid, Grid):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{function}: grid must be a Grid, got {type(grid).__name__}")
+    positions = np.searchsorted(times, grid.times)
+    found = times[np.minimum(positions, len(times) - 1)] == grid.times
+    if not np.all(found):
+        raise ValueError(
+            f"{function}: grid must lie on the {len(times) - 1} times of the {owner}, "
+            f"got {grid.times[~found][0]:g}"
+        )
+    return positions

@@ -1,0 +1,269 @@
+"""Grids: which times a sampler visits.
+
+Every maker here reproduces the rounding of the code it names, since a time that is off by one is
+another sampler. Integer times are the papers' steps 1..T; a trained network's index is the time
+minus 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsample._support.checks import check_integer, check_real
+from fastsample.grids.grid import Grid
+from fastsample.schedules.schedule import NoiseSchedule
+
+
+def uniform(T: float, num_steps: int) -> Grid:
+    """Times ``T k / K``, k = K..0, rounded half up when T is an int.
+
+    Unlike the index lists of other projects it starts at T, and need not hold t = 1.
+
+    Args:
+        T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
+        num_steps: K, at least 1; at most T for integer times.
+    """
+    whole, steps = _budget("grids.uniform", T, num_steps)
+    k = np.arange(steps, -1, -1)
+    if whole is None:
+        return Grid(float(T) * (k / steps))
+    return Grid([(2 * whole * int(i) + steps) // (2 * steps) for i in k])
+
+
+def quadratic(T: float, num_steps: int) -> Grid:
+    """Times ``T (k / K)^2``: for integer T rounded half up, and at least the previous time + 1.
+
+    Unlike the DDIM repository's quadratic list (`ddim`) this one starts at T and never repeats a
+    time.
+
+    Args:
+        T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
+        num_steps: K, at least 1; at most T for integer times.
+    """
+    whole, steps = _budget("grids.quadratic", T, num_steps)
+    if whole is None:
+        return Grid(float(T) * np.square(np.arange(steps, -1, -1) / steps))
+    times = [0]
+    for k in range(1, steps + 1):
+        rounded = (2 * whole * k * k + steps * steps) // (2 * steps * steps)
+        times.append(max(rounded, times[-1] + 1))
+    return Grid(times[::-1])
+
+
+def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
+    """K times evenly spaced in log SNR from T to the last trained time, then 0; real times.
+
+    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). See `karras` for the end points.
+
+    Args:
+        schedule: noise levels.
+        num_steps: K, at least 1; at most T for a discrete schedule.
+    """
+    steps = _scheduled_budget("grids.log_snr", schedule, num_steps)
+    if steps == 1:
+        return Grid([schedule.T, 0.0])
+    high, low = _log_snr_ends(schedule)
+    return _from_log_snr(schedule, np.linspace(high, low, steps)[1:])
+
+
+def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
+    """K times evenly spaced in ``(sigma / alpha)^(1 / rho)``, then 0; real times.
+
+    Karras et al. 2022, "Elucidating the Design Space" (arXiv:2206.00364), eq. (5). The cleanest of
+    the K times is t = 1 for a discrete schedule (index 0, the network's last) and T / 1000 for a
+    continuous one. If alpha(T) = 0 the spacing begins that far below T, and the first time is T
+    itself.
+
+    Args:
+        schedule: noise levels.
+        num_steps: K, at least 1; at most T for a discrete schedule.
+        rho: exponent, positive; 7 in the paper, larger puts more times near the data.
+    """
+    steps = _scheduled_budget("grids.karras", schedule, num_steps)
+    exponent = check_real("grids.karras", "rho", rho)
+    if exponent <= 0.0:
+        raise ValueError(f"grids.karras: rho must be positive, got {exponent:g}")
+    if steps == 1:
+        return Grid([schedule.T, 0.0])
+    scale = -0.5 / exponent
+    high, low = (math.exp(scale * end) for end in _log_snr_ends(schedule))
+    return _from_log_snr(schedule, np.log(np.linspace(high, low, steps)[1:]) / scale)
+
+
+def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
+    """improved-diffusion's `space_timesteps` (Nichol and Dhariwal 2021, arXiv:2102.09672), plus 1.
+
+    Args:
+        T: trained steps.
+        sections: steps kept in each of equal sections of the process, as `[10, 15, 20]` or
+            `"10,15,20"`; an int is one section. `"ddimN"` is the stride that gives exactly N steps,
+            an error for most N. `[1]` keeps t = 1 only, as there.
+    """
+    name = "grids.respaced"
+    whole = check_integer(name, "T", T, 1)
+    if isinstance(sections, str) and sections.startswith("ddim"):
+        count = _parse(sections.removeprefix("ddim"), sections)
+        for stride in range(1, whole):
+            if len(range(0, whole, stride)) == count:
+                return Grid.from_indices(range(0, whole, stride))
+        raise ValueError(
+            f"{name}: sections must name a step count that some stride of T = {whole} gives, got "
+            f'"{sections}"; pass sections="{count}" for evenly spaced times'
+        )
+    if isinstance(sections, str):
+        counts = [_parse(part, sections) for part in sections.split(",")]
+    else:
+        values = sections if isinstance(sections, Sequence) else [sections]
+        counts = [check_integer(name, "sections", value, 0) for value in values]
+    if sum(counts) < 1:
+        raise ValueError(f"{name}: sections must keep at least one step, got {sections!r}")
+    indices: list[int] = []
+    start = 0
+    for i, count in enumerate(counts):
+        size = whole // len(counts) + (i < whole % len(counts))
+        if count > size:
+            raise ValueError(
+                f"{name}: sections must not exceed their share of T = {whole}, "
+                f"got {count} steps for section {i} of {size}"
+            )
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            indices.append(start + round(position))  # half to even
+            position += stride  # accumulated: k * stride rounds differently for 283 of K = 2..1000
+        start += size
+    return Grid.from_indices(indices)
+
+
+def ddim(T: int, num_steps: int, spacing: Literal["uniform", "quadratic"] = "uniform") -> Grid:
+    """The DDIM repository's index lists (Song et al. 2021, arXiv:2010.02502, appendix D.2), plus 1.
+
+    They stop short of T (at 901 and 801 for T = 1000, 10 steps). "uniform" may hold more than
+    `num_steps` times, since its stride is ``T // K``; "quadratic" repeats low indices from K = 30
+    on: the repeats are identity steps and are dropped. ``len`` tells the real K.
+
+    Args:
+        T: trained steps.
+        num_steps: steps asked for, in [1, T].
+        spacing: "uniform" or "quadratic" ("quad" there).
+    """
+    whole, steps = _integer_budget("grids.ddim", T, num_steps)
+    if spacing == "uniform":
+        return Grid.from_indices(range(0, whole, whole // steps))
+    if spacing == "quadratic":
+        return Grid.from_indices(
+            [int(v) for v in np.square(np.linspace(0, math.sqrt(whole * 0.8), steps))]
+        )
+    raise ValueError(f'grids.ddim: spacing must be "uniform" or "quadratic", got {spacing!r}')
+
+
+def diffusers(
+    T: int,
+    num_steps: int,
+    spacing: Literal["leading", "trailing", "linspace"] = "leading",
+    steps_offset: int = 0,
+) -> Grid:
+    """The timesteps of diffusers' `DDIMScheduler.set_timesteps` (0.42), plus 1.
+
+    The spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps
+    are Flawed" (arXiv:2305.08891), table 2. Only "leading" uses `steps_offset`, as there. For
+    some K (62 of those up to T = 1000) the float stride of "trailing" there yields one more index,
+    -1, which no network has: it is dropped.
+
+    Args:
+        T: `num_train_timesteps`.
+        num_steps: `num_inference_steps`, in [1, T].
+        spacing: `timestep_spacing`.
+        steps_offset: added to the indices of "leading"; 1 in Stable Diffusion.
+    """
+    name = "grids.diffusers"
+    whole, steps = _integer_budget(name, T, num_steps)
+    offset = check_integer(name, "steps_offset", steps_offset, 0)
+    if spacing == "leading":
+        indices = np.arange(steps, dtype=np.int64) * (whole // steps) + offset
+        if indices[-1] >= whole:
+            raise ValueError(
+                f"{name}: steps_offset must keep every index below T = {whole}, "
+                f"got {offset} with top index {indices[-1]}"
+            )
+    elif spacing == "trailing":
+        indices = np.rint(np.arange(whole, 0, -whole / steps)).astype(np.int64) - 1
+        indices = indices[indices >= 0]
+    elif spacing == "linspace":
+        indices = np.rint(np.linspace(0, whole - 1, steps)).astype(np.int64)
+    else:
+        raise ValueError(
+            f'{name}: spacing must be "leading", "trailing" or "linspace", got {spacing!r}'
+        )
+    return Grid.from_indices(indices)
+
+
+def random(T: float, num_steps: int, seed: int) -> Grid:
+    """T, then K - 1 distinct random times below it in falling order, then 0 (shortcut sampling).
+
+    Chen 2023 (arXiv:2301.01206). The paper's "K = 10" makes 11 network calls: it is 11 here.
+
+    Args:
+        T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
+        num_steps: K, at least 1; at most T for integer times.
+        seed: of NumPy's default generator, an int >= 0.
+    """
+    whole, steps = _budget("grids.random", T, num_steps)
+    generator = np.random.default_rng(check_integer("grids.random", "seed", seed, 0))
+    if whole is None:
+        inner = float(T) * (1.0 - generator.random(steps - 1))
+    else:
+        inner = 1.0 + generator.permutation(whole - 1)[: steps - 1]
+    return Grid([float(T), *sorted(inner.tolist(), reverse=True), 0.0])
+
+
+def _budget(name: str, T: float, num_steps: int) -> tuple[int | None, int]:
+    """T when times are to be integers, else None; and the checked number of steps."""
+    if isinstance(T, int | np.integer) and not isinstance(T, bool):
+        return _integer_budget(name, int(T), num_steps)
+    if check_real(name, "T", T) <= 0.0:
+        raise ValueError(f"{name}: T must be positive, got {T:g}")
+    return None, check_integer(name, "num_steps", num_steps, 1)
+
+
+def _integer_budget(name: str, T: int, num_steps: int) -> tuple[int, int]:
+    """Checked T and number of steps when each step needs its own integer."""
+    whole = check_integer(name, "T", T, 1)
+    return whole, check_integer(name, "num_steps", num_steps, 1, whole)
+
+
+def _scheduled_budget(name: str, schedule: NoiseSchedule, num_steps: int) -> int:
+    """The checked number of steps of a grid of real times."""
+    if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name}: schedule must be a NoiseSchedule, got {schedule!r}")
+    return check_integer(name, "num_steps", num_steps, 1, schedule.num_steps)
+
+
+def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
+    """Log SNR at the noisiest and at the cleanest time that a network is asked about."""
+    T = schedule.T
+    unit = 1.0 if schedule.num_steps else T / 1000
+    high = float(schedule.log_snr(T))
+    if np.isneginf(high):
+        high = float(schedule.log_snr(T - unit))
+    return high, float(schedule.log_snr(unit))
+
+
+def _from_log_snr(schedule: NoiseSchedule, inner: npt.NDArray[Any]) -> Grid:
+    """The grid of T, the times of the inner log SNRs, and 0."""
+    times = schedule.time_at_log_snr(inner)
+    return Grid(np.concatenate(([schedule.T], times, [0.0])))
+
+
+def _parse(text: str, sections: str) -> int:
+    """One count of a `sections` string."""
+    if not text.strip().isdecimal():
+        raise ValueError(
+            f'grids.respaced: sections must look like "10,15,20" or "ddim50", got "{sections}"'
+        )
+    return int(text)

@@ -1,0 +1,195 @@
+"""The terms of the variational bound of a diffusion model, each formula once, in plain torch.
+
+Time `t` is the project's: 0 is data, a step goes from `t` down to `s` < `t`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample.ops.reference import bin_log_likelihood
+from fastsample.plans.rows import Prediction, Variance, check_prediction, x0_terms
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
+
+__all__ = [
+    "discretized_gaussian_log_likelihood",
+    "normal_kl",
+    "posterior_table",
+    "prior_bits_per_dim",
+    "vlb_terms",
+]
+
+
+def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
+    """KL divergence KL(N(mean1, e^log_var1) || N(mean2, e^log_var2)), in nats per element.
+
+    Args:
+        mean1: mean of the first Gaussian, any shape that broadcasts with the others.
+        log_var1: log variance of the first.
+        mean2: mean of the second.
+        log_var2: log variance of the second.
+
+    Returns:
+        Nats, in the broadcast shape.
+    """
+    difference = (mean1 - mean2) ** 2 * torch.exp(-log_var2)
+    return 0.5 * (torch.exp(log_var1 - log_var2) - 1.0 + log_var2 - log_var1 + difference)
+
+
+def discretized_gaussian_log_likelihood(
+    x: Tensor, mean: Tensor, log_scale: Tensor, *, bin_width: float = 2 / 255
+) -> Tensor:
+    """Log-probability of the bin of `x` under a Gaussian, in nats per element.
+
+    The decoder of Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239,
+    eq. 13); the first and the last bin reach to infinity. The normal distribution function is
+    the tanh approximation of improved-diffusion (arXiv:2102.09672, released code), kept because
+    published bits/dim were computed with it; it is off by up to 2e-4 in probability.
+
+    Args:
+        x: data in [-1, 1], on multiples of `bin_width` from -1.
+        mean: mean of the Gaussian, the shape of `x`.
+        log_scale: log of the standard deviation.
+        bin_width: distance of neighbouring data levels, in data units: 2/255 for 8-bit images.
+
+    Returns:
+        Nats, in the shape of `x`; never below log(1e-12).
+    """
+    return bin_log_likelihood(x, mean, log_scale, bin_width)
+
+
+def posterior_table(
+    schedule: NoiseSchedule,
+    times: Sequence[float] | np.ndarray | None = None,
+    *,
+    prediction: Prediction = "epsilon",
+    decoder_variance: float | None = None,
+) -> np.ndarray:
+    """What the bound needs at each step (t, s) of a chain of times, in float64.
+
+    `x0_weight` is the coefficient of x0 in the mean of q(x_s | x_t, x0); the log variances are
+    those of arXiv:2102.09672 (eq. 15): `log_small` of the posterior, `log_large` of the forward
+    step. The posterior variance of the last step is 0, so one must be chosen. By default both
+    variances of that step become the posterior variance of the step before it, as in the
+    released code; the upper end `log_range` of a learned range keeps its own in any case.
+
+    Args:
+        schedule: noise levels; only `levels` at the times is read.
+        times: `(K + 1,)`, strictly decreasing to 0; None means T, T-1, ..., 0.
+        prediction: what the network predicts; p and q turn it into x0.
+        decoder_variance: variance of the last step, in squared data units; None is the released
+            code's choice, which needs K >= 2.
+
+    Returns:
+        `(K, 9)`, noisiest step first; columns alpha_t, sigma_t, x0_weight, log_small, log_large,
+        log_range, last (1 in the last row, else 0), p, q (``x0 = p x + q m``).
+
+    Raises:
+        ValueError: the times do not decrease to 0, or are left to a schedule without integer
+            steps; a single step without `decoder_variance`, or one that is not positive.
+    """
+    if times is None:
+        if schedule.num_steps is None:
+            raise ValueError(
+                f"posterior_table: schedule must have integer steps, got {schedule}; pass times"
+            )
+        times = np.arange(schedule.num_steps, -1, -1)
+    times = np.asarray(times, dtype=np.float64)
+    if times.ndim != 1 or len(times) < 2 or times[-1] != 0 or not np.all(np.diff(times) < 0):
+        raise ValueError(f"posterior_table: times must decrease strictly to 0, got {times}")
+    if decoder_variance is None and len(times) == 2:
+        raise ValueError(
+            f"posterior_table: times must make 2 steps or more, got {times}; "
+            "a single step needs decoder_variance"
+        )
+    if decoder_variance is not None and not decoder_variance > 0:
+        raise ValueError(
+            f"posterior_table: decoder_variance must be positive, got {decoder_variance}"
+        )
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = (
+        (levels[:-1], levels[1:]) for levels in schedule.levels(times)
+    )
+    pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
+    small, large = pair.posterior_variance.copy(), pair.variance.copy()
+    small[-1] = large[-1] = small[-2] if decoder_variance is None else decoder_variance
+    logs = np.log([small, large, pair.variance])
+    last = np.arange(len(small)) == len(small) - 1
+    check_prediction("posterior_table", prediction)
+    p, q = x0_terms("posterior_table", prediction, alpha_t, sigma_t)
+    columns = [alpha_t, sigma_t, alpha_s * pair.variance / sigma_t**2, *logs, last, p, q]
+    return np.stack(columns, axis=1)
+
+
+def vlb_terms(
+    output: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    rows: Tensor,
+    *,
+    variance: Variance = "learned_range",
+    clip: float | None = None,
+    bin_width: float = 2 / 255,
+) -> tuple[Tensor, Tensor]:
+    """Terms of the variational bound at one step per sample, and the prediction of x0.
+
+    Nichol and Dhariwal 2021 (arXiv:2102.09672, eqs. 4-7): the KL divergence of the model's step
+    from the posterior, and at the last step the decoder's negative log-likelihood.
+
+    Args:
+        output: the network's output at (x_t, t), `(B, C, ...)`, or `(B, 2C, ...)` = prediction
+            and raw variance, which only "learned_range" uses.
+        x0: data `(B, C, ...)` in [-1, 1].
+        x_t: the noisy data, the shape of `x0`.
+        rows: rows of `posterior_table` `(B, 9)`, one per sample, in the dtype of `x0`.
+        variance: reverse variance "small", "large" or "learned_range".
+        clip: bound on the predicted |x0| in data units, or None.
+        bin_width: distance of neighbouring data levels, in data units.
+
+    Returns:
+        `vb` `(B,)` in bits per dimension, and the predicted x0 in the shape of `x0`.
+    """
+    _, _, weight, log_small, log_large, log_range, last, p, q = (
+        column.reshape(-1, *[1] * (x0.ndim - 1)) for column in rows.unbind(1)
+    )
+    if variance == "learned_range":
+        output, v = output.chunk(2, dim=1)
+        fraction = (v + 1.0) / 2.0
+        log_variance = fraction * log_range + (1.0 - fraction) * log_small
+    else:
+        output = output[:, : x0.shape[1]]  # a network with a learned variance that is not used
+        log_variance = (log_small if variance == "small" else log_large).expand_as(x0)
+    predicted = p * x_t + q * output
+    if clip is not None:
+        predicted = predicted.clamp(-clip, clip)
+    # Both means hold the same multiple of x_t: leaving it out avoids a cancellation in float32.
+    divergence = normal_kl(weight * x0, log_small, weight * predicted, log_variance)
+    # At the last step weight = 1 and x_t drops out, so the predicted x0 is the decoder's mean.
+    decoder = -discretized_gaussian_log_likelihood(
+        x0, predicted, 0.5 * log_variance, bin_width=bin_width
+    )
+    vb = torch.where(last > 0, decoder, divergence)
+    return vb.flatten(1).mean(1) / math.log(2.0), predicted
+
+
+def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = None) -> Tensor:
+    """KL(q(x_T | x0) || N(0, I)) in bits per dimension, the bound's term without a network.
+
+    Args:
+        schedule: noise levels.
+        x0: data `(B, ...)`.
+        t: the time where sampling starts; None means T.
+
+    Returns:
+        `(B,)`, bits per dimension.
+    """
+    alpha, sigma = (float(level) for level in schedule.levels(schedule.T if t is None else t))
+    log_variance = x0.new_tensor(2.0 * math.log(sigma))
+    zero = x0.new_zeros(())
+    kl = normal_kl(alpha * x0, log_variance, zero, zero)
+    return kl.flatten(1).mean(1) / math.log(2.0)

@@ -1,0 +1,1 @@
+"""The dynamic programs that choose times, and the costs they run on."""

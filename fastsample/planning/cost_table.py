@@ -1,0 +1,182 @@
+"""What a step costs, by some objective, and the grids that cost least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from fastsample._support.checks import FloatArray, check_bool, check_integer, frozen
+from fastsample.grids.grid import Grid, positions_in
+from fastsample.planning.elbo import SeparableCosts
+from fastsample.planning.shortest_path import Paths, best_paths
+from fastsample.schedules.schedule import NoiseSchedule
+
+Objective: TypeAlias = Literal["elbo", "mse", "trajectory"]
+
+
+class CostTable:
+    """Costs of all steps between the times of a profile; made by `Profile.costs`.
+
+    Attributes:
+        schedule: the noise levels it is for.
+        times: `(n + 1,)` ascending, 0 first.
+        objective: "elbo" (nats, summed over dimensions), "mse" (squared data units, summed over
+            dimensions, time as a share of T) or "trajectory" (squared data units, mean over
+            dimensions).
+        variance: of the reverse steps; None where the objective has none.
+        decoder_variance: `(n,)` variance of the last step from each time, squared data units, for
+            the decoder of another profile's table; None without such a decoder.
+        start: `(n + 1,)` what starting at each time costs; None if all grids start at the last.
+        prior: nats that every grid from the last time pays besides, 0 if the objective has none.
+        dims: dimensions of a sample.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        times: FloatArray,
+        costs: FloatArray | SeparableCosts,
+        *,
+        objective: Objective,
+        dims: int,
+        variance: str | None = None,
+        decoder_variance: FloatArray | None = None,
+        prior: float = 0.0,
+        last_two: FloatArray | None = None,
+        start: FloatArray | None = None,
+    ) -> None:
+        self.schedule = schedule
+        self.times = frozen(times)
+        self.objective: Objective = objective
+        self.variance = variance
+        self.decoder_variance = decoder_variance
+        self.prior = prior
+        self.dims = dims
+        self._costs = costs
+        # Cost of the steps t -> s -> 0 together, where the decoder depends on both.
+        self._last_two = last_two
+        self.start = None if start is None else frozen(start)
+        self._made: FloatArray | None = None
+        self._paths: Paths | None = None
+
+    @property
+    def costs(self) -> FloatArray:
+        """`(n + 1, n + 1)`, row t, column s, +inf where there is no step.
+
+        With decoder="respaced" column 0 is the best pair of last steps through any time between.
+        """
+        return self._table().copy()
+
+    def best_grid(self, steps: int, *, at_most: bool = False) -> Grid:
+        """The grid of `steps` network calls that costs least.
+
+        Watson et al. 2021 (arXiv:2106.03802), exact: no other choice of the times is cheaper.
+
+        Args:
+            steps: K.
+            at_most: allow fewer calls where that is cheaper.
+
+        Raises:
+            ValueError: more steps than there are times, or no grid of finite cost.
+        """
+        return self.best_grids([steps], at_most=at_most)[steps]
+
+    def best_grids(self, steps: Iterable[int], *, at_most: bool = False) -> dict[int, Grid]:
+        """The best grid for each number of steps, from one run of the dynamic program."""
+        # In the dynamic program two last steps may be one edge, and the start is one.
+        more = int(self.start is not None) - int(self._last_two is not None)
+        least = max(1, 1 - more)
+        check_bool("best_grid", "at_most", at_most)
+        if not isinstance(steps, Iterable):
+            raise TypeError(f"best_grids: steps must be several numbers, got {steps!r}")
+        budgets = [
+            check_integer("best_grid", "steps", k, least, len(self.times) - 1) for k in steps
+        ]
+        paths = self._planned(max(budgets, default=least) + more)
+        return {k: self._grid(paths.path(k + more, at_most=at_most)) for k in budgets}
+
+    def cost(self, grid: Grid) -> float:
+        """Cost of a grid, its start included and the prior left out.
+
+        Raises:
+            ValueError: a grid with times that the table does not have, or that starts elsewhere
+                than its last time.
+        """
+        return float(self.terms(grid).sum())
+
+    def terms(self, grid: Grid) -> FloatArray:
+        """Cost of each step of a grid `(K,)`, noisiest first; a start counts to the first step."""
+        positions = positions_in("cost", grid, self.times, "table")
+        if self.objective == "elbo" and positions[0] != len(self.times) - 1:
+            raise ValueError(
+                f"cost: grid must start at {self.times[-1]:g}, where the prior is, "
+                f"got {grid.times[0]:g}"
+            )
+        t, s = positions[:-1], positions[1:]
+        costs = self._costs
+        terms = costs.at(t, s) if isinstance(costs, SeparableCosts) else costs[t, s]
+        if self._last_two is not None:
+            if len(grid) < 2:
+                raise ValueError(
+                    'cost: grid must have 2 steps or more with decoder="respaced", got 1'
+                )
+            last_two = self._last_two[positions[-3], positions[-2]]
+            return np.append(terms[:-1], last_two - terms[-2])
+        if self.start is not None:
+            terms[0] += self.start[positions[0]]
+        return terms
+
+    @property
+    def respaced(self) -> bool:
+        """Whether the last step's cost depends on the step before it."""
+        return self._last_two is not None
+
+    def bits_per_dim(self, grid: Grid) -> float:
+        """The bound of a grid in bits per dimension, prior included ("elbo" only)."""
+        if self.objective != "elbo":
+            raise ValueError(
+                f'bits_per_dim: objective must be "elbo", got a table of {self.objective!r}'
+            )
+        return (self.cost(grid) + self.prior) / (self.dims * math.log(2.0))
+
+    def __repr__(self) -> str:
+        variance = f", variance={self.variance!r}" if self.variance else ""
+        decoder = ', decoder="respaced"' if self.respaced else ""
+        return f"CostTable({self.objective!r}{variance}{decoder}, {len(self.times) - 1} times)"
+
+    def _planned(self, budget: int) -> Paths:
+        """Paths of at least this many steps; the longest run is kept."""
+        if self._paths is None or self._paths.max_steps < budget:
+            # Twice what the last run had: asking for one number after another stays cheap.
+            known = 0 if self._paths is None else 2 * self._paths.max_steps
+            edges = self._edges()
+            size = len(edges.times) if isinstance(edges, SeparableCosts) else len(edges)
+            self._paths = best_paths(edges, min(max(budget, known), size - 1))
+        return self._paths
+
+    def _table(self) -> FloatArray:
+        """The costs, made once."""
+        if self._made is None:
+            costs = self._costs
+            self._made = costs.table() if isinstance(costs, SeparableCosts) else costs
+        return self._made
+
+    def _edges(self) -> FloatArray | SeparableCosts:
+        """What the dynamic program runs on: with the noise as one more time, if it may choose."""
+        if self.start is None:
+            return self._costs
+        size = len(self.times)
+        edges = np.full((size + 1, size + 1), np.inf)
+        edges[:size, :size] = self._table()
+        edges[size, :size] = self.start
+        return edges
+
+    def _grid(self, path: list[int]) -> Grid:
+        if self._last_two is not None:
+            path.insert(1, int(np.argmin(self._last_two[path[1]])))
+        if self.start is not None:
+            path = path[:-1]
+        return Grid(self.times[path[::-1]])

@@ -1,0 +1,1 @@
+"""Compiled samplers: rows of coefficients, their laws, their files."""

@@ -1,0 +1,114 @@
+"""Plans as text: the table that people read, the JSON that programs read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from fastsample._support.checks import FloatArray
+from fastsample.plans.rows import COLUMNS, NEUTRAL
+
+_FORMAT, _VERSION = "fastsample.plan", 1
+ARRAYS = ("nodes", "alphas", "sigmas", "rows")
+_MEASURES = {"endpoint": "root mean square", "robust": "pseudo-Huber"}
+_KEYS = ("method", "prediction", "check", "schedule", "columns", *ARRAYS)
+NOT_A_PLAN = "Plan.from_json: text must be a plan written by to_json, got"
+
+
+def table(nodes: FloatArray, rows: FloatArray) -> str:
+    """The formula and an aligned table of the columns in use; long plans lose their middle."""
+    shown = [
+        name
+        for i, name in enumerate(COLUMNS)
+        if name in ("p", "q", "a", "b") or np.any(rows[:, i] != NEUTRAL[name])
+    ]
+    lines = [["row", "time", *shown]]
+    steps = range(len(rows))
+    for i in steps if len(rows) <= 12 else [*steps[:5], None, *steps[-5:]]:
+        if i is None:
+            lines.append(["...", *[""] * (len(shown) + 1)])
+            continue
+        move = f"{nodes[i]:.6g} -> {nodes[i + 1]:.6g}"
+        lines.append([str(i), move, *(f"{rows[i, COLUMNS.index(name)]:.5g}" for name in shown)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        [_formula(shown), *("  ".join(map(str.rjust, line, widths)).rstrip() for line in lines)]
+    )
+
+
+def origin(provenance: Mapping[str, Any]) -> str | None:
+    """What tuning measured, as a table; None if the note is about something else."""
+    try:
+        calibration, validation = provenance["samples"]
+        measure, fine = _MEASURES[provenance["objective"]], provenance["teacher_steps"]
+        lines = [
+            f"tuned on {calibration} starting noises, judged on {validation} others: {measure} "
+            f"difference from {fine} steps; {provenance['runs']} candidate times, "
+            f"{provenance['network_calls']:.0f} network calls of all samples",
+            f"{'':44}{'calibration':>11}{'validation':>12}",
+        ]
+        for stage in (*provenance["starts"], *provenance["stages"]):
+            known = "" if stage["calibration"] is None else f"{stage['calibration']:.4f}"
+            mark = "  <- this plan" if stage["name"] == provenance["chosen"] else ""
+            lines.append(f"{stage['name']:44}{known:>11}{stage['validation']:>12.4f}{mark}")
+    except (KeyError, TypeError, ValueError):
+        return None
+    return "\n".join(lines)
+
+
+def encode(fields: dict[str, Any]) -> str:
+    """Strict JSON of a plan's fields, floats bit for bit."""
+    data: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "columns": COLUMNS}
+    for name, value in fields.items():
+        data[name] = value.tolist() if isinstance(value, np.ndarray) else value
+    # JSON has no infinity.
+    data["rows"] = [[x if math.isfinite(x) else str(x) for x in row] for row in data["rows"]]
+    return json.dumps(data, allow_nan=False)
+
+
+def decode(text: str) -> dict[str, Any]:
+    """The fields that `encode` wrote, arrays as float64; the plan checks their content."""
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"Plan.from_json: text must be a string, got {type(text).__name__}")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{NOT_A_PLAN} no JSON ({error})") from error
+    fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    if fields.get("format") != _FORMAT:
+        raise ValueError(f'{NOT_A_PLAN} JSON without "format": "{_FORMAT}"')
+    if fields.get("version") != _VERSION:
+        raise ValueError(
+            f"Plan.from_json: text must be of format version {_VERSION}, got "
+            f"{fields.get('version')!r}; a newer fastsample may read it"
+        )
+    try:
+        missing = [name for name in _KEYS if name not in fields]
+        if missing:
+            raise ValueError(f"{missing} missing")
+        if tuple(fields["columns"]) != COLUMNS:
+            raise ValueError(f"columns must be {list(COLUMNS)}, got {fields['columns']}")
+        found = {name: fields[name] for name in ("method", "prediction", "check", "schedule")}
+        found["provenance"] = fields.get("provenance")
+        for name in ("nodes", "alphas", "sigmas"):
+            found[name] = np.array(fields[name], float)
+        found["rows"] = np.array([[float(x) for x in row] for row in fields["rows"]])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{NOT_A_PLAN} broken content: {error}") from error
+    return found
+
+
+def _formula(columns: list[str]) -> str:
+    """What a row computes, with only the columns that are in use."""
+    terms = {"a": "a x", "b": "b x0", "e": "e m", "c1": "c1 h1", "c2": "c2 h2", "d": "d z"}
+    if "lv_hi" in columns:
+        terms["d"] = "d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo))/2) z"
+    x0 = "p x + q m"
+    parts = ["m = u + w (c - u)"] if "w" in columns else []
+    parts.append(f"x0 = clamp({x0}, lo, hi)" if {"lo", "hi"} & {*columns} else f"x0 = {x0}")
+    parts.append("x_next = " + " + ".join(terms[name] for name in columns if name in terms))
+    return ",  ".join(parts)

@@ -1,0 +1,170 @@
+"""The drawing of a `Comparison`: errors against network calls, a panel for each side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastsample.evaluation.compare import Comparison, Side
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES: dict[Side, str] = {
+    "fastsample": "every deterministic method here",
+    "diffusers": "every deterministic scheduler of diffusers",
+}
+# Okabe and Ito's colours, told apart with any colour vision.
+_COLOURS = {
+    "DDIM": "#0072B2",
+    "DPM-Solver++ 2M": "#009E73",
+    "DPM-Solver++ 3M": "#CC79A7",
+    "UniPC": "#D55E00",
+    "DEIS": "#E69F00",
+}
+_TUNED = "#000000"
+_APART = 0.052  # of the axes' height: labels beside the lines
+_HEADROOM = 1.6  # above the families' best: settings that fail do not squeeze the rest
+
+
+def draw_comparison(figure: Figure, comparison: Comparison) -> None:
+    """A panel for each side that has entries: each setting faint, the best of its family not."""
+    sides: list[Side] = [side for side in TITLES if comparison.of(side)]
+    panels = figure.subplots(1, len(sides), sharex=True, sharey=True, squeeze=False)[0]
+    tuned = comparison.of("tuned")[0].errors
+    for axes, side in zip(panels, sides, strict=True):
+        _draw_side(axes, comparison, side, tuned)
+    best = [
+        errors for side in sides for errors in family_bests(comparison, side).values() if errors
+    ]
+    values = [error for errors in (*best, tuned) for error in errors.values() if error > 0.0]
+    panels[0].set_ylim(min(values) / _HEADROOM, max(values) * _HEADROOM)
+    panels[0].set_ylabel(f"error per element, RMSE to a run of {comparison.fine_steps} calls")
+    for axes, side in zip(panels, sides, strict=True):
+        _label_ends(axes, comparison.steps[-1], _ends(comparison, side, tuned))
+    figure.suptitle(
+        f"Error of {comparison.samples} samples whose noise no plan was tuned with", fontsize=12
+    )
+    meanings = (
+        "faint: each setting and grid; full: the best of them at each number of calls",
+        "dotted: how many times smaller the tuned plan's error is than the best",
+    )
+    caption = ("; " if len(sides) > 1 else "\n").join(meanings)
+    figure.supxlabel(caption, fontsize=9, color="0.35")
+
+
+def family_bests(comparison: Comparison, side: Side) -> dict[str, dict[int, float]]:
+    """The least error of each family's settings at each number of calls, in the order of colours.
+
+    Args:
+        comparison: of all entries.
+        side: whose.
+    """
+    found: dict[str, dict[int, float]] = {name: {} for name in _COLOURS}
+    for entry in comparison.of(side):
+        errors = found[entry.family]
+        for steps, error in sorted(entry.errors.items()):
+            errors[steps] = min(error, errors.get(steps, error))
+    return {name: errors for name, errors in found.items() if errors}
+
+
+def _draw_side(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[int, float]) -> None:
+    for entry in comparison.of(side):
+        style: dict[str, Any] = {"color": _COLOURS[entry.family], "lw": 0.8, "alpha": 0.22}
+        axes.plot(*_points(entry.errors), marker="o", ms=2, **style)
+    for family, errors in family_bests(comparison, side).items():
+        style = {"color": _COLOURS[family], "lw": 1.9, "marker": "o", "ms": 4.5}
+        axes.plot(*_points(errors), label=family, zorder=3, **style)
+    axes.plot(*_points(tuned), color=_TUNED, lw=3.2, marker="o", ms=7, zorder=4, label="tuned plan")
+    _draw_gain(axes, comparison, side, tuned)
+    _finish(axes, comparison.steps)
+    axes.set_title(TITLES[side], fontsize=11)
+
+
+def _draw_gain(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[int, float]) -> None:
+    """How many times the best of a side is off: between it and the tuned plan."""
+    for steps, error in tuned.items():
+        best = comparison.best(side, steps)
+        if best is None or not 0.0 < error < best.errors[steps]:
+            continue
+        other = best.errors[steps]
+        axes.plot([steps, steps], [error, other], color="0.45", lw=1, ls=":", zorder=2)
+        middle = (steps, float(np.sqrt(error * other)))
+        box = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"}
+        text = f"{other / error:.1f} x"
+        axes.annotate(
+            text, middle, ha="center", va="center", fontsize=9, bbox=box, color="0.25", zorder=5
+        )
+
+
+def _ends(
+    comparison: Comparison, side: Side, tuned: Mapping[int, float]
+) -> dict[str, tuple[float, str, bool]]:
+    """Error at the most calls, colour and whether bold, of what is labelled."""
+    last = comparison.steps[-1]
+    found = {
+        name: (errors[last], _COLOURS[name], False)
+        for name, errors in family_bests(comparison, side).items()
+        if last in errors
+    }
+    if last in tuned:
+        found["tuned plan"] = (tuned[last], _TUNED, True)
+    return found
+
+
+def _label_ends(axes: Axes, last: int, ends: Mapping[str, tuple[float, str, bool]]) -> None:
+    """Names right of the lines, moved apart where the lines end close together."""
+    low, high = np.log(axes.get_ylim())
+    names = sorted(ends, key=lambda name: ends[name][0])
+    heights = spread([(np.log(ends[name][0]) - low) / (high - low) for name in names], _APART)
+    for name, height in zip(names, heights, strict=True):
+        _, colour, bold = ends[name]
+        axes.annotate(
+            name,
+            (1.02, height),
+            xycoords="axes fraction",
+            va="center",
+            fontsize=10,
+            color=colour,
+            fontweight="bold" if bold else "normal",
+            annotation_clip=False,
+        )
+
+
+def spread(heights: Sequence[float], apart: float) -> list[float]:
+    """Rising heights moved as little as it takes to be `apart`, each group about its middle."""
+    groups: list[list[float]] = []  # wanted heights that touch
+    for height in heights:
+        groups.append([float(height)])
+        while len(groups) > 1 and _low(groups[-1], apart) < _low(groups[-2], apart) + apart * len(
+            groups[-2]
+        ):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_low(group, apart) + apart * i for group in groups for i in range(len(group))]
+
+
+def _low(group: Sequence[float], apart: float) -> float:
+    """Where the lowest of a group comes to lie."""
+    return sum(group) / len(group) - apart * (len(group) - 1) / 2
+
+
+def _points(errors: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    steps = sorted(errors)
+    return steps, [errors[K] for K in steps]
+
+
+def _finish(axes: Axes, steps: Sequence[int]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set(xscale="log", yscale="log", xlabel="network calls")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(steps, [str(K) for K in steps])
+    axes.set_xlim(steps[0] / 1.06, steps[-1] * 1.05)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

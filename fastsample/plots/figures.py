@@ -1,0 +1,192 @@
+"""Pictures of cost tables, grids and errors, for reports and for looking (need matplotlib).
+
+Every function makes a `matplotlib.figure.Figure` of its own and never touches pyplot: no window
+opens, and no figure or setting of a caller changes. In a notebook the figure shows itself; `save`
+writes it to a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastsample.evaluation.compare import Comparison
+from fastsample.grids.grid import Grid
+from fastsample.planning.cost_table import CostTable
+from fastsample.plots.comparison import draw_comparison
+from fastsample.plots.planning import (
+    draw_bits,
+    draw_cost_map,
+    draw_strips,
+    draw_terms,
+    make_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def cost_map(table: CostTable, steps: Sequence[int]) -> Figure:
+    """Heat map of the cost of every step t -> s, with the cheapest grids as staircases.
+
+    A staircase comes down from the diagonal at T; each of its dots is a step. The last step of an
+    "elbo" table, the decoder's, is of another kind and may cost less than nothing: it has a panel
+    of its own, with a dot where each grid takes it.
+
+    Args:
+        table: of any objective.
+        steps: the numbers of steps whose cheapest grids are drawn; may be empty.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ImportError: matplotlib is not installed (as from every function here).
+        ValueError: more steps than the table has times.
+    """
+    grids = {f"{k} steps": grid for k, grid in table.best_grids(steps).items()}
+    figure = make_figure(8.6, 7.0)
+    draw_cost_map(figure, table, grids)
+    return figure
+
+
+def bits_against_steps(
+    chosen: CostTable, measured: CostTable | None = None, steps: Sequence[int] | None = None
+) -> Figure:
+    """Bits per dimension against the number of steps: for even, quadratic and the best times.
+
+    Even and quadratic times are those of `grids.uniform` and `grids.quadratic` where the table has
+    them all, else the nearest that it has, each once; the legend says so.
+
+    Args:
+        chosen: "elbo" table on which the best times are chosen.
+        measured: "elbo" table that gives the bounds, as that of held-out data, over the same
+            times; None is `chosen`.
+        steps: numbers of steps; None is 2, 4, 8, ... and all times.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ValueError: a table of another objective, or more steps than times.
+    """
+    for name, table in (("chosen", chosen), ("measured", measured)):
+        if table is not None and table.objective != "elbo":
+            raise ValueError(
+                f'bits_against_steps: {name} must be an "elbo" table, got {table.objective!r}'
+            )
+    if steps is not None and not len(steps):
+        raise ValueError("bits_against_steps: steps must hold at least one number, got none")
+    figure = make_figure(8.4, 5.2)
+    draw_bits(figure, chosen, measured, steps)
+    return figure
+
+
+def time_strips(grids: Mapping[str, Grid]) -> Figure:
+    """The times of some grids, one line each, data on the left.
+
+    Args:
+        grids: by name, drawn from the top.
+
+    Returns:
+        A figure.
+    """
+    _check_grids("time_strips", grids)
+    figure = make_figure(8.4, 0.9 + 0.42 * len(grids))
+    draw_strips(figure, grids, max(float(grid.times[0]) for grid in grids.values()))
+    return figure
+
+
+def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
+    """What each step of some grids costs, over the time that it spans.
+
+    Args:
+        table: of any objective. The terms of an "elbo" table include the decoder's but not the
+            prior, the first of a "trajectory" table what starting there costs.
+        grids: by name, on times of the table.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ValueError: no grids, or one that is off the table's times.
+    """
+    _check_grids("step_terms", grids)
+    figure = make_figure(8.4, 5.2)
+    draw_terms(figure, table, grids)
+    return figure
+
+
+def tuned_errors(comparison: Comparison) -> Figure:
+    """Errors of tuned plans against network calls, among all other deterministic samplers.
+
+    One panel for the methods of this package and one for diffusers, if it took part: every setting
+    is a faint line, the best settings of a family at each number of calls a full one. Between the
+    best of a panel and the tuned plan stands how many times smaller the plan's error is.
+
+    Args:
+        comparison: of `fastsample.evaluation.compare.compare`.
+
+    Returns:
+        A figure.
+    """
+    if not isinstance(comparison, Comparison):
+        raise TypeError(
+            f"tuned_errors: comparison must be a Comparison, got {type(comparison).__name__}"
+        )
+    width = 11.6 if comparison.of("diffusers") else 7.0
+    figure = make_figure(width, 5.0)
+    draw_comparison(figure, comparison)
+    return figure
+
+
+def overview(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
+    """A plan in one picture: its grids on the cost map and as strips; for "elbo" the bits, too.
+
+    Args:
+        table: of any objective.
+        grids: by name, on times of the table.
+
+    Returns:
+        A figure.
+    """
+    _check_grids("overview", grids)
+    heights = (0.9 + 0.42 * len(grids), 3.6)
+    figure = make_figure(14.0, max(6.6, sum(heights)))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1.0), squeeze=False)[0]
+    draw_cost_map(left, table, grids)
+    above, below = right.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
+    draw_strips(above, grids, float(table.times[-1]))
+    if table.objective == "elbo":
+        draw_bits(below, table, None, None)
+    else:
+        draw_terms(below, table, grids)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure; the suffix chooses the format (png, pdf, svg, ...), its folder is made.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ValueError: a suffix that matplotlib cannot write.
+    """
+    known = sorted(figure.canvas.get_supported_filetypes())
+    target = Path(path).resolve()
+    if target.suffix.lower().removeprefix(".") not in known:
+        raise ValueError(f"save: path must end in one of {known}, got {path}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=130)
+    return target
+
+
+def _check_grids(function: str, grids: Mapping[str, Grid]) -> None:
+    if not grids:
+        raise ValueError(f"{function}: grids must hold at least one grid, got none")
+    for name, grid in grids.items():
+        if not isinstance(grid, Grid):
+            raise TypeError(f"{function}: grids must hold Grids, got {grid!r} for {name!r}")

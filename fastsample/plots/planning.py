@@ -1,0 +1,248 @@
+"""The drawings that `fastsample.plots.figures` puts on figures, one function per kind.
+
+matplotlib is imported when a figure is made, and pyplot never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastsample._support.checks import FloatArray
+from fastsample.grids.grid import Grid
+from fastsample.grids.registry import GRIDS
+from fastsample.planning.cost_table import CostTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+
+UNITS = {
+    "elbo": "nats per sample",
+    "mse": "squared error per sample, times (t - s) / T",
+    "trajectory": "squared distance per element",
+}
+# Okabe and Ito's colours, told apart with any colour vision, without their yellow: too pale.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MOST_CELLS = 500  # a side of the heat map: about what a figure has pixels for
+_MOST_DECADES = 8  # of its colours: neighbouring times cost next to nothing
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; ImportError with the remedy without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            "plots: matplotlib must be installed to draw, got none; pip install 'fastsample[plot]'"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) -> None:
+    """The heat map and the staircases; for "elbo" the decoder's panel to its left."""
+    from matplotlib.patheffects import withStroke
+
+    costs, times = table.costs, table.times
+    panels = figure.add_gridspec(1, 2, width_ratios=(1, 5)) if table.objective == "elbo" else None
+    axes = figure.add_subplot() if panels is None else figure.add_subplot(panels[1])
+    _draw_cells(figure, axes, table, costs, first=0 if panels is None else 1)
+    effects = [withStroke(linewidth=3.6, foreground="white")]
+    for i, (name, grid) in enumerate(grids.items()):
+        # Not clipped: the first step lies on the upper edge, the last one on the left.
+        style: dict[str, Any] = {"color": _colour(i), "path_effects": effects, "clip_on": False}
+        corners = np.repeat(grid.times, 2)
+        axes.plot(corners[1:], corners[:-1], lw=1.8, label=name, **style)
+        axes.plot(grid.times[1:], grid.times[:-1], ls="", marker="o", ms=4.5, **style)
+    axes.plot([0.0, times[-1]], [0.0, times[-1]], color="0.6", lw=0.8, zorder=0)
+    axes.set(xlim=(0.0, times[-1]), ylim=(0.0, times[-1]), xlabel="s, where the step ends")
+    variance = "" if table.variance is None else f", variance {table.variance}"
+    axes.set_title(f"Cost of every step ({table.objective}{variance})", fontsize=11)
+    if grids:  # nothing is below the diagonal: a step goes towards the data
+        axes.legend(loc="lower right", frameon=False, fontsize=10, title="grids")
+    axes.spines[["top", "right"]].set_visible(False)
+    if panels is None:
+        axes.set_ylabel("t, where the step begins")
+        return
+    axes.tick_params(labelleft=False)
+    _draw_last(figure.add_subplot(panels[0], sharey=axes), table, costs[:, 0], grids)
+
+
+def _draw_cells(
+    figure: FigureBase, axes: Axes, table: CostTable, costs: FloatArray, first: int
+) -> None:
+    """One cell per step into s >= `first`; logarithmic colours where the costs span decades."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, LogNorm, Normalize
+
+    few = min(len(costs), _MOST_CELLS)
+    shown = np.rint(np.linspace(0, len(costs) - 1, few)).astype(int)
+    cells = costs[np.ix_(shown, shown)]
+    cells[~np.isfinite(cells)] = np.nan
+    cells[:, :first] = np.nan
+    known = cells[np.isfinite(cells)]
+    positive = known[known > 0.0]
+    high = float(positive.max(initial=0.0)) or 1.0
+    low = max(float(positive.min(initial=high)), high / 10.0**_MOST_DECADES)
+    decades = high > 30.0 * low
+    least = float(known.min(initial=low))
+    # Light to middling greys, on which coloured lines stand out.
+    greys = ListedColormap(colormaps["Greys"](np.linspace(0.12, 0.75, 256)))
+    edges = np.concatenate(([0.0], (table.times[shown][1:] + table.times[shown][:-1]) / 2))
+    edges = np.append(edges, table.times[-1])
+    image = axes.pcolormesh(
+        edges,
+        edges,
+        np.ma.masked_invalid(cells),
+        cmap=greys,
+        # Clipped, or costs of 0 would be blank like steps that do not exist.
+        norm=LogNorm(low, high, clip=True) if decades else Normalize(min(least, low), high),
+        rasterized=True,
+    )
+    figure.colorbar(
+        image,
+        ax=axes,
+        label=f"cost of the step t -> s, {UNITS[table.objective]}",
+        extend="min" if decades and least < low else "neither",
+    )
+
+
+def _draw_last(axes: Axes, table: CostTable, column: FloatArray, grids: Mapping[str, Grid]) -> None:
+    """The last step's cost from each time, sideways: time goes up, as in the map beside it."""
+    axes.plot(column[1:], table.times[1:], color="0.35", lw=1.5)
+    respaced = table.respaced
+    for i, grid in enumerate(() if respaced else grids.values()):
+        at = int(np.searchsorted(table.times, grid.times[-2]))
+        size = max(4.0, 9.0 - 2.0 * i)  # grids that end alike stay visible
+        axes.plot(column[at], grid.times[-2], ls="", marker="o", ms=size, color=_colour(i))
+    axes.set(xlabel="nats", ylabel="t, where the step begins")
+    axes.set_title("last two steps" if respaced else "last step", fontsize=11)
+    _finish(axes)
+
+
+def draw_bits(
+    figure: FigureBase,
+    chosen: CostTable,
+    measured: CostTable | None,
+    steps: Sequence[int] | None,
+) -> None:
+    """Bits per dimension of even, quadratic and best times against the number of steps."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    table, most = chosen if measured is None else measured, len(chosen.times) - 1
+    powers = (2**i for i in range(1, most.bit_length()))
+    # Powers of two whose labels leave room for that of all times.
+    usual = {*(k for k in powers if 1.4 * k < most), most}
+    budgets = sorted(usual if steps is None else set(steps))
+    best = chosen.best_grids(budgets)
+    lines: dict[str, list[Grid]] = {}
+    for name, kind, power in (("even", "uniform", 1), ("quadratic", "quadratic", 2)):
+        near = [nearest_times(chosen.times, k, power) for k in budgets]
+        exact = all(_same(grid, GRIDS[kind](chosen.schedule, len(grid))) for grid in near)
+        lines[f"{name} times" + ("" if exact else f" (nearest of the table's {most})")] = near
+    lines["best times"] = [best[k] for k in budgets]
+    axes = figure.add_subplot()
+    bits = {name: [table.bits_per_dim(grid) for grid in grids] for name, grids in lines.items()}
+    for i, (name, values) in enumerate(bits.items()):
+        style: dict[str, Any] = {
+            "ls": ("--", "-.", "-")[i],
+            "marker": "s^o"[i],
+            "color": _colour(i),
+        }
+        axes.plot(budgets, values, lw=2, ms=5.5, label=name, **style)
+    least, largest = (pick(map(pick, bits.values())) for pick in (min, max))
+    if least > 0.0 and largest > 8.0 * least:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(budgets, [str(k) for k in budgets])
+    axes.set(xlabel="steps (network calls)", ylabel="bits per dimension")
+    if measured is not None:
+        axes.set_title("times chosen on one table, bound of another", fontsize=11)
+    _finish(axes)
+    axes.legend(frameon=False, fontsize=10)
+
+
+def draw_strips(figure: FigureBase, grids: Mapping[str, Grid], end: float) -> None:
+    """The times of each grid as marks on a line from 0 to the end of the axis."""
+    axes = figure.add_subplot()
+    for row, grid in enumerate(grids.values()):
+        axes.plot(grid.times[[0, -1]], [row, row], color="0.8", lw=1, zorder=1)
+        marks: dict[str, Any] = {"ls": "", "marker": "|", "ms": 14, "mew": 1.8}
+        axes.plot(grid.times, np.full(len(grid.times), row), color=_colour(row), **marks)
+    axes.set_yticks(range(len(grids)), list(grids))
+    axes.set(ylim=(len(grids) - 0.4, -0.6))
+    _label_time(axes, end)
+    _finish(axes)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def draw_terms(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) -> None:
+    """The cost of each step over the time that it spans."""
+    axes = figure.add_subplot()
+    terms = {name: table.terms(grid) for name, grid in grids.items()}
+    for i, (name, grid) in enumerate(grids.items()):
+        label = f"{name}: {terms[name].sum():.4g}"
+        style: dict[str, Any] = {"color": _colour(i), "lw": 2, "label": label}
+        axes.stairs(terms[name][::-1], grid.times[::-1], baseline=None, **style)
+    values = np.concatenate(list(terms.values()))
+    positive = values[values > 0.0]
+    if len(positive) == len(values):
+        axes.set_yscale("log")
+    elif len(positive):  # a density's decoder may cost less than nothing
+        axes.set_yscale("symlog", linthresh=float(positive.min()))
+    _label_time(axes, float(table.times[-1]))
+    axes.set(ylabel=f"cost of the step, {UNITS[table.objective]}")
+    _finish(axes)
+    above: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.0),
+        "borderaxespad": 0.2,
+    }
+    axes.legend(
+        frameon=False, fontsize=9, ncols=4, title="cost of all steps", alignment="left", **above
+    )
+
+
+def nearest_times(times: FloatArray, num_steps: int, power: float) -> Grid:
+    """The grid on `times` nearest to ``times[-1] (k / K)^power``, halves up, without repeats.
+
+    Args:
+        times: `(n + 1,)` ascending, 0 first.
+        num_steps: K, at most n.
+        power: 1 for even, 2 for quadratic times.
+    """
+    wanted = times[-1] * (np.arange(num_steps + 1) / num_steps) ** power
+    nearest = np.searchsorted((times[1:] + times[:-1]) / 2, wanted, side="right")
+    chosen = [0]
+    for k in range(1, num_steps + 1):
+        most = len(times) - 1 - (num_steps - k)  # the later ones need a time each
+        chosen.append(min(max(int(nearest[k]), chosen[-1] + 1), most))
+    return Grid(times[chosen[::-1]])
+
+
+def _colour(i: int) -> str:
+    """The i-th line's."""
+    return _COLOURS[i % len(_COLOURS)]
+
+
+def _label_time(axes: Axes, end: float) -> None:
+    axes.set(xlabel="time (0: data)", xlim=(-0.02 * end, 1.02 * end))
+
+
+def _finish(axes: Axes) -> None:
+    """A faint grid, and no frame above and on the right."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _same(one: Grid, other: Grid) -> bool:
+    """Whether two grids hold the same times, up to the rounding of continuous ones."""
+    return len(one) == len(other) and np.allclose(one.times, other.times, rtol=1e-9, atol=0.0)

@@ -1,0 +1,1 @@
+"""What a model gets wrong at every time, measured once."""

@@ -1,0 +1,54 @@
+"""What every sampler does before and after its own formula."""
+
+from __future__ import annotations
+
+import numpy.typing as npt
+
+from fastsample._support.checks import FloatArray
+from fastsample.grids.grid import Grid
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import (
+    Check,
+    Clip,
+    Prediction,
+    check_prediction,
+    clip_bounds,
+    row_table,
+    x0_terms,
+)
+from fastsample.schedules.schedule import NoiseSchedule
+
+
+def grid_levels(
+    function: str, schedule: NoiseSchedule, grid: Grid
+) -> tuple[FloatArray, FloatArray]:
+    """(alphas, sigmas) `(K + 1,)` at the grid's times; ValueError if it starts above T."""
+    if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{function}: schedule must be a NoiseSchedule, got {schedule!r}")
+    if not isinstance(grid, Grid):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{function}: grid must be a Grid, got {grid!r}; wrap times in Grid(...)")
+    if grid.times[0] > schedule.T:
+        raise ValueError(
+            f"{function}: grid must start at or below T = {schedule.T:g}, got {grid.times[0]:g}"
+        )
+    return schedule.levels(grid.times)
+
+
+def compile_plan(
+    function: str,
+    schedule: NoiseSchedule,
+    nodes: FloatArray,
+    *,
+    prediction: Prediction,
+    clip: Clip,
+    method: str,
+    check: Check = "all",
+    **columns: npt.ArrayLike,
+) -> Plan:
+    """The plan with p, q from the prediction, lo, hi from the clip, and the sampler's columns."""
+    check_prediction(function, prediction)
+    alphas, sigmas = schedule.levels(nodes)
+    p, q = x0_terms(function, prediction, alphas[:-1], sigmas[:-1])
+    low, high = clip_bounds(function, clip)
+    rows = row_table(len(nodes) - 1, p=p, q=q, lo=low, hi=high, **columns)
+    return Plan(nodes, rows, alphas, sigmas, prediction, method, check, schedule)

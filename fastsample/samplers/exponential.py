@@ -1,0 +1,55 @@
+"""What exponential integrators share: steps in half the log SNR, and the phi functions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastsample._support.checks import FloatArray, check_integer
+from fastsample.schedules.transition import Transition
+
+
+def half_log_snr_steps(pair: Transition) -> FloatArray:
+    """H = lambda_s - lambda_t of each row, ``lambda = log(alpha / sigma)``; +inf to clean data."""
+    with np.errstate(divide="ignore"):
+        return -0.5 * np.log(pair.snr_ratio)
+
+
+def step_ratios(h: FloatArray) -> FloatArray:
+    """``h_i / h_{i-1}`` of each row; 0 in row 0, next to an infinite step and after one of 0."""
+    ratios = np.zeros_like(h)
+    sound = np.isfinite(h[1:]) & np.isfinite(h[:-1]) & (h[:-1] > 0.0)
+    np.divide(h[1:], h[:-1], out=ratios[1:], where=sound)
+    return ratios
+
+
+def phi(k: int, h: FloatArray) -> FloatArray:
+    """``phi_k(-h)``, k >= 1: phi_0 = exp, ``phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z``.
+
+    Args:
+        k: order.
+        h: finite steps >= 0.
+    """
+    small = h < 0.5
+    z = np.where(small, -h, 0.0)
+    series = np.zeros_like(h)  # the recursion would cancel
+    for n in range(14, -1, -1):
+        series = series * z + 1.0 / math.factorial(n + k)
+    large = np.where(small, 1.0, h)
+    recursion = np.exp(-large)
+    for j in range(1, k + 1):
+        recursion = (1.0 / math.factorial(j - 1) - recursion) / large
+    return np.where(small, series, recursion)
+
+
+def check_order(function: str, order: int | None, highest: int, num_steps: int) -> int:
+    """An order in 1..highest, at most the number of steps; None is 2 as far as it goes."""
+    if order is None:
+        return min(2, num_steps)
+    value = check_integer(function, "order", order, 1, highest)
+    if value > num_steps:
+        raise ValueError(
+            f"{function}: order must be at most the number of steps {num_steps}, got {value}"
+        )
+    return value

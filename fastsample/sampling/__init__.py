@@ -1,0 +1,1 @@
+"""Running plans: samples, inversion, noise."""

@@ -1,0 +1,97 @@
+"""The loop as a CUDA graph: model and step captured once, replayed for every row.
+
+It works because nothing in a row is a host number: the coefficients, the row number, the network's
+time, seeds and indices all live on the device, and the graph itself advances the row number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastsample import ops
+from fastsample.denoiser.conditions import Conditions
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.ops.dtypes import history_dtype
+from fastsample.plans.plan import Plan
+from fastsample.sampling.loop import make_tables
+from fastsample.sampling.noise import Identity
+
+_WARMUP_CALLS = 2  # lets libraries choose algorithms and allocate before the capture
+
+
+def run_graph(
+    denoiser: Denoiser,
+    plan: Plan,
+    x: Tensor,
+    *,
+    identity: Identity | None,
+    conditions: Conditions,
+    after_row: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """As `sampling.loop.run` without gradients, explicit noise or callbacks; `x` is overwritten.
+
+    The capture runs the network `_WARMUP_CALLS` times more than the plan has rows. The network
+    must be
+    capturable: fixed shapes, no host synchronisation.
+
+    Raises:
+        ValueError: `x` is not on a CUDA device.
+    """
+    if x.device.type != "cuda":
+        raise ValueError(
+            f"sample: graph must be False on {x.device.type}, got True; CUDA graphs need a GPU"
+        )
+    with torch.no_grad(), torch.cuda.device(x.device):
+        tables = make_tables(denoiser, plan, x.device)
+        seeds, index = identity if identity and plan.is_stochastic else (None, None)
+        batch = x.shape[0] * (2 if conditions.guided else 1)
+        row = torch.zeros(1, dtype=torch.int64, device=x.device)
+        keeps = plan.needs_history
+        h1, h2 = (
+            torch.zeros_like(x, dtype=history_dtype(x)) if keeps > n else None for n in range(2)
+        )
+
+        def one_row() -> None:
+            told = tables.told.index_select(0, row).expand(batch)
+            output = denoiser.call(conditions.doubled(x), told, conditions.arguments)
+            conditional, unconditional = conditions.split(output)
+            operands = {"uncond": unconditional, "seeds": seeds, "index": index}
+            if h1 is None:
+                ops.step(x, conditional, tables.rows, row, target=x, **operands)
+            else:
+                x_next, x0 = ops.step_x0(x, conditional, tables.rows, row, h1=h1, h2=h2, **operands)
+                x.copy_(x_next)
+                if h2 is not None:
+                    h2.copy_(h1)
+                h1.copy_(x0)
+            row.add_(1)
+
+        start = x.clone()
+
+        def rewind() -> None:
+            x.copy_(start)
+            row.zero_()
+            for kept in (h1, h2):
+                if kept is not None:
+                    kept.zero_()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARMUP_CALLS):
+                row.zero_()
+                one_row()
+        torch.cuda.current_stream().wait_stream(side)
+
+        rewind()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            one_row()
+        rewind()
+        for _ in range(len(plan)):
+            graph.replay()
+            after_row()
+    return x

@@ -1,0 +1,153 @@
+"""Guidance beyond a constant scale: intervals are rows, rescaling and thresholding whole samples.
+
+A scale is the column `w` of a plan. What needs a statistic of the whole sample (a standard
+deviation, a quantile) cannot be a row: it is done to the network's output before the same kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample._support.checks import FloatArray, check_array, check_real
+from fastsample.ops.dtypes import history_dtype
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import COLUMNS
+
+
+def interval_scales(
+    plan: Plan, guidance: float | Sequence[float], interval: Sequence[float] | None
+) -> FloatArray:
+    """Guidance scale of each row ``(K,)``: outside an interval of times, 1.
+
+    Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval" (arXiv:2404.07724).
+
+    Args:
+        plan: the rows.
+        guidance: one scale, or one per row.
+        interval: (low, high): rows called at ``low < t <= high`` are guided; None is all of them.
+    """
+    scale = check_array("sample", "guidance", guidance)
+    if scale.shape not in ((), (len(plan),)):
+        raise ValueError(
+            f"sample: guidance must be one number or one per row ({len(plan)},), "
+            f"got shape {scale.shape}"
+        )
+    scales = np.array(np.broadcast_to(scale, (len(plan),)))
+    if interval is not None:
+        ends = check_array("sample", "guidance_interval", interval)
+        if ends.shape != (2,) or not 0.0 <= ends[0] < ends[1]:
+            raise ValueError(
+                "sample: guidance_interval must be two times (low, high) with 0 <= low < high, "
+                f"got {interval!r}"
+            )
+        inside = (plan.times > ends[0]) & (plan.times <= ends[1])
+        if not inside.any():
+            raise ValueError(
+                "sample: guidance_interval must hold a time of the run, "
+                f"{plan.times[0]:g} to {plan.times[-1]:g}, got {interval!r}"
+            )
+        scales[~inside] = 1.0
+    return scales
+
+
+class Correction:
+    """Changes of the network's output that look at whole samples, before the row's kernel.
+
+    Args:
+        plan: the run's plan, with guidance and clip.
+        rescale: share phi in [0, 1] of guidance rescaling (Lin et al. 2023, arXiv:2305.08891,
+            eqs. 15 and 16): the guided output is brought to the conditional one's standard
+            deviation.
+        threshold: quantile in (0, 1] of dynamic thresholding (Saharia et al. 2022,
+            arXiv:2205.11487, section 2.3): x0 is clamped at that quantile of |x0|, if above the
+            clip bound, and scaled back to the bound. None is off.
+
+    Attributes:
+        plan: what the kernel runs on corrected outputs. Thresholding turns it into a plan for x0
+            prediction: p = 0, q = 1. In half precision the corrected output, and so the x0 that
+            multistep rows look back at, is rounded to the samples' dtype.
+    """
+
+    def __init__(self, plan: Plan, rescale: float = 0.0, threshold: float | None = None) -> None:
+        self._rescale = check_real("sample", "guidance_rescale", rescale, 0.0, 1.0)
+        self._rows = [dict(zip(COLUMNS, row, strict=True)) for row in plan.rows.tolist()]
+        self._quantile = threshold
+        self.plan = plan
+        if threshold is None:
+            return
+        self._quantile = check_real("sample", "threshold", threshold, 0.0, 1.0)
+        if self._quantile == 0.0:
+            raise ValueError("sample: threshold must be above 0, got 0")
+        if np.any(plan.column("e")):
+            raise ValueError(
+                "sample: threshold must go with rows that read the output through x0 alone (e = 0),"
+                f" got {plan.method}; pass rederive=True"
+            )
+        low, high = plan.column("lo"), plan.column("hi")
+        bad = ~np.isfinite(high) | (low != -high)
+        if np.any(bad):
+            k = int(np.argmax(bad))
+            raise ValueError(
+                "sample: threshold must go with a clip bound on |x0|, the data's range, got "
+                f"({low[k]:g}, {high[k]:g}); pass clip=1.0"
+            )
+        rows = np.array(plan.rows)
+        rows[:, COLUMNS.index("p")], rows[:, COLUMNS.index("q")] = 0.0, 1.0
+        self.plan = replace(plan, rows=rows, prediction="x0")
+
+    def __call__(
+        self, k: int, x: Tensor, conditional: Tensor, unconditional: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(output, unconditional output or None) for the kernel of row k."""
+        row, kind = self._rows[k], history_dtype(x)
+        channels = x.shape[1]
+        c, variance = conditional[:, :channels].to(kind), conditional[:, channels:]
+        m = c
+        if unconditional is not None:
+            u = unconditional[:, :channels].to(kind)
+            m = u + row["w"] * (c - u)
+            if self._rescale:
+                ratio = _deviation(c) / _deviation(m)
+                ratio = torch.where(torch.isfinite(ratio), ratio, 1.0)  # constant outputs
+                m = m * (self._rescale * ratio + (1.0 - self._rescale))
+        if self._quantile is not None:
+            m = dynamic_threshold(row["p"] * x.to(kind) + row["q"] * m, row["hi"], self._quantile)
+        m = m.to(conditional.dtype)
+        return (torch.cat((m, variance), dim=1) if variance.shape[1] else m), None
+
+
+def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
+    """Imagen's dynamic thresholding of ``(B, *shape)`` (Saharia et al. 2022, arXiv:2205.11487).
+
+    Args:
+        x0: clean estimates.
+        bound: the data lie in [-bound, bound].
+        quantile: in (0, 1]; 0.995 in the paper. Linear between order statistics.
+
+    Returns:
+        ``clamp(x0, -s, s) bound / s`` with s the quantile of |x0| per sample, at least `bound`.
+    """
+    if x0.numel() == 0:
+        return x0
+    sizes = x0.abs().flatten(1)
+    position = quantile * (sizes.shape[1] - 1)
+    below = math.floor(position)
+    # Only the largest are needed: torch.quantile would sort all, and refuses 16 M elements.
+    top = torch.topk(sizes, sizes.shape[1] - below, dim=1).values
+    s = torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - below)
+    s = s.clamp(min=bound).reshape(-1, *[1] * (x0.dim() - 1))
+    return torch.minimum(torch.maximum(x0, -s), s) * (bound / s)
+
+
+def _deviation(output: Tensor) -> Tensor:
+    """Standard deviation of each sample, ready to broadcast; as diffusers' `rescale_noise_cfg`."""
+    wide = output.flatten(1)
+    mean = wide.mean(1, keepdim=True)
+    square = (wide - mean).square().sum(1) / max(wide.shape[1] - 1, 1)
+    return square.sqrt().reshape(-1, *[1] * (output.dim() - 1))

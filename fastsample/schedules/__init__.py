@@ -1,0 +1,1 @@
+"""Noise levels over time."""

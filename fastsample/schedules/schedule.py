@@ -1,0 +1,315 @@
+"""Noise schedules: how much signal (alpha) and noise (sigma) is left at a real time t.
+
+Everything is computed from ``log alpha_bar`` in float64, with ``sigma^2 = -expm1(log alpha_bar)``:
+near t = 0 the difference ``1 - alpha_bar`` would lose up to twelve of sixteen digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsample._support.checks import (
+    FloatArray,
+    check_array,
+    check_integer,
+    check_real,
+    check_vector,
+)
+from fastsample.schedules.curves import (
+    Curve,
+    FlowCurve,
+    LinearCurve,
+    TableCurve,
+    VdmCurve,
+    beta_range,
+    table_from_betas,
+)
+
+Argument: TypeAlias = int | float | tuple[float, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class NoiseSchedule:
+    """Noise levels ``x_t = alpha(t) x0 + sigma(t) eps`` for real t in [0, T].
+
+    For every schedule t = 0 is data, ``alpha(0) = 1`` and ``sigma(0) = 0`` exactly, since a sampler
+    lands there. (`vdm` jumps there: its alpha_bar just above 0 is sigmoid(-gamma_min).) Integer t
+    of a discrete schedule is the step t of the papers; the index of a trained network is t - 1.
+
+    Build one with the class methods. Schedules are immutable, and equal when they were built by the
+    same class method from the same values.
+
+    Attributes:
+        kind: name of the class method.
+        arguments: its arguments, as (name, value) pairs.
+        num_steps: T of a discrete schedule, None for a continuous one.
+        T: the noisiest time, a float: num_steps, or 1.0.
+    """
+
+    kind: str
+    arguments: tuple[tuple[str, Argument], ...]
+    _curve: Curve = field(compare=False)
+
+    # ---- constructors
+
+    @classmethod
+    def linear(
+        cls, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> NoiseSchedule:
+        r"""Betas evenly spaced (Ho et al. 2020, arXiv:2006.11239), continuous in t.
+
+        Between the integers alpha_bar follows the Gamma-function form of Kong and Ping 2021, "On
+        Fast Sampling of Diffusion Probabilistic Models" (arXiv:2106.00132): ``alpha_bar(t) = D^t
+        Gamma(a + 1) / Gamma(a - t + 1)`` with ``D`` the increment of beta and ``a = (1 -
+        beta_start) / D``. Where that form exceeds 1, at ``t < 1`` when ``beta_start <= D / 2``, log
+        alpha_bar is linear in t instead, so that time stays invertible.
+
+        Args:
+            num_steps: T, at least 1.
+            beta_start: variance of step 1, in (0, 1).
+            beta_end: variance of step T, in (0, 1]; 1 gives a zero terminal SNR. May be the
+                smaller.
+        """
+        steps = check_integer("NoiseSchedule.linear", "num_steps", num_steps, 1)
+        start, end = beta_range("NoiseSchedule.linear", beta_start, beta_end)
+        arguments = (("num_steps", steps), ("beta_start", start), ("beta_end", end))
+        if steps == 1 or start == end:  # the closed form divides by the increment
+            curve = table_from_betas("NoiseSchedule.linear", np.linspace(start, end, steps))
+            return cls("linear", arguments, curve)
+        return cls("linear", arguments, LinearCurve(steps, start, end))
+
+    @classmethod
+    def scaled_linear(
+        cls, num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    ) -> NoiseSchedule:
+        """Square roots of beta evenly spaced: Stable Diffusion's, "quad" in the DDIM repository.
+
+        Args:
+            num_steps: T, at least 1.
+            beta_start: variance of step 1, in (0, 1).
+            beta_end: variance of step T, in (0, 1].
+        """
+        steps = check_integer("NoiseSchedule.scaled_linear", "num_steps", num_steps, 1)
+        start, end = beta_range("NoiseSchedule.scaled_linear", beta_start, beta_end)
+        betas: FloatArray = np.square(np.linspace(math.sqrt(start), math.sqrt(end), steps))
+        arguments = (("num_steps", steps), ("beta_start", start), ("beta_end", end))
+        curve = table_from_betas("NoiseSchedule.scaled_linear", np.minimum(betas, 1.0))
+        return cls("scaled_linear", arguments, curve)
+
+    @classmethod
+    def cosine(cls, num_steps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
+        """Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. (17), as improved-diffusion ships it.
+
+        Args:
+            num_steps: T, at least 1.
+            max_beta: bound on each step's variance, in (0, 1].
+        """
+        steps = check_integer("NoiseSchedule.cosine", "num_steps", num_steps, 1)
+        bound = check_real("NoiseSchedule.cosine", "max_beta", max_beta, 0.0, 1.0)
+        f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], bound)
+        curve = table_from_betas("NoiseSchedule.cosine", betas)
+        return cls("cosine", (("num_steps", steps), ("max_beta", bound)), curve)
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float] | npt.NDArray[Any]) -> NoiseSchedule:
+        """Any variances; between integer times log alpha_bar is linear in t.
+
+        Args:
+            betas: `(T,)`, each in (0, 1); the last may be 1 (zero terminal SNR: there alpha_bar
+                itself is linear over the last step). ``betas[0]`` belongs to t = 1.
+        """
+        values = check_vector("NoiseSchedule.from_betas", "betas", betas)
+        curve = table_from_betas("NoiseSchedule.from_betas", values)
+        return cls("from_betas", (("betas", tuple(values.tolist())),), curve)
+
+    @classmethod
+    def from_alpha_bar(cls, values: Sequence[float] | npt.NDArray[Any]) -> NoiseSchedule:
+        """Any cumulative products; between integer times log alpha_bar is linear in t.
+
+        Args:
+            values: `(T,)`, strictly decreasing in (0, 1); the last may be 0 (zero terminal SNR:
+                there alpha_bar itself is linear over the last step). ``values[0]`` belongs to t =
+                1.
+        """
+        name = "NoiseSchedule.from_alpha_bar"
+        table = check_vector(name, "values", values)
+        falling = np.diff(table, prepend=1.0) < 0.0
+        if not falling.all():
+            i = int(np.argmin(falling))
+            raise ValueError(
+                f"{name}: values must be below 1 and strictly decreasing, "
+                f"got values[{i}] = {table[i]}"
+            )
+        if table[-1] < 0.0:
+            raise ValueError(f"{name}: values must not be negative, got values[-1] = {table[-1]}")
+        with np.errstate(divide="ignore"):
+            curve = TableCurve(np.concatenate(([0.0], np.log(table))))
+        return cls("from_alpha_bar", (("values", tuple(table.tolist())),), curve)
+
+    @classmethod
+    def vdm(cls, gamma_min: float = -13.3, gamma_max: float = 5.0) -> NoiseSchedule:
+        """Continuous, T = 1, log SNR linear: ``alpha(t)^2 = sigmoid(-gamma(t)) = 1 - sigma(t)^2``.
+
+        Kingma et al. 2021 (arXiv:2107.00630): ``gamma(t) = gamma_min + (gamma_max - gamma_min) t``.
+        At t = 0 exactly the schedule returns clean data, not gamma_min.
+
+        Args:
+            gamma_min: -log SNR just above t = 0.
+            gamma_max: -log SNR at t = 1, above gamma_min.
+        """
+        low = check_real("NoiseSchedule.vdm", "gamma_min", gamma_min, -700.0, 700.0)
+        high = check_real("NoiseSchedule.vdm", "gamma_max", gamma_max, -700.0, 700.0)
+        if not low < high:
+            raise ValueError(
+                f"NoiseSchedule.vdm: gamma_max must be above gamma_min = {low}, got {high}"
+            )
+        return cls("vdm", (("gamma_min", low), ("gamma_max", high)), VdmCurve(low, high))
+
+    @classmethod
+    def flow(cls) -> NoiseSchedule:
+        """Straight paths (arXiv:2209.03003), T = 1: ``alpha(t) = 1 - t``, ``sigma(t) = t``.
+
+        alpha^2 + sigma^2 is not 1 here: `alpha_bar` is ``alpha^2 / (alpha^2 + sigma^2)``, that of
+        the variance-preserving process with the same signal-to-noise ratio.
+        """
+        return cls("flow", (), FlowCurve())
+
+    # ---- levels
+
+    @property
+    def num_steps(self) -> int | None:
+        """T of a discrete schedule, None for a continuous one."""
+        return self._curve.num_steps
+
+    @property
+    def T(self) -> float:
+        """The noisiest time."""
+        return float(self._curve.num_steps or 1.0)
+
+    def alpha_bar(self, t: npt.ArrayLike) -> FloatArray:
+        """alpha^2 / (alpha^2 + sigma^2) at t in [0, T]; the shape of t."""
+        return np.exp(self._log_alpha_bar("alpha_bar", t))
+
+    def alpha(self, t: npt.ArrayLike) -> FloatArray:
+        """Signal level at t in [0, T]; the shape of t."""
+        log = self._log_alpha_bar("alpha", t)
+        return 1.0 - np.asarray(t, np.float64) if self.kind == "flow" else np.exp(0.5 * log)
+
+    def sigma(self, t: npt.ArrayLike) -> FloatArray:
+        """Noise level at t in [0, T]; the shape of t."""
+        log = self._log_alpha_bar("sigma", t)
+        return (
+            1.0 * np.asarray(t, np.float64)
+            if self.kind == "flow"
+            else np.sqrt(np.abs(np.expm1(log)))
+        )
+
+    def levels(self, t: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """(alpha, sigma) at t in [0, T], the arguments of `transition`."""
+        return self.alpha(t), self.sigma(t)
+
+    def log_snr(self, t: npt.ArrayLike) -> FloatArray:
+        """log(alpha^2 / sigma^2) at t in [0, T]: +inf at t = 0, -inf where alpha is 0."""
+        log = self._log_alpha_bar("log_snr", t)
+        with np.errstate(divide="ignore"):
+            return log - np.log(-np.expm1(log))
+
+    def time_at(self, alpha_bar: npt.ArrayLike) -> FloatArray:
+        """Time of a level, the inverse of `alpha_bar`; the shape of the argument.
+
+        Near t = 0 alpha_bar is close to 1 and its own rounding limits t: `time_at_log_snr` is
+        sharper.
+
+        Args:
+            alpha_bar: levels in [alpha_bar(T), 1]; up to 1e-9 relative below the range gives T.
+        """
+        level = check_array("time_at", "alpha_bar", alpha_bar)
+        lowest = float(self.alpha_bar(self.T))
+        bad = (level > 1.0) | (level < lowest * (1.0 - 1e-9))
+        if np.any(bad):
+            got = level[bad].ravel()[0]
+            raise ValueError(f"time_at: alpha_bar must be in [{lowest:.6g}, 1], got {got}")
+        with np.errstate(divide="ignore"):
+            return self._time(np.log(level))
+
+    def time_at_log_snr(self, log_snr: npt.ArrayLike) -> FloatArray:
+        """Time of a log SNR, the inverse of `log_snr`; the shape of the argument.
+
+        Args:
+            log_snr: values of log(alpha^2 / sigma^2), at least `log_snr(T)`; +inf gives 0.
+        """
+        level = check_array("time_at_log_snr", "log_snr", log_snr, infinite=True)
+        lowest = float(self.log_snr(self.T))
+        bad = level < lowest - 1e-9
+        if np.any(bad):
+            got = level[bad].ravel()[0]
+            raise ValueError(f"time_at_log_snr: log_snr must be at least {lowest:.6g}, got {got}")
+        return self._time(-np.logaddexp(0.0, -level))
+
+    # ---- as data
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able description, read back by `from_dict`."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.arguments}
+        return {"kind": self.kind, **values}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that `to_dict` described; ValueError or TypeError if it describes none."""
+        name = "NoiseSchedule.from_dict"
+        if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{name}: data must be a mapping, got {type(data).__name__}")
+        rest = {key: value for key, value in data.items() if key != "kind"}
+        expected = _ARGUMENTS.get(str(data.get("kind")))
+        if expected is None:
+            raise ValueError(
+                f'{name}: data["kind"] must be one of {sorted(_ARGUMENTS)}, '
+                f"got {data.get('kind')!r}"
+            )
+        if set(rest) != set(expected):
+            raise ValueError(
+                f'{name}: data must hold {list(expected)} for kind "{data["kind"]}", '
+                f"got {sorted(map(str, rest))}"
+            )
+        return getattr(cls, data["kind"])(**rest)
+
+    def __repr__(self) -> str:
+        """The call that builds this schedule, with long tables shortened."""
+        parts = [
+            f"<{len(value)} values>" if isinstance(value, tuple) else f"{key}={value!r}"
+            for key, value in self.arguments
+        ]
+        return f"NoiseSchedule.{self.kind}({', '.join(parts)})"
+
+    def _log_alpha_bar(self, function: str, t: npt.ArrayLike) -> FloatArray:
+        """Log alpha_bar at checked times, 0 at t = 0."""
+        times = check_array(function, "t", t)
+        bad = (times < 0.0) | (times > self.T)
+        if np.any(bad):
+            raise ValueError(
+                f"{function}: t must be in [0, {self.T:g}], got {times[bad].ravel()[0]}"
+            )
+        return np.where(times > 0.0, self._curve.log_alpha_bar(times), 0.0)[()]
+
+    def _time(self, log_alpha_bar: FloatArray) -> FloatArray:
+        """Time of a level inside the range, kept in [0, T] against rounding."""
+        times = np.where(log_alpha_bar < 0.0, self._curve.time_at(log_alpha_bar), 0.0)
+        return np.minimum(np.maximum(times, 0.0), self.T)[()]
+
+
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "linear": ("num_steps", "beta_start", "beta_end"),
+    "scaled_linear": ("num_steps", "beta_start", "beta_end"),
+    "cosine": ("num_steps", "max_beta"),
+    "from_betas": ("betas",),
+    "from_alpha_bar": ("values",),
+    "vdm": ("gamma_min", "gamma_max"),
+    "flow": (),
+}

@@ -1,0 +1,1 @@
+"""The fidelity loss: samples of a short chain compared with data."""

@@ -1,0 +1,254 @@
+"""Training losses of diffusion models, one value per sample.
+
+Time `t` is the project's (0 = data, 1..T or (0, T]). A `Denoiser` is told the time by its own
+convention; any other network is handed the index t - 1, or t itself if the schedule is continuous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastsample._support.checks import FloatArray, check_real
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.likelihood.bound import posterior_table, vlb_terms
+from fastsample.plans.rows import Prediction, Variance, output_terms
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.training.losses.times import TrainingTimes
+from fastsample.training.losses.weighting import Weighting, output_weights
+
+__all__ = ["DiffusionLoss"]
+
+Kind: TypeAlias = Literal["simple", "hybrid", "vlb"]
+
+_CHOICES = {
+    "kind": get_args(Kind),
+    "variance": get_args(Variance),
+    "prediction": get_args(Prediction),
+    "weighting": (None, *get_args(Weighting)),
+}
+
+
+class DiffusionLoss:
+    """L_simple, L_hybrid or L_vlb of a diffusion model, one value per sample.
+
+    Nichol and Dhariwal 2021 (arXiv:2102.09672): "simple" is eq. 14, the mean squared error;
+    "hybrid" is eq. 16, L_simple + `vlb_weight` * L_vlb, where the bound trains the variance only
+    (the prediction is detached in it); "vlb" is the bound itself, T times the term of a random
+    step. Times are drawn uniformly; the importance sampling of their Sec. 3.3 is not done. With
+    "simple" a learned variance gets no gradient. The bound in continuous time is `VDMLoss`.
+
+    Args:
+        schedule: noise levels with integer steps 1..T; "simple" also takes a continuous one.
+        kind: "simple", "hybrid" or "vlb".
+        variance: reverse variance "small", "large" or "learned_range"; the last needs a network
+            of twice the channels.
+        prediction: what the network predicts: "epsilon", "x0", "v" or "flow".
+        vlb_weight: lambda in the hybrid loss, per bit and dimension. Bits, not nats: the default
+            equals RESCALED_MSE of the released code.
+        bin_width: distance of neighbouring data levels, in data units: 2/255 for 8-bit images.
+        weighting: weight of the squared error of x0, "snr", "snr+1", "truncated_snr" or "min_snr"
+            (see `output_weights`), for kind "simple"; None counts the error of the output itself.
+        gamma: bound on the SNR of "min_snr", positive.
+
+    Raises:
+        ValueError: an unknown name, "hybrid" without a learned variance, a bound on a continuous
+            schedule, or a weighting with a bound or without a limit.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        *,
+        kind: Kind = "hybrid",
+        variance: Variance = "learned_range",
+        prediction: Prediction = "epsilon",
+        vlb_weight: float = 1e-3,
+        bin_width: float = 2 / 255,
+        weighting: Weighting | None = None,
+        gamma: float = 5.0,
+    ) -> None:
+        given = {"kind": kind, "variance": variance, "prediction": prediction}
+        for name, value in {**given, "weighting": weighting}.items():
+            if value not in _CHOICES[name]:
+                raise ValueError(
+                    f"DiffusionLoss: {name} must be one of {_CHOICES[name]}, got {value!r}"
+                )
+        if kind == "hybrid" and variance != "learned_range":
+            raise ValueError(
+                "DiffusionLoss: variance must be 'learned_range' with kind 'hybrid', "
+                f"got {variance!r}; a fixed variance has nothing to learn from the bound"
+            )
+        if kind != "simple" and weighting is not None:
+            raise ValueError(
+                f"DiffusionLoss: weighting must be None with kind {kind!r}, got {weighting!r}"
+            )
+        if kind != "simple" and schedule.num_steps is None:
+            raise ValueError(
+                f"DiffusionLoss: schedule must have integer steps, got {schedule}; "
+                "pass kind='simple', or use VDMLoss"
+            )
+        if not check_real("DiffusionLoss", "gamma", gamma) > 0.0:
+            raise ValueError(f"DiffusionLoss: gamma must be positive, got {gamma:g}")
+        self.schedule = schedule
+        self.kind: Kind = kind
+        self.variance: Variance = variance
+        self.prediction: Prediction = prediction
+        self.vlb_weight = vlb_weight
+        self.bin_width = bin_width
+        self.weighting: Weighting | None = weighting
+        self.gamma = gamma
+        self.num_steps = schedule.num_steps
+        self._times = TrainingTimes(schedule)
+        # Row t - 1 belongs to time t. Made in float64 once, rounded once per dtype and device. A
+        # continuous schedule keeps only T, where a weighting shows whether it has a limit.
+        steps = np.arange(1.0, self.num_steps + 1) if self.num_steps else np.array([schedule.T])
+        table = self._levels(steps)
+        if kind != "simple":
+            bound = posterior_table(schedule, prediction=prediction)[::-1]
+            table = np.concatenate([table, bound], axis=1)
+        self._table = torch.from_numpy(table)
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, *, kind: Kind | None = None, **options: Any) -> DiffusionLoss:
+        """The loss that trains a denoiser: its schedule, its prediction, its variance.
+
+        Args:
+            denoiser: the model.
+            kind: None is "hybrid" for a learned variance, else "simple".
+            **options: `vlb_weight`, `bin_width`, `weighting`, `gamma`.
+        """
+        if kind is None:
+            kind = "hybrid" if denoiser.variance == "learned_range" else "simple"
+        variance, prediction = denoiser.variance, denoiser.prediction
+        return cls(
+            denoiser.schedule, kind=kind, variance=variance, prediction=prediction, **options
+        )
+
+    def times(self, u: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Training times of uniform numbers u in [0, 1), in their shape.
+
+        Whole steps, int64 in 1..T, or real times (1 - u) T in (0, T] of a continuous schedule.
+        """
+        return self._times.of("DiffusionLoss.times", u)
+
+    def current(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser itself, checked: this loss learns nothing that belongs to its schedule."""
+        self._check_denoiser(denoiser)
+        return denoiser
+
+    def __repr__(self) -> str:
+        return (
+            f"DiffusionLoss({self.schedule!r}, kind={self.kind!r}, variance={self.variance!r}, "
+            f"prediction={self.prediction!r}, vlb_weight={self.vlb_weight}, "
+            f"bin_width={self.bin_width}, weighting={self.weighting!r}, gamma={self.gamma})"
+        )
+
+    def __call__(
+        self,
+        model: Denoiser | Callable[..., Tensor],
+        x0: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        **cond: Any,
+    ) -> dict[str, Tensor]:
+        """Loss of one batch; `loss(model, x0)["loss"].mean().backward()` is a training step.
+
+        Args:
+            model: a `Denoiser` of this schedule, prediction and variance, told the times by its
+                own convention; or a callable, called as `model(x_t, t - 1, **cond)`, on a
+                continuous schedule as `model(x_t, t, **cond)` with t in float32.
+            x0: data `(B, C, ...)`, floating; in [-1, 1] unless the kind is "simple".
+            t: times `(B,)`: integers in 1..T, or real in (0, T] if the schedule is continuous;
+                None draws them uniformly. Real times on the CPU save the wait for a GPU.
+            noise: standard normal noise in the shape of `x0`; None draws it.
+            generator: random numbers for `t` and `noise`, on the device of `x0`.
+            **cond: handed to the model (labels, say).
+
+        Returns:
+            `loss`, `mse` (of the output, without weight) and, unless the kind is "simple", `vb` in
+            bits per dimension (the term of the sampled step, not multiplied by T); each `(B,)`.
+
+        Raises:
+            ValueError: times out of range, an output that does not fit `x0`, or a denoiser of
+                another schedule, prediction or variance.
+            TypeError: times that are not integers where steps are.
+        """
+        if isinstance(model, Denoiser):
+            self._check_denoiser(model)
+        if t is None:
+            t = self._times.draw(x0.shape[0], x0.device, generator)
+        else:
+            self._times.check("DiffusionLoss", t, x0.shape[0])
+        if noise is None:
+            noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
+        rows, told = self._rows(t, x0), self._times.told(model, t, x0.device)
+        alpha, sigma, mx, me = (rows[:, i].reshape(-1, *[1] * (x0.ndim - 1)) for i in range(4))
+        x_t = alpha * x0 + sigma * noise
+        if isinstance(model, Denoiser):
+            output = model.call(x_t, told, cond)
+        else:
+            output = model(x_t, told, **cond)
+        channels = x0.shape[1] * (2 if self.variance == "learned_range" else 1)
+        expected = (x0.shape[0], channels, *x0.shape[2:])
+        if output.shape != expected:
+            raise ValueError(
+                f"DiffusionLoss: output must have the shape {expected} with variance "
+                f"{self.variance!r}, got {tuple(output.shape)}"
+            )
+        prediction = output[:, : x0.shape[1]]
+        mse = ((mx * x0 + me * noise - prediction) ** 2).flatten(1).mean(1)
+        if self.kind == "simple":
+            return {"loss": mse if self.weighting is None else rows[:, 4] * mse, "mse": mse}
+        if self.kind == "hybrid":
+            # The bound's noisy gradient must not reach the prediction (Sec. 3.1).
+            output = torch.cat([prediction.detach(), output[:, x0.shape[1] :]], dim=1)
+        vb, _ = vlb_terms(
+            output,
+            x0,
+            x_t,
+            rows[:, 5:],
+            variance=self.variance,
+            bin_width=self.bin_width,
+        )
+        bound = len(self._table) * vb
+        loss = bound if self.kind == "vlb" else mse + self.vlb_weight * bound
+        return {"loss": loss, "mse": mse, "vb": vb}
+
+    def _levels(self, times: FloatArray) -> FloatArray:
+        """Rows alpha, sigma, mx, me, weight of the times; mx x0 + me eps is the target."""
+        alpha, sigma = self.schedule.levels(times)
+        weight = np.ones_like(alpha)
+        if self.weighting is not None:
+            name, kind = self.weighting, self.prediction
+            weight = output_weights("DiffusionLoss", name, kind, alpha, sigma, gamma=self.gamma)
+        target = output_terms(self.prediction, alpha, sigma)
+        return np.stack([alpha, sigma, *target, weight], axis=1)
+
+    def _rows(self, t: Tensor, x0: Tensor) -> Tensor:
+        """The times' rows on the device and in the dtype of the data."""
+        if self.num_steps is None:
+            table = self._levels(t.detach().cpu().double().numpy())
+            return torch.from_numpy(table).to(x0.device, x0.dtype)
+        key = (x0.device, x0.dtype)
+        if key not in self._tables:
+            self._tables[key] = self._table.to(x0.device, x0.dtype)
+        return self._tables[key][t.to(x0.device) - 1]
+
+    def _check_denoiser(self, denoiser: Denoiser) -> None:
+        """Refuse a model of another schedule, prediction or variance."""
+        for name in ("schedule", "prediction", "variance"):
+            own, other = getattr(self, name), getattr(denoiser, name)
+            if own is not other and own != other:
+                raise ValueError(
+                    f"DiffusionLoss: model must have the loss's {name} {own!r}, got {other!r}; "
+                    "DiffusionLoss.of(denoiser) takes it over"
+                )

@@ -1,0 +1,238 @@
+"""The continuous-time bound of variational diffusion models, with learned ends of the schedule."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from fastsample._support.checks import FloatArray, check_real
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.likelihood.bound import normal_kl
+from fastsample.plans.rows import Prediction
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.training.losses.level_decoder import checked_levels, level_nats
+from fastsample.training.losses.times import unit_numbers
+
+__all__ = ["VDMLoss"]
+
+
+class VDMLoss(nn.Module):
+    r"""The bound of a variational diffusion model in continuous time, one value per sample.
+
+    Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630): with
+    ``gamma(u) = |w| u + b``, the negative log SNR at u in [0, 1], ``alpha^2 = sigmoid(-gamma)`` and
+    ``sigma^2 = sigmoid(gamma)``, the bound (Sec. 3.5) has the terms
+
+        diffusion        1/2 gamma'(u) |eps - eps_hat|^2,  u ~ U(0, 1)               (Sec. 5)
+        prior            KL(N(alpha_1 x0, sigma_1^2) || N(0, 1))
+        reconstruction   -log p(x0 | z_0), p a softmax of N(z_0 / alpha_0; level, e^gamma(0))
+
+    The scalars w and b are learned with the network, whose input gamma carries their gradient too.
+    This gamma is linear in u, as in the paper's published two-dimensional example; its monotone
+    network is not offered. Optimise ``loss.parameters()`` along with the network's, and take the
+    denoiser to sample from, with the schedule as learned, from `current`.
+
+    Args:
+        gamma_min: gamma(0) at the start of training.
+        gamma_max: gamma(1) at the start of training, above gamma_min.
+        levels: the values that an element of the data can take, `(V,)`, or `(D, V)` for each of
+            the D elements of a sample in C order; None leaves the reconstruction out (0).
+        learn: whether w and b get gradients.
+
+    Raises:
+        TypeError: levels that are no floating tensor.
+        ValueError: gamma_max not above gamma_min, or levels of another rank.
+    """
+
+    def __init__(
+        self,
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        *,
+        levels: Tensor | None = None,
+        learn: bool = True,
+    ) -> None:
+        super().__init__()
+        low = check_real("VDMLoss", "gamma_min", gamma_min, -700.0, 700.0)
+        high = check_real("VDMLoss", "gamma_max", gamma_max, -700.0, 700.0)
+        if not low < high:
+            raise ValueError(f"VDMLoss: gamma_max must be above gamma_min = {low:g}, got {high:g}")
+        self.w = nn.Parameter(torch.tensor(high - low, dtype=torch.float32), requires_grad=learn)
+        self.b = nn.Parameter(torch.tensor(low, dtype=torch.float32), requires_grad=learn)
+        self.levels: Tensor | None
+        # Not in the state dict: they come from the data, not from training.
+        self.register_buffer("levels", checked_levels("VDMLoss", levels), persistent=False)
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, **options: Any) -> VDMLoss:
+        """The loss that starts from a denoiser's own schedule.
+
+        Args:
+            denoiser: the model; its schedule is a `NoiseSchedule.vdm`.
+            **options: `levels`, `learn`.
+        """
+        _check_denoiser(denoiser)
+        return cls(**dict(denoiser.schedule.arguments), **options)  # pyright: ignore[reportArgumentType]
+
+    def extra_repr(self) -> str:
+        """Whether there are levels, and whether the ends are learned."""
+        count = None if self.levels is None else tuple(self.levels.shape)
+        return f"levels={count}, learn={self.w.requires_grad}"
+
+    def gamma(self, u: Tensor) -> Tensor:
+        """Negative log SNR at u in [0, 1], like u; differentiable in w and b."""
+        return self.w.abs().to(u) * u + self.b.to(u)
+
+    def schedule(self) -> NoiseSchedule:
+        """The schedule as learned so far; waits for the device of w and b."""
+        low = self.b.item()
+        return NoiseSchedule.vdm(low, low + abs(self.w.item()))
+
+    def current(self, denoiser: Denoiser) -> Denoiser:
+        """The same network under the schedule as learned so far, without profile and plans."""
+        _check_denoiser(denoiser)
+        other = copy.copy(denoiser)
+        other.schedule, other.profile, other.plans = self.schedule(), None, {}
+        return other
+
+    def times(self, u: npt.ArrayLike) -> FloatArray:
+        """Training times of uniform numbers u in [0, 1): u itself.
+
+        Numbers that are spread evenly, ``(randperm(B) + rand(B)) / B`` say, give the diffusion
+        term less variance than independent ones. Without the shuffle a sample that keeps its place
+        in the batch would be trained at one noise level only.
+        """
+        return unit_numbers("VDMLoss.times", u)
+
+    def forward(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        decoder_noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **cond: Any,
+    ) -> dict[str, Tensor]:
+        """Bound of one batch; `loss(denoiser, x0)["loss"].mean().backward()` is a training step.
+
+        Args:
+            denoiser: the model, with a `NoiseSchedule.vdm` and time "log_snr" (its network is then
+                told -gamma, with gradient) or "fraction" (told u). The levels are this loss's own,
+                not those of the denoiser's schedule.
+            x0: data `(B, *shape)`, float32 or float64; with `levels`, every element one of them.
+            t: times u `(B,)` in [0, 1]; None draws them uniformly.
+            noise: noise of the diffusion term in the shape of `x0`; None draws it.
+            decoder_noise: noise of the reconstruction in the shape of `x0`; None draws it. Without
+                `levels` there is no use for it.
+            generator: random numbers for what is drawn, on the device of `x0`.
+            **cond: handed to the network.
+
+        Returns:
+            `diffusion`, `prior`, `reconstruction` and their sum `loss`, in bits per dimension;
+            each `(B,)`. The reconstruction's gradient reaches b, not `x0`.
+
+        Raises:
+            TypeError: data of another dtype.
+            ValueError: a denoiser of another schedule or convention, times out of [0, 1], or
+                shapes that do not fit.
+        """
+        _check_denoiser(denoiser)
+        if x0.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"VDMLoss: x0 must be float32 or float64, got {x0.dtype}")
+        if t is None:
+            t = torch.rand(x0.shape[0], dtype=x0.dtype, device=x0.device, generator=generator)
+        u, eps = _checked_times(t, x0), _noise_of("noise", noise, x0, generator)
+        nats = self._diffusion(denoiser, x0, u, eps, cond)
+        zero, one = x0.new_zeros(()), x0.new_ones(())
+        gamma_0, gamma_1 = self.gamma(zero), self.gamma(one)
+        alpha_1 = torch.sigmoid(-gamma_1).sqrt()
+        prior = normal_kl(alpha_1 * x0, logsigmoid(gamma_1), zero, zero).flatten(1).sum(1)
+        if self.levels is None:
+            reconstruction = torch.zeros_like(prior)
+        else:
+            decoder_eps = _noise_of("decoder_noise", decoder_noise, x0, generator)
+            reconstruction = level_nats(x0, decoder_eps, self.levels, gamma_0)
+        terms = {"diffusion": nats, "prior": prior, "reconstruction": reconstruction}
+        unit = max(math.prod(x0.shape[1:]), 1) * math.log(2.0)
+        bits = {name: value / unit for name, value in terms.items()}
+        return {"loss": bits["diffusion"] + bits["prior"] + bits["reconstruction"], **bits}
+
+    def _diffusion(
+        self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, cond: dict[str, Any]
+    ) -> Tensor:
+        """Nats `(B,)`: half of gamma' times the squared error of the noise."""
+        gamma = self.gamma(u)
+        each = gamma.reshape(-1, *[1] * (x0.ndim - 1))
+        # Two sigmoids, never 1 - alpha^2: at gamma = -13.3 that would keep 4 digits in float32.
+        alpha, sigma = torch.sigmoid(-each).sqrt(), torch.sigmoid(each).sqrt()
+        told = -gamma if denoiser.time == "log_snr" else u
+        output = denoiser.call(alpha * x0 + sigma * eps, told, cond)
+        error = _noise_error(denoiser.prediction, output, x0, eps, alpha, sigma)
+        return 0.5 * self.w.abs() * error.square().flatten(1).sum(1)
+
+
+def _noise_error(
+    prediction: Prediction, output: Tensor, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
+    """``eps - eps_hat`` up to sign, as a multiple of the output's own error.
+
+    Not from eps_hat = r x + g m: that cancels near the data.
+    """
+    if prediction == "epsilon":
+        return eps - output
+    if prediction == "x0":
+        return alpha / sigma * (x0 - output)
+    if prediction == "v":
+        return alpha * (alpha * eps - sigma * x0 - output)
+    return alpha / (alpha + sigma) * (eps - x0 - output)
+
+
+def _noise_of(
+    name: str, value: Tensor | None, x0: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """The noise given, or drawn, like the data."""
+    if value is None:
+        return torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
+    if value.shape != x0.shape:
+        raise ValueError(
+            f"VDMLoss: {name} must have the shape of x0 {tuple(x0.shape)}, got {tuple(value.shape)}"
+        )
+    return value.to(x0)
+
+
+def _check_denoiser(denoiser: Denoiser) -> None:
+    """Refuse what the learned schedule cannot be put into."""
+    if not isinstance(denoiser, Denoiser):
+        got = type(denoiser).__name__
+        raise TypeError(f"VDMLoss: denoiser must be a fastsample.Denoiser, got {got}")
+    if denoiser.schedule.kind != "vdm":
+        raise ValueError(
+            f"VDMLoss: denoiser must have a NoiseSchedule.vdm, got {denoiser.schedule!r}"
+        )
+    if denoiser.time not in ("log_snr", "fraction"):
+        raise ValueError(
+            "VDMLoss: denoiser must be told time='log_snr' or 'fraction', "
+            f"got {denoiser.time!r}; no gradient passes a callable"
+        )
+    if denoiser.variance == "learned_range":
+        raise ValueError(
+            "VDMLoss: denoiser must have a fixed variance, got 'learned_range'; "
+            "in continuous time there is nothing to learn about it"
+        )
+
+
+def _checked_times(t: Tensor, x0: Tensor) -> Tensor:
+    """Times like the data; their range is looked at on the CPU only, where it costs no wait."""
+    if t.shape != x0.shape[:1]:
+        raise ValueError(f"VDMLoss: t must have the shape ({x0.shape[0]},), got {tuple(t.shape)}")
+    if t.device.type == "cpu" and t.numel() and not 0 <= t.min() <= t.max() <= 1:
+        raise ValueError(f"VDMLoss: t must be in [0, 1], got {t.min():g}..{t.max():g}")
+    return t.to(x0.device, x0.dtype)
