@@ -23,6 +23,6 @@ def assert_same(found, expected, tolerance=1e-12):
     assert mine.keys() == theirs.keys()
     for name, array in mine.items():
         # These cancel: what they round at is the size of the vectors.
-        cancels = name.startswith(("trajectory", "adjoint"))
+        cancels = name.startswith("trajectory")
         atol = tolerance * np.abs(theirs[name]).max(initial=0.0) if cancels else 0.0
         np.testing.assert_allclose(array, theirs[name], rtol=tolerance, atol=atol, err_msg=name)

@@ -17,7 +17,6 @@ RUNS = {
     "five batches": {"batch_size": 4},
     "one batch": {"batch_size": 64},
     "trajectories in the first batches": {"batch_size": 4, "trajectories": 6},
-    "adjoints": {"batch_size": 4, "trajectories": 6, "adjoint": True},
     "no trajectories": {"batch_size": 9, "trajectories": 0},
     "second half of a series": {"batch_size": 4, "trajectories": 6, "sample_index": 3},
     "conditions": {"batch_size": 3, "cond": {"y": torch.arange(17.0)}},

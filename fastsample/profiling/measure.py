@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample._support.checks import FloatArray, check_bool, check_integer, check_vector
+from fastsample._support.checks import FloatArray, check_integer, check_vector
 from fastsample._support.distributed import check_agreement
 from fastsample.denoiser.batches import (
     arguments_of,
@@ -45,7 +45,6 @@ def profile(
     batch_size: int = 256,
     bin_width: float | None = 2 / 255,
     trajectories: int = 64,
-    adjoint: bool = False,
     nodes: int = 16,
     clip: Clip | Literal["auto"] = "auto",
     cond: Mapping[str, Any] | None = None,
@@ -77,10 +76,6 @@ def profile(
         trajectories: for how many of the first samples a fine DDIM trajectory is run from noise,
             for ``costs("trajectory")``: one more network call per time for them. It takes every one
             of the times and no other: fewer than 100 make a coarse one. Holds up to 1 GB.
-        adjoint: go back along the trajectories, too, for ``costs("trajectory",
-            weighting="adjoint")``: a forward and a backward pass of the network per time for them,
-            about three more calls. The parameters' gradients are left alone. A trajectory gives one
-            random projection of its end: 64 or more.
         nodes: for a learned variance, see `fastsample.profiling.learned_range.chebyshev_nodes`.
         clip: range x0hat is held in; "auto" is the model's own.
         cond: keyword arguments for the network, one entry per sample of the data.
@@ -98,8 +93,8 @@ def profile(
     Raises:
         TypeError: data that are no floating tensors.
         ValueError: no data, values outside [-1, 1] with a `bin_width`, a network that returns NaN
-            (the message names the time), or has no gradient with `adjoint`, times that the model
-            was not trained on, or a file of another run.
+            (the message names the time), times that the model was not trained on, or a file of
+            another run.
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"profile: denoiser must be a Denoiser, got {type(denoiser).__name__}")
@@ -119,8 +114,6 @@ def profile(
     )
     first = check_integer("profile", "sample_index", sample_index, 0)
     wanted = check_integer("profile", "trajectories", trajectories, 0)
-    if check_bool("profile", "adjoint", adjoint) and not wanted:
-        raise ValueError("profile: trajectories must be at least 1 with adjoint=True, got 0")
     size = check_integer("profile", "batch_size", batch_size, 1)
     if isinstance(data, Tensor):
         check_cond("profile", cond, len(data) if data.dim() else 0)
@@ -129,9 +122,7 @@ def profile(
             f"profile: trajectories must be 0 with more than {_MOST_TIMES} times, got {wanted}"
         )
     path = None if save is None else Path(save)
-    empty = Profile.empty(
-        denoiser.schedule, denoiser.shape, measured, settings, wanted > first, adjoint
-    )
+    empty = Profile.empty(denoiser.schedule, denoiser.shape, measured, settings, wanted > first)
 
     rank, share = share_of_batches()
     calls = len(measured) * -(-len(data) // size) if isinstance(data, Tensor) else None
@@ -166,8 +157,8 @@ def profile(
                 running = min(wanted - first - index, count)
                 if running <= 0:
                     return part
-                lines, ends = measurement.trajectories(identity, running, arguments, adjoint)
-                return replace(part, trajectories=lines, adjoints=ends)
+                lines = measurement.trajectories(identity, running, arguments)
+                return replace(part, trajectories=lines)
 
             total = total.merge(all_reduced(measure, empty, denoiser.device))
             if path is not None and rank == 0:

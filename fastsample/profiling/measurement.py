@@ -14,8 +14,6 @@ from fastsample._support.checks import FloatArray
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.ops.dtypes import history_dtype
 from fastsample.plans.rows import eps_terms, x0_terms
-from fastsample.profiling.adjoint import Adjoints
-from fastsample.profiling.backward import adjoints_of, check_differentiable
 from fastsample.profiling.statistics import Settings, learned_nodes, log_scales
 from fastsample.profiling.trajectories import Trajectories
 from fastsample.sampling.noise import Identity
@@ -95,15 +93,12 @@ class Measurement:
         return found | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
     def trajectories(
-        self, identity: Identity, count: int, arguments: Mapping[str, Any], adjoint: bool
-    ) -> tuple[Trajectories, Adjoints | None]:
-        """Sums along the DDIM trajectories of the first samples of a batch, and back along them."""
+        self, identity: Identity, count: int, arguments: Mapping[str, Any]
+    ) -> Trajectories:
+        """Sums along the DDIM trajectories of the first samples of a batch."""
         size = int(np.prod(self.denoiser.shape))
-        held = max(1, _MOST_HELD // ((3 if adjoint else 2) * size * len(self.times)))
-        if adjoint:  # a graph holds several times what a call of the whole batch does
-            held = min(held, max(1, len(identity.index) // 4))
+        held = max(1, _MOST_HELD // (2 * size * len(self.times)))
         lines = Trajectories.empty(len(self.times))
-        ends = Adjoints.empty(len(self.times)) if adjoint else None
         for first in range(0, count, held):
             part = slice(first, min(first + held, count))
             some = {
@@ -111,15 +106,10 @@ class Measurement:
                 for name, value in arguments.items()
             }
             chosen = Identity(identity.seeds, identity.index[part])
-            found, states = self._trajectories(chosen, some)
-            lines = lines + found
-            if ends is not None:
-                ends = ends + self._adjoints(chosen, states, some)
-        return lines, ends
+            lines = lines + self._trajectories(chosen, some)
+        return lines
 
-    def _trajectories(
-        self, identity: Identity, arguments: Mapping[str, Any]
-    ) -> tuple[Trajectories, Tensor]:
+    def _trajectories(self, identity: Identity, arguments: Mapping[str, Any]) -> Trajectories:
         """Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0, on all the times."""
         kind = history_dtype(torch.empty(0, dtype=self.denoiser.dtype))
         n = len(self.times)
@@ -149,27 +139,11 @@ class Measurement:
         found = [t.cpu().numpy() for t in (gram, cross, products)]
         # What comes after NaN is NaN: the first call that gave it is the noisiest.
         self._check_finite(np.diag(found[2])[::-1, None], self.times[::-1])
-        return Trajectories(len(identity.index), *found), states
-
-    def _adjoints(
-        self, identity: Identity, states: Tensor, arguments: Mapping[str, Any]
-    ) -> Adjoints:
-        """End errors of steps between the states of `_trajectories`."""
-        with torch.inference_mode(False):
-            own = {k: v.clone() if isinstance(v, Tensor) else v for k, v in arguments.items()}
-        return adjoints_of(
-            "profile",
-            lambda x, k: self._estimate(x, k, own),
-            self.times,
-            (self.alpha, self.sigma),
-            states,
-            identity,
-        )
+        return Trajectories(len(identity.index), *found)
 
     def _estimate(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> Tensor:
         """The clipped x0 at time number k."""
         output, seen = self._call(x, k, arguments)
-        check_differentiable("profile", x, output)
         p, q = self.x0_terms[k]
         return torch.clamp(p * seen + q * output[:, : x.shape[1]], *self.settings.clip)
 

@@ -25,7 +25,6 @@ def cost_table(
     variance: str | None,
     decoder: DecoderChoice,
     method: str,
-    weighting: str,
 ) -> CostTable | SecondOrderTable:
     """The table of `fastsample.Profile.costs`."""
     if objective not in ("elbo", "mse", "trajectory"):
@@ -45,15 +44,6 @@ def cost_table(
         raise ValueError(
             f'costs: method must be "ddim", or "dpm++" with objective="trajectory", got {method!r}'
         )
-    if weighting not in ("none", "adjoint"):
-        raise ValueError(f'costs: weighting must be "none" or "adjoint", got {weighting!r}')
-    if weighting == "adjoint" and (objective, method) != ("trajectory", "ddim"):
-        raise ValueError(
-            'costs: weighting must be "none" but for objective="trajectory" with '
-            f'method="ddim", got "adjoint" for {objective!r} with {method!r}'
-        )
-    if weighting == "adjoint":
-        return adjoint_table(found)
     if objective == "trajectory":
         return second_order_table(found) if method == "dpm++" else trajectory_table(found)
     if objective == "mse":
@@ -201,23 +191,6 @@ def trajectory_table(found: Statistics) -> CostTable:
         objective="trajectory",
         dims=found.dims,
         start=found.trajectories.start_errors() / found.dims,
-    )
-
-
-def adjoint_table(found: Statistics) -> CostTable:
-    """What one DDIM step does to the end of the trajectory, as squared distance like the other."""
-    if found.adjoints is None or found.adjoints.count == 0:
-        raise ValueError(
-            'costs: weighting must be "none" for a profile without adjoints, got "adjoint"; '
-            "pass adjoint=True to profile"
-        )
-    return CostTable(
-        found.schedule,
-        np.append(0.0, found.times),
-        found.adjoints.squared_errors() / found.dims,
-        objective="trajectory",
-        dims=found.dims,
-        start=found.adjoints.start_errors() / found.dims,
     )
 
 

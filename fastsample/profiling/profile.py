@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -13,14 +13,11 @@ from fastsample.grids.grid import Grid, positions_in
 from fastsample.planning.cost_table import CostTable, Objective
 from fastsample.planning.multistep_path import SecondOrderTable
 from fastsample.profiling import file as profile_file
-from fastsample.profiling.adjoint import Adjoints
 from fastsample.profiling.objectives import DecoderChoice, cost_table
 from fastsample.profiling.statistics import Settings, Statistics, empty_sums
 from fastsample.profiling.trajectories import Trajectories
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
-
-_Lines = TypeVar("_Lines", Trajectories, Adjoints)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,25 +39,22 @@ class Profile(Statistics):
         times: FloatArray,
         settings: Settings,
         trajectories: bool,
-        adjoint: bool = False,
     ) -> Profile:
         """The profile of no samples: what others are added to."""
         sums = empty_sums(schedule, times, settings)
         lines = Trajectories.empty(len(times)) if trajectories else None
-        ends = Adjoints.empty(len(times)) if trajectories and adjoint else None
-        return cls(schedule, shape, times, settings, 0, sums, lines, ends)
+        return cls(schedule, shape, times, settings, 0, sums, lines)
 
     def arrays(self) -> dict[str, FloatArray]:
         """Everything that adds up over samples, but the count."""
         lines = {} if self.trajectories is None else self.trajectories.to_arrays()
-        ends = {} if self.adjoints is None else self.adjoints.to_arrays()
-        return {**self.sums, **lines, **ends}
+        return {**self.sums, **lines}
 
     def with_arrays(self, arrays: dict[str, FloatArray]) -> Profile:
         """The same profile with other sums, named as by `arrays`."""
         sums = dict(arrays)
-        lines, ends = Trajectories.from_arrays(sums), Adjoints.from_arrays(sums)
-        return replace(self, sums=sums, trajectories=lines, adjoints=ends)
+        lines = Trajectories.from_arrays(sums)
+        return replace(self, sums=sums, trajectories=lines)
 
     def check_model(self, model: Any) -> None:
         """ValueError unless it was measured of such a model: schedule, shape, outputs.
@@ -111,7 +105,6 @@ class Profile(Statistics):
         variance: None = None,
         decoder: Literal["optimal"] = "optimal",
         method: Literal["dpm++"],
-        weighting: Literal["none"] = "none",
     ) -> SecondOrderTable: ...
 
     @overload
@@ -122,7 +115,6 @@ class Profile(Statistics):
         variance: Literal["small", "large", "learned_range", "analytic"] | None = None,
         decoder: DecoderChoice = "optimal",
         method: Literal["ddim"] = "ddim",
-        weighting: Literal["none", "adjoint"] = "none",
     ) -> CostTable: ...
 
     def costs(
@@ -132,7 +124,6 @@ class Profile(Statistics):
         variance: Literal["small", "large", "learned_range", "analytic"] | None = None,
         decoder: DecoderChoice = "optimal",
         method: Literal["ddim", "dpm++"] = "ddim",
-        weighting: Literal["none", "adjoint"] = "none",
     ) -> CostTable | SecondOrderTable:
         """Costs of every step between two of the times.
 
@@ -158,16 +149,11 @@ class Profile(Statistics):
                 `CostTable.decoder_variance`.
             method: whose steps "trajectory" is about. "dpm++" is DPM-Solver++ 2M, whose steps look
                 back, and gives a `SecondOrderTable`: at most 256 times.
-            weighting: of "trajectory" with "ddim". "none" counts how far a step lands from the
-                trajectory; "adjoint" what that does to the end of it, to first order (needs a
-                profile with ``adjoint=True``). With it the better nine tenths of the samples of
-                three mixtures mostly came out nearer, but the others of two of them farther: to
-                first order no sample ends in another mode. Digits did better with "none".
 
         Raises:
             ValueError: a combination that the profile has no statistics for.
         """
-        return cost_table(self, objective, variance, decoder, method, weighting)
+        return cost_table(self, objective, variance, decoder, method)
 
     def analytic_variance(
         self, grid: Grid, *, estimate: Literal["error", "eps"] = "error"
@@ -226,7 +212,6 @@ class Profile(Statistics):
             count=self.count + other.count,
             sums=sums,
             trajectories=_sum(self.trajectories, other.trajectories),
-            adjoints=_sum(self.adjoints, other.adjoints),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -268,7 +253,7 @@ class Profile(Statistics):
         return found
 
 
-def _sum(one: _Lines | None, other: _Lines | None) -> _Lines | None:
+def _sum(one: Trajectories | None, other: Trajectories | None) -> Trajectories | None:
     """Of what one of them may not have."""
     if one is None or other is None:
         return one or other

@@ -16,7 +16,6 @@ from fastsample.planning.decoder import (
     decoder_log_scales,
 )
 from fastsample.plans.rows import Prediction, Variance, check_prediction
-from fastsample.profiling.adjoint import Adjoints
 from fastsample.profiling.learned_range import chebyshev_nodes
 from fastsample.profiling.trajectories import Trajectories
 from fastsample.schedules.schedule import NoiseSchedule
@@ -57,7 +56,6 @@ class Statistics:
         sums: over samples, float64: "error", "error_square", "eps_square", "v" `(n,)`, "excess",
             "weighted" `(n, nodes)`, "nll" `(n, scales)`, "x0_square" `()`.
         trajectories: inner products along fine trajectories, or None.
-        adjoints: what single steps do to the ends of these trajectories, or None.
         origin: which run it belongs to, for one that goes on; None without a file.
     """
 
@@ -68,7 +66,6 @@ class Statistics:
     count: int
     sums: dict[str, FloatArray]
     trajectories: Trajectories | None = None
-    adjoints: Adjoints | None = None
     origin: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -154,9 +151,8 @@ class Statistics:
             raise ValueError("sums that are not finite")
         if np.any(self.sums["error"] < 0.0):
             raise ValueError("negative squared errors")
-        for lines in (self.trajectories, self.adjoints):
-            if lines is not None:
-                lines.check_shapes(len(self.times))
+        if self.trajectories is not None:
+            self.trajectories.check_shapes(len(self.times))
 
 
 def empty_sums(

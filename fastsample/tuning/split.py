@@ -13,7 +13,6 @@ from fastsample._support.distributed import process, summed
 
 SEARCHED = 192  # samples that a candidate is run on
 RANKING = 32  # samples that sort out the known samplers
-WEIGHED = 64  # samples whose adjoints weigh steps
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Shares:
         held_out: of what judges.
         searched: the calibration samples that candidates are run on.
         ranking: the calibration samples that sort out the known samplers.
-        weighed: the calibration samples whose adjoints weigh steps.
         total: samples of all processes.
         device: where tensors are reduced.
     """
@@ -36,7 +34,6 @@ class Shares:
     held_out: slice
     searched: slice
     ranking: slice
-    weighed: slice
     total: int
     device: torch.device
 
@@ -54,7 +51,6 @@ class Shares:
             slice(len(fit), len(fit) + len(judge)),
             slice(0, int(np.sum(fit < SEARCHED))),
             slice(0, int(np.sum(fit < RANKING))),
-            slice(0, int(np.sum(fit < WEIGHED))),
             samples,
             device,
         )

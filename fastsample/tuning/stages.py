@@ -26,7 +26,6 @@ from fastsample.tuning.regression import (
 from fastsample.tuning.report import Stage
 from fastsample.tuning.search import nearest_positions, search_times
 from fastsample.tuning.teacher import Network, Teacher
-from fastsample.tuning.weighing import ADJOINT
 
 Entry: TypeAlias = tuple[Stage, Plan]
 
@@ -34,7 +33,6 @@ Start: TypeAlias = tuple[float, str, tuple[int, ...]]  # error, name, positions
 
 _FINALISTS = 3
 _SHARES = (0.7, 0.3)  # of the candidates, for the best two starts
-_OWN_SHARE = 0.4  # on top of these, for the adjoint grid
 _HUBER = 3.0  # robust: in medians of a known sampler's errors
 
 
@@ -116,7 +114,7 @@ class Stages:
                 starts.append((error, name, chosen))
         starts.sort()
         entries: list[Entry] = []
-        for share, (_, name, chosen) in shared_candidates(starts):
+        for share, (_, name, chosen) in zip(_SHARES, starts, strict=False):
             if not entries:
                 entries.append(self._finished(chosen, f"fitted rows on {name}"))
             last = self.runs + max(1, int(share * max_runs))
@@ -243,15 +241,3 @@ class Stages:
         difference = result - wanted
         each = difference.double().flatten(1).square().mean(1).sqrt()
         self.scale = _HUBER * self.shares.median(each, few) or None
-
-
-def shared_candidates(starts: Sequence[Start]) -> list[tuple[float, Start]]:
-    """The starts to search from and their shares of the candidates, best first.
-
-    The errors that rank starts are noisy. So the adjoint grid takes no candidates from the others:
-    it gets its own, if it is one of the best two.
-    """
-    others = (start for start in starts if start[1] != ADJOINT)
-    own = (start for start in starts[:2] if start[1] == ADJOINT)
-    shares = [*zip(_SHARES, others, strict=False), *((_OWN_SHARE, start) for start in own)]
-    return sorted(shares, key=lambda entry: entry[1])

@@ -21,7 +21,6 @@ from fastsample.tuning.report import Stage, TuneReport, fingerprint
 from fastsample.tuning.split import Shares
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Network, Teacher, teacher_times
-from fastsample.tuning.weighing import ADJOINT, adjoint_grid
 
 
 def tune(
@@ -36,7 +35,6 @@ def tune(
     teacher_steps: int = 96,
     max_runs: int = 60,
     gradient_steps: int = 0,
-    adjoint: bool = False,
     guidance: float | None = None,
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
@@ -74,10 +72,6 @@ def tune(
         max_runs: candidates to try, besides the starting times.
         gradient_steps: of Adam on the best rows at the end, through the network; each takes about 3
             K calls with 64 samples. 200 took another tenth off the error of two mixtures.
-        adjoint: start also from the grid whose DDIM steps do least to the end of the run
-            (`profiling.adjoint`): a forward and a backward pass of the network per time of the
-            teacher with 64 samples, and up to 0.4 `max_runs` more candidates. It took a tenth off
-            the error for eight modes on a ring, and nothing for other mixtures and digits.
         guidance: classifier-free guidance scale the plan is for; it becomes part of it.
         cond: keyword arguments for the network, one entry per sample or a number for all.
         uncond: the same for "no condition"; None is the model's own.
@@ -94,7 +88,7 @@ def tune(
     Raises:
         TypeError: an argument of the wrong kind.
         ValueError: a stochastic method, one step, too few samples, or a network that returns NaN
-            (the message names the time), or has no gradient with `adjoint`.
+            (the message names the time).
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"tune: denoiser must be a Denoiser, got {type(denoiser).__name__}")
@@ -107,7 +101,6 @@ def tune(
     names = check_methods(methods)
     fits = check_bool("tune", "rows", rows)
     limit = check_integer("tune", "max_runs", max_runs, 1)
-    weighs = check_bool("tune", "adjoint", adjoint)
     descent = check_integer("tune", "gradient_steps", gradient_steps, 0)
     if objective not in ("endpoint", "robust"):
         raise ValueError(f'tune: objective must be "endpoint" or "robust", got {objective!r}')
@@ -135,10 +128,6 @@ def tune(
         network = Network(denoiser, times, **options)
         teacher = Teacher(network, shares, first)
         grids = starting_grids(denoiser, K)
-        if weighs:
-            weighed = adjoint_grid(teacher, K, first)
-            if weighed not in grids.values():
-                grids[ADJOINT] = weighed
         stages = Stages(
             teacher,
             grids,
