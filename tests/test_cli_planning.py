@@ -142,7 +142,7 @@ def test_spread_times():
     ("file", "options", "objective", "arguments"),
     [
         ("lines", "", "trajectory", {}),
-        ("none", "", "elbo", {}),
+        ("none", "", "mse", {}),
         ("lines", "--objective mse", "mse", {}),
         ("small", "--variance large", "elbo", {"variance": "large"}),
         ("lines", "--objective elbo --decoder respaced", "elbo", {"decoder": "respaced"}),
@@ -180,8 +180,8 @@ def test_planned_times_are_steps_for_sample(tmp_path):
 
 
 def test_plan_at_most_says_how_many(stored, capsys):
-    assert run("plan {0} --steps 2 20 --at-most", stored / "small") == 0
-    table = SMALL.profile().costs()
+    assert run("plan {0} --steps 2 20 --at-most --objective elbo", stored / "small") == 0
+    table = SMALL.profile().costs("elbo")
     printed = capsys.readouterr().out
     for steps in (2, 20):
         taken = len(table.best_grid(steps, at_most=True))

@@ -125,4 +125,4 @@ def test_a_plan_of_another_model_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(fs, "load", lambda name, device=None: other)
     capsys.readouterr()
     assert tune("--steps", "4", "--out", str(out)) == 2
-    assert "plans must be for the model's schedule" in capsys.readouterr().err
+    assert "plans must fit the model's schedule" in capsys.readouterr().err

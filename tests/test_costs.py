@@ -56,10 +56,10 @@ def test_golden_tables(name):
 def test_golden_decoders(name):
     case, data = golden(name)
     for decoder, expected in case["decoder_var"].items():
-        costs = data.profile().costs(decoder=DECODERS[decoder])
+        costs = data.profile().costs("elbo", decoder=DECODERS[decoder])
         np.testing.assert_allclose(costs.decoder_variance, expected, rtol=RELATIVE)
         np.testing.assert_allclose(costs.costs[1:, 0], case["L_t0"][decoder], rtol=RELATIVE)
-        given = data.profile().costs(decoder=costs.decoder_variance)
+        given = data.profile().costs("elbo", decoder=costs.decoder_variance)
         assert np.array_equal(given.costs, costs.costs)
 
 
@@ -89,7 +89,7 @@ def test_golden_strides(name):
 
 def test_the_trap_of_divide_and_conquer():
     case, data = golden("nonmonge_trap_T20")
-    costs = data.profile(case["v01"]).costs(decoder="forward")
+    costs = data.profile(case["v01"]).costs("elbo", decoder="forward")
     assert costs.variance == "learned_range"  # the model's own
     for K, wrong in case["divide_and_conquer_wrong_cost"].items():
         best = costs.cost(costs.best_grid(int(K)))
@@ -98,14 +98,14 @@ def test_the_trap_of_divide_and_conquer():
 
 def test_a_decoder_that_depends_on_two_steps():
     case = DATA["second_order_decoder"]
-    costs = SMALL.profile().costs(decoder="respaced")
+    costs = SMALL.profile().costs("elbo", decoder="respaced")
     for K, expected in case["optimal"].items():
         grid = costs.best_grid(int(K))
         assert costs.cost(grid) == pytest.approx(expected["cost_nats"], rel=RELATIVE)
         assert grid.times[::-1].tolist() == expected["path"]
     # By hand: the two steps 20 -> s and s -> 0.
     alpha_bar, noise = (level[:, 0] for level in SMALL.levels(np.arange(1.0, 21.0)))
-    error, inner = SMALL.profile().error, SMALL.profile().costs().costs
+    error, inner = SMALL.profile().error, SMALL.profile().costs("elbo").costs
     for s in range(1, 20):
         beta = 1.0 - alpha_bar[19] / alpha_bar[s - 1]
         variance = beta * noise[s - 1] / noise[19]
@@ -189,7 +189,7 @@ def test_no_grid_is_cheaper_than_the_best(number, inner):
 def test_a_single_time():
     found = fs.profile(SMALL.denoiser(), SMALL.samples(9), times=[20], bin_width=None)
     for decoder in ("optimal", "forward", "posterior", [0.5]):
-        costs = found.costs(decoder=decoder)
+        costs = found.costs("elbo", decoder=decoder)
         assert costs.best_grid(1) == fs.Grid([20, 0])
         assert costs.cost(costs.best_grid(1)) == costs.costs[1, 0]
 

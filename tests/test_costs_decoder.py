@@ -47,7 +47,7 @@ def bound(model, x0, grid, bin_width, **options):
 def test_bits_per_dim_of_a_grid(bin_width, variance):
     """Terms of a table, and terms of a run over that grid: the same network outputs."""
     model, x0, found = measured(bin_width, variance=variance)
-    costs = found.costs(decoder="respaced")
+    costs = found.costs("elbo", decoder="respaced")
     for times in GRIDS:
         grid = fs.Grid(times)
         expected = bound(model, x0, grid, bin_width)
@@ -60,7 +60,7 @@ def test_bits_per_dim_of_a_grid(bin_width, variance):
 def test_bits_per_dim_of_a_learned_variance():
     """All terms but the decoder's, whose variance `bits_per_dim` takes from v as well."""
     model, x0, found = measured(2 / 255, model_a2(), variance="learned_range")
-    costs = found.costs(decoder="respaced")
+    costs = found.costs("elbo", decoder="respaced")
     for times in GRIDS:
         (alpha_t, alpha_s), (sigma_t, sigma_s) = found.schedule.levels(times[-3:-1])
         variance = float(transition(alpha_s, sigma_s, alpha_t, sigma_t).posterior_variance)
@@ -74,7 +74,7 @@ def test_bits_per_dim_of_a_learned_variance():
 def test_decoder_of_a_chosen_variance(bin_width):
     model, x0, found = measured(bin_width)
     for variance in (1e-3, 0.02, 0.5):
-        costs = found.costs(decoder=np.full(len(TIMES), variance))
+        costs = found.costs("elbo", decoder=np.full(len(TIMES), variance))
         assert np.array_equal(costs.decoder_variance, np.full(len(TIMES), variance))
         for k, t in enumerate(TIMES):
             expected = bound(model, x0, fs.Grid([t, 0]), bin_width, decoder_variance=variance)
@@ -85,10 +85,10 @@ def test_decoder_of_a_chosen_variance(bin_width):
 
 def test_optimal_is_the_cheapest_decoder():
     _, _, found = measured(2 / 255)
-    best = found.costs().costs[1:, 0]
+    best = found.costs("elbo").costs[1:, 0]
     variances = np.exp(2.0 * found.log_scales)
     for decoder in ("forward", "posterior", *(np.full(len(TIMES), v) for v in variances)):
-        others = found.costs(decoder=decoder).costs[1:, 0]
+        others = found.costs("elbo", decoder=decoder).costs[1:, 0]
         # Between two scales the search goes in steps of a sixteenth.
         assert np.all(best <= others + 1e-3 * np.abs(others))
 
@@ -100,10 +100,10 @@ def test_the_decoder_of_another_profile():
         fs.profile(model, half, times=TIMES, trajectories=0, sample_index=i * COUNT // 2)
         for i, half in enumerate(x0.chunk(2))
     )
-    costs = test.costs(decoder=train.costs().decoder_variance)
-    own = test.costs().costs[1:, 0]
+    costs = test.costs("elbo", decoder=train.costs("elbo").decoder_variance)
+    own = test.costs("elbo").costs[1:, 0]
     assert np.all(costs.costs[1:, 0] >= own * (1.0 - 1e-12))
-    assert np.array_equal(costs.decoder_variance, train.costs().decoder_variance)
+    assert np.array_equal(costs.decoder_variance, train.costs("elbo").decoder_variance)
 
 
 # ---- curves ----

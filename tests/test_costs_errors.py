@@ -11,7 +11,11 @@ from refusals import check_refusal, refusals
 import fastsample as fs
 
 FOUND = SMALL.profile()
-ELBO, MSE, RESPACED = FOUND.costs(), FOUND.costs("mse"), FOUND.costs(decoder="respaced")
+ELBO, MSE, RESPACED = (
+    FOUND.costs("elbo"),
+    FOUND.costs("mse"),
+    FOUND.costs("elbo", decoder="respaced"),
+)
 GRID = fs.Grid([20, 7, 0])
 
 

@@ -77,7 +77,7 @@ def test_the_forward_decoder_is_the_process_s_own():
     model = denoiser(lambda x, t: 0.5 * x, *SHAPE, schedule=FLOW, prediction="v", time="fraction")
     x0 = torch.rand(5, *SHAPE)
     found = fs.profile(model, x0, times=TIMES, bin_width=None, trajectories=0)
-    np.testing.assert_allclose(found.costs(decoder="forward").decoder_variance, TIMES**2)
+    np.testing.assert_allclose(found.costs("elbo", decoder="forward").decoder_variance, TIMES**2)
 
 
 def test_saturated_noise_can_be_planned():

@@ -41,7 +41,7 @@ def direct(data, t, v):
 @pytest.mark.parametrize(("nodes", "tolerance"), [(16, 1e-6), (24, 1e-12)])
 def test_a_thousand_times_from_a_few_nodes(nodes, tolerance):
     v = np.random.default_rng(0).random((1000, D))
-    table = LARGE.profile(v, nodes).costs().costs
+    table = LARGE.profile(v, nodes).costs("elbo").costs
     for t in (2, 3, 4, 10, 57, 200, 555, 999, 1000):
         expected = direct(LARGE, t, v[t - 1])
         np.testing.assert_allclose(table[t, 1:t], expected, rtol=tolerance, err_msg=f"t = {t}")
@@ -51,14 +51,14 @@ def test_a_thousand_times_from_a_few_nodes(nodes, tolerance):
 def test_the_ends_of_the_range_are_the_fixed_variances(v, variance):
     found = LARGE.profile(np.full((1000, D), v))
     lower = np.tri(1001, k=-1, dtype=bool)
-    learned, fixed = (found.costs(variance=name).costs[lower] for name in (None, variance))
+    learned, fixed = (found.costs("elbo", variance=name).costs[lower] for name in (None, variance))
     np.testing.assert_allclose(learned, fixed, rtol=1e-9)
 
 
 def test_wider_ranges_want_more_nodes():
     """Raw outputs are not clipped: v from -1 to 2, as `chebyshev_nodes` promises for 32."""
     v = np.random.default_rng(1).uniform(-1.0, 2.0, (1000, D))
-    table = LARGE.profile(v, 32).costs().costs
+    table = LARGE.profile(v, 32).costs("elbo").costs
     for t in (2, 30, 1000):
         np.testing.assert_allclose(table[t, 1:t], direct(LARGE, t, v[t - 1]), rtol=1e-9)
 
@@ -73,7 +73,7 @@ def test_a_measured_profile():
     model = fs.Denoiser(spy, LINEAR, (3,), variance=kind, clip=1.0)
     x0 = torch.rand(5, 3) * 2.0 - 1.0
     found = fs.profile(model, x0, times=TIMES, trajectories=0, nodes=24)
-    table = found.costs().costs
+    table = found.costs("elbo").costs
     for i, t in enumerate(TIMES):
         x = spy.inputs[i].double().numpy()
         alpha, sigma = LINEAR.levels(t)
@@ -180,5 +180,5 @@ def test_a_learned_profile_has_every_variance():
         assert np.array_equal(
             found.costs(variance=variance).costs, plain.costs(variance=variance).costs
         )
-    assert found.costs().variance == "learned_range"
-    assert plain.costs().variance == "small"
+    assert found.costs("elbo").variance == "learned_range"
+    assert plain.costs("elbo").variance == "small"

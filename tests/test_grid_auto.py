@@ -51,7 +51,7 @@ def test_bits_per_dim_takes_the_grid_of_the_lowest_bound():
     model = profiled()
     x0 = torch.rand(6, 2, 3) * 2.0 - 1.0
     found = fs.bits_per_dim(model, x0, 6, grid="auto")
-    assert found.grid == model.profile.costs(decoder="respaced").best_grid(6)
+    assert found.grid == model.profile.costs("elbo", decoder="respaced").best_grid(6)
     assert found.total < fs.bits_per_dim(model, x0, 6).total
     chosen = fs.bits_per_dim(model, x0, 1, grid="auto", decoder_variance=0.1)
     assert chosen.grid == fs.Grid([1000, 0])
@@ -101,7 +101,7 @@ def test_the_digits_model_brings_its_profile():
     }
     assert errors["auto"] < 0.8 * errors["uniform"], errors
     # The profile knows the bound that its model was trained to (1.64 on this data, all steps).
-    table = model.profile.costs()
+    table = model.profile.costs("elbo")
     assert 1.5 < table.bits_per_dim(table.best_grid(64)) < 1.64
     assert np.all(np.diff(model.profile.times) > 0)
 

@@ -97,7 +97,7 @@ def test_scales_of_any_kind(scale):
 
 @pytest.mark.parametrize(
     "value",
-    [[2, 2], (2, 2), 2, torch.tensor([2, 2]), torch.tensor(2), np.array([2, 2]), np.int64(2)],
+    [[2, 2], 2, torch.tensor([2, 2]), torch.tensor(2), np.array([2, 2]), np.int64(2)],
     ids=repr,
 )
 def test_conditions_as_number_list_or_tensor(value):

@@ -272,7 +272,9 @@ WITH_PLAN = {
 @pytest.mark.parametrize("name", ["bogus", "prediction", "num_sample"])
 @pytest.mark.parametrize("call", [fs.sample, partial(fs.invert, x0=START)])
 def test_a_name_that_nothing_has(call, name):
-    with pytest.raises(TypeError, match=rf"arguments must be its own or knobs of a method, got {name}=1"):
+    with pytest.raises(
+        TypeError, match=rf"arguments must be its own or knobs of a method, got {name}=1"
+    ):
         call(MODEL, steps=3, **{name: 1})
 
 

@@ -57,7 +57,7 @@ def test_cost_map_draws_every_cost_and_the_best_grids(objective):
 
 def test_colours_are_logarithmic_only_over_decades():
     assert isinstance(
-        mesh(plots.cost_map(WHOLE.costs(), [2]).axes[0]).norm, matplotlib.colors.LogNorm
+        mesh(plots.cost_map(WHOLE.costs("elbo"), [2]).axes[0]).norm, matplotlib.colors.LogNorm
     )
     costs = np.where(np.tri(4, k=-1, dtype=bool), 2.0, np.inf)
     costs[3, 1] = -1.0
@@ -82,7 +82,7 @@ def test_costs_of_next_to_nothing_do_not_stretch_the_colours():
 
 
 def test_the_last_step_of_a_bound_has_its_own_panel():
-    table = WHOLE.costs()
+    table = WHOLE.costs("elbo")
     assert table.costs[1, 0] < 0.0  # a density's
     axes, _, panel = plots.cost_map(table, [2, 5]).axes
     cells = mesh(axes).get_array()
@@ -116,7 +116,7 @@ def test_a_thousand_times_are_thinned_for_the_eye():
 
 
 def test_bits_of_even_quadratic_and_best_times():
-    table = WHOLE.costs()
+    table = WHOLE.costs("elbo")
     (axes,) = plots.bits_against_steps(table, steps=[8, 2, 5]).axes
     drawn = lines(axes)
     assert legend(axes) == ["even times", "quadratic times", "best times"]
@@ -135,19 +135,19 @@ def test_bits_of_even_quadratic_and_best_times():
 
 
 def test_bits_default_to_powers_of_two_and_all_times():
-    drawn = lines(plots.bits_against_steps(WHOLE.costs()).axes[0])
+    drawn = lines(plots.bits_against_steps(WHOLE.costs("elbo")).axes[0])
     assert drawn["best times"].get_xdata().tolist() == [2, 4, 8, 20]  # 16 is too near to 20
 
 
 def test_bits_say_when_times_had_to_be_moved():
-    names = legend(plots.bits_against_steps(SPARSE.costs(), steps=[2, 3]).axes[0])
+    names = legend(plots.bits_against_steps(SPARSE.costs("elbo"), steps=[2, 3]).axes[0])
     assert names[:2] == [
         f"{kind} times (nearest of the table's 5)" for kind in ("even", "quadratic")
     ]
 
 
 def test_bits_measured_on_another_table():
-    chosen, measured = WHOLE.costs(), WHOLE.costs(decoder="forward")
+    chosen, measured = WHOLE.costs("elbo"), WHOLE.costs("elbo", decoder="forward")
     (axes,) = plots.bits_against_steps(chosen, measured, steps=[3]).axes
     bits = measured.bits_per_dim(chosen.best_grid(3))
     assert lines(axes)["best times"].get_ydata().tolist() == [bits]
@@ -207,13 +207,13 @@ def test_terms_sum_to_the_cost(objective, options):
 
 
 def test_terms_below_zero_are_drawn():
-    (axes,) = plots.step_terms(WHOLE.costs(), CHOSEN).axes
+    (axes,) = plots.step_terms(WHOLE.costs("elbo"), CHOSEN).axes
     assert axes.patches[1].get_data()[0].min() < 0.0
     assert axes.get_yscale() == "symlog"
 
 
 def test_overview_holds_the_parts():
-    bound = plots.overview(WHOLE.costs(), CHOSEN)
+    bound = plots.overview(WHOLE.costs("elbo"), CHOSEN)
     assert [axes.get_xlabel() for axes in bound.axes] == [
         "s, where the step ends",
         "",

@@ -18,11 +18,11 @@ matplotlib = pytest.importorskip("matplotlib")
 WHOLE = SMALL.profile()
 CHOSEN = {"even": fs.Grid([20, 10, 0]), "late": fs.Grid([20, 3, 2, 1, 0])}
 DRAWINGS = {
-    "cost_map": lambda: plots.cost_map(WHOLE.costs(), [2, 5]),
-    "bits_against_steps": lambda: plots.bits_against_steps(WHOLE.costs()),
+    "cost_map": lambda: plots.cost_map(WHOLE.costs("elbo"), [2, 5]),
+    "bits_against_steps": lambda: plots.bits_against_steps(WHOLE.costs("elbo")),
     "time_strips": lambda: plots.time_strips(CHOSEN),
-    "step_terms": lambda: plots.step_terms(WHOLE.costs(), CHOSEN),
-    "overview": lambda: plots.overview(WHOLE.costs(), CHOSEN),
+    "step_terms": lambda: plots.step_terms(WHOLE.costs("elbo"), CHOSEN),
+    "overview": lambda: plots.overview(WHOLE.costs("elbo"), CHOSEN),
 }
 
 
@@ -77,37 +77,41 @@ def test_only_drawing_imports_matplotlib():
     [
         (lambda: plots.time_strips({}), ValueError, "time_strips: grids must hold at least one"),
         (
-            lambda: plots.step_terms(WHOLE.costs(), {"x": [20, 0]}),
+            lambda: plots.step_terms(WHOLE.costs("elbo"), {"x": [20, 0]}),
             TypeError,
             r"step_terms: grids must hold Grids, got \[20, 0\] for 'x'",
         ),
         (
-            lambda: plots.step_terms(WHOLE.costs(), {"x": fs.Grid([20, 2.5, 0])}),
+            lambda: plots.step_terms(WHOLE.costs("elbo"), {"x": fs.Grid([20, 2.5, 0])}),
             ValueError,
             "grid must lie on the 20 times of the table, got 2.5",
         ),
-        (lambda: plots.overview(WHOLE.costs(), {}), ValueError, "overview: grids must hold"),
+        (lambda: plots.overview(WHOLE.costs("elbo"), {}), ValueError, "overview: grids must hold"),
         (
             lambda: plots.bits_against_steps(WHOLE.costs("mse")),
             ValueError,
             "bits_against_steps: chosen must be an \"elbo\" table, got 'mse'",
         ),
         (
-            lambda: plots.bits_against_steps(WHOLE.costs(), WHOLE.costs("mse")),
+            lambda: plots.bits_against_steps(WHOLE.costs("elbo"), WHOLE.costs("mse")),
             ValueError,
             "bits_against_steps: measured must be an \"elbo\" table, got 'mse'",
         ),
         (
-            lambda: plots.bits_against_steps(WHOLE.costs(), steps=[]),
+            lambda: plots.bits_against_steps(WHOLE.costs("elbo"), steps=[]),
             ValueError,
             "bits_against_steps: steps must hold at least one number, got none",
         ),
         (
-            lambda: plots.bits_against_steps(WHOLE.costs(), steps=[21]),
+            lambda: plots.bits_against_steps(WHOLE.costs("elbo"), steps=[21]),
             ValueError,
             r"steps must be in \[1, 20\], got 21",
         ),
-        (lambda: plots.cost_map(WHOLE.costs(), [0]), ValueError, r"steps must be in \[1, 20\]"),
+        (
+            lambda: plots.cost_map(WHOLE.costs("elbo"), [0]),
+            ValueError,
+            r"steps must be in \[1, 20\]",
+        ),
     ],
 )
 def test_wrong_arguments(call, error, message):

@@ -185,12 +185,12 @@ def tuned(**options):
         "schedule": (
             elsewhere(schedule=fs.NoiseSchedule.cosine(1000)),
             ValueError,
-            "with_plans: plans must be for the model's schedule .*, got",
+            "with_plans: plans must fit the model's schedule .*, got",
         ),
         "prediction": (
             elsewhere(prediction="v"),
             ValueError,
-            "with_plans: plans must be for the model's prediction 'v', got 'epsilon'",
+            "with_plans: plans must fit the model's prediction 'v', got a plan for 'epsilon'",
         ),
         "length": (
             lambda: mixture().with_plans({4: fs.ddim(LINEAR, fs.grids.uniform(1000, 3))}),

@@ -161,7 +161,7 @@ GRID = fs.grids.uniform(1000, 3)
         "shape": (
             plans([fs.ddim(LINEAR, GRID).with_provenance({"shape": [3, 8, 8]})]),
             ValueError,
-            r"plans must be for samples of shape \(2,\), got \(3, 8, 8\)",
+            r"plans must fit the model's shape \(2,\), got a plan for \(3, 8, 8\)",
         ),
     },
     tune={

@@ -64,8 +64,9 @@ def plan(options: argparse.Namespace) -> int:
         assert profile is not None  # the bundled model has its own
     else:
         profile = fs.Profile.load(options.profile)
-    objective = options.objective or profile.default_objective
-    table = profile.costs(objective, variance=options.variance, decoder=options.decoder)
+    given = {"variance": options.variance, "decoder": options.decoder}
+    table = profile.costs(options.objective, **given)
+    objective = table.objective
     grids = table.best_grids(options.steps, at_most=options.at_most)
     named = {f"{'at most ' if options.at_most else ''}{k} steps": g for k, g in grids.items()}
     # Files first: what is printed has been written.

@@ -121,7 +121,7 @@ class Measurement:
         plan = ddim(
             self.denoiser.schedule,
             Grid(np.append(self.times[::-1], 0.0)),
-            clip=self.settings.clip,
+            clip=None if np.isinf(self.settings.clip).any() else self.settings.clip,
             prediction=self.settings.prediction,
         )
         run(self.denoiser, plan, x, conditions=conditions, callback=remember)
