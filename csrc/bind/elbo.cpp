@@ -5,7 +5,7 @@
 
 #include "bind/bind.h"
 #include "bind/launch.h"
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
 
 namespace py = pybind11;
 

@@ -1,6 +1,6 @@
 // The GPU's index arithmetic, for tests on machines without a GPU: which elements each thread
 // visits and where they lie in memory. No sampler calls these.
-#include "core/indexing.h"
+#include "gpu/indexing.h"
 
 #include <pybind11/stl.h>
 

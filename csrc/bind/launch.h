@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #if defined(FASTSAMPLE_WITH_CUDA)
-#include "cuda/backend.h"
+#include "cuda/operators.h"
 #endif
 
 namespace fastsample {

@@ -1,11 +1,10 @@
 // The planner on NumPy's arrays: Python has checked shapes and dtypes and keeps the arrays alive.
-#include "core/planner.h"
-
 #include <stdexcept>
 
 #include "bind/bind.h"
-#include "core/second_order.h"
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
+#include "planner/multistep_path.h"
+#include "planner/shortest_path.h"
 
 namespace py = pybind11;
 

@@ -9,8 +9,8 @@
 
 #include "bind/bind.h"
 #include "bind/launch.h"
-#include "cpu/backend.h"
-#include "cpu/threads.h"
+#include "cpu/instruction_sets.h"
+#include "emulated/operators.h"
 
 namespace py = pybind11;
 

@@ -7,7 +7,7 @@
 // rounded, so every back end gives the same bits.
 #pragma once
 
-#include "core/backend.h"
+#include "core/platform.h"
 
 namespace fastsample {
 

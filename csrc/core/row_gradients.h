@@ -8,7 +8,7 @@
 //   e   g m
 #pragma once
 
-#include "core/packs.h"
+#include "gpu/packs.h"
 
 namespace fastsample {
 

@@ -1,6 +1,6 @@
 // Gradients of the fused step on CPU: one pass over the operands of the forward step, nothing saved
 // but them. Noise is made again from its counter.
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
 #include "cpu/view.h"
 
 namespace fastsample {

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
 
 namespace fastsample {
 namespace cpu {

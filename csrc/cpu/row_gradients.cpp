@@ -1,7 +1,7 @@
 // Gradients of the rows on CPU: one thread per sample, sums in double.
 #include "core/row_gradients.h"
 
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
 #include "cpu/view.h"
 
 namespace fastsample {

@@ -4,7 +4,7 @@
 // Intermediate values live in tile buffers inside the first-level cache, so an optional operand
 // costs its own bytes and nothing else, and each loop over a tile is one that the compiler
 // vectorises.
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
 #include "cpu/view.h"
 
 #if defined(__SSE2__)

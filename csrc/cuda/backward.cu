@@ -1,9 +1,9 @@
 // Gradients of the fused step on CUDA: one pass over the operands of the forward step; noise is
-// made again from its counter. What a thread does is in core/threads.h.
+// made again from its counter. What a thread does is in gpu/thread.h.
 //
 // Bound: memory; plain float32 moves 20 bytes per element (3 operands in, 2 out).
-#include "cuda/backend.h"
 #include "cuda/launch.cuh"
+#include "cuda/operators.h"
 
 namespace fastsample {
 namespace cuda {

@@ -6,8 +6,8 @@
 // (or scale) and a slice of the tile, so that its sums stay in registers and a warp reads the same
 // element by broadcast. No atomics: the same sums on every run.
 #include "core/elbo.h"
-#include "cuda/backend.h"
 #include "cuda/launch.cuh"
+#include "cuda/operators.h"
 
 namespace fastsample {
 namespace cuda {

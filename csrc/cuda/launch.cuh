@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/threads.h"
+#include "gpu/thread.h"
 
 namespace fastsample {
 namespace cuda {

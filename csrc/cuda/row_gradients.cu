@@ -4,9 +4,9 @@
 // Bound: memory, 12 bytes per float32 element (x, model output, gradient); noise is made again from
 // its counter.
 #include "core/row_gradients.h"
-#include "core/threads.h"
-#include "cuda/backend.h"
 #include "cuda/launch.cuh"
+#include "cuda/operators.h"
+#include "gpu/thread.h"
 
 namespace fastsample {
 namespace cuda {

@@ -1,11 +1,11 @@
-// The fused step and the noise kernel on CUDA. What a thread does is in core/threads.h.
+// The fused step and the noise kernel on CUDA. What a thread does is in gpu/thread.h.
 //
 // Bound: memory. A float32 element moves 12 bytes (x and the model output in, x_next out), a
 // bfloat16 element 6. Noise costs arithmetic only: it is made in registers, four normals per Philox
 // call, and never touches memory. A row that draws no noise skips it at run time, so the same
 // kernel runs a whole plan.
-#include "cuda/backend.h"
 #include "cuda/launch.cuh"
+#include "cuda/operators.h"
 
 namespace fastsample {
 namespace cuda {

@@ -7,8 +7,8 @@
 
 #include "core/elbo.h"
 #include "core/operands.h"
-#include "core/planner.h"
 #include "core/row_gradients.h"
+#include "planner/shortest_path.h"
 
 #define FASTSAMPLE_DECLARE_ISA(name)                           \
   namespace name {                                             \

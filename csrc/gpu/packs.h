@@ -1,13 +1,13 @@
 // Access to packs of elements: the part of a GPU kernel that knows where things lie in memory.
-// Host-callable like core/indexing.h, so that tests run the very code of a GPU thread on any
+// Host-callable like gpu/indexing.h, so that tests run the very code of a GPU thread on any
 // machine.
 #pragma once
 
 #include <initializer_list>
 #include <stdexcept>
 
-#include "core/indexing.h"
 #include "core/step.h"
+#include "gpu/indexing.h"
 
 #if defined(__CUDA_ARCH__)
 #define FS_UNROLL _Pragma("unroll")

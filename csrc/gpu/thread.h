@@ -1,8 +1,8 @@
 // What one GPU thread does with one pack, for every kernel, and which kernel a call needs.
-// Host-callable: csrc/bind/threads.cpp runs the same functions in a plain loop, for tests.
+// Host-callable: emulated/operators.cpp runs the same functions in a plain loop, for tests.
 #pragma once
 
-#include "core/packs.h"
+#include "gpu/packs.h"
 
 namespace fastsample {
 

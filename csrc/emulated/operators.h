@@ -1,4 +1,4 @@
-// The CUDA back end's per-thread code on the host; see threads.cpp.
+// The CUDA back end's per-thread code on the host; see operators.cpp.
 #pragma once
 
 #include "core/operands.h"

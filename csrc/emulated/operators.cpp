@@ -1,8 +1,8 @@
 // Every GPU thread's code in a plain loop on the host, item by item. For tests on machines without
 // a GPU: it runs the packs, memory accesses and choice of kernel that the CUDA back end runs.
-#include "core/threads.h"
+#include "emulated/operators.h"
 
-#include "cpu/threads.h"
+#include "gpu/thread.h"
 
 namespace fastsample {
 namespace emulated {

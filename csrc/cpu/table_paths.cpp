@@ -1,7 +1,6 @@
 // The dynamic program over a table of costs: a min-plus matrix product, in registers and caches.
-#include "core/planner.h"
-
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
+#include "planner/shortest_path.h"
 
 namespace fastsample {
 namespace cpu {

@@ -1,5 +1,5 @@
 // Choice of the instruction set at run time.
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
 
 #include <stdexcept>
 
