@@ -1,5 +1,5 @@
-// The element types of the package, their codes at the Python boundary, and the arithmetic type of
-// each.
+// The element types of the package, the codes by which Python names them, and the type that each is
+// computed in.
 #pragma once
 
 #include <stdexcept>

@@ -1,19 +1,19 @@
-// The CUDA back end. `stream` is torch's raw stream handle: a cudaStream_t belongs to the device's
-// one primary context, which every copy of the runtime library shares.
+// The CUDA back end. A target's stream is torch's raw handle: a cudaStream_t belongs to the
+// device's one primary context, which every copy of the runtime library shares.
 #pragma once
 
-#include "core/elbo.h"
-#include "core/operands.h"
-#include "core/row_gradients.h"
+#include "core/operators.h"
 
 namespace fastsample {
 namespace cuda {
 
-void step(const StepOperands&, int device, uintptr_t stream);
-void step_backward(const BackwardOperands&, int device, uintptr_t stream);
-void fill_noise(const NoiseOperands&, int device, uintptr_t stream);
-void elbo_sums(const ElboOperands&, int device, uintptr_t stream);
-void row_gradients(const RowGradientOperands&, int device, uintptr_t stream);
+Operator<StepOperands> step;
+Operator<BackwardOperands> step_backward;
+Operator<RowGradientOperands> row_gradients;
+Operator<NoiseOperands> fill_noise;
+Operator<ElboOperands> elbo_sums;
+
+extern const Operators operators;
 
 }  // namespace cuda
 }  // namespace fastsample

@@ -1,27 +1,29 @@
-// Every GPU thread's code in a plain loop on the host, item by item. For tests on machines without
-// a GPU: it runs the packs, memory accesses and choice of kernel that the CUDA back end runs.
+// Runs what each GPU thread does, pack by pack: the cuts, the memory accesses and the choice of
+// kernel are those of the CUDA back end.
 #include "emulated/operators.h"
 
-#include "gpu/thread.h"
+#include "gpu/choose.h"
+#include "gpu/row_gradients.h"
 
 namespace fastsample {
 namespace emulated {
 
-void step(const StepOperands& operands) {
-  if (operands.layout.batch == 0 || operands.layout.size == 0) return;
+namespace {
+
+void step(const StepOperands& operands, const Target&) {
+  if (operands.layout.empty()) return;
   choose_step(operands,
-              [](const StepOperands& o, const Cut& cut, auto type, auto kind, auto access) {
+              [](const StepOperands& o, const Cut& cut, auto type, auto variant, auto access) {
                 using T = typename decltype(type)::type;
                 CurrentRow<arithmetic_t<T>> row(o);
                 for (uint32_t item = 0; item < cut.items; ++item) {
-                  step_pack<T, kind(), access()>(o, cut, item, row);
+                  step_pack<T, variant(), access()>(o, cut, item, row);
                 }
               });
 }
 
-void step_backward(const BackwardOperands& operands) {
-  const Layout& layout = operands.forward.layout;
-  if (layout.batch == 0 || layout.size == 0) return;
+void step_backward(const BackwardOperands& operands, const Target&) {
+  if (operands.forward.layout.empty()) return;
   choose_backward(operands, [](const BackwardOperands& b, const Cut& cut, auto type, auto access) {
     using T = typename decltype(type)::type;
     CurrentRow<arithmetic_t<T>> row(b.forward);
@@ -31,13 +33,41 @@ void step_backward(const BackwardOperands& operands) {
   });
 }
 
-void fill_noise(const NoiseOperands& operands) {
-  if (operands.layout.batch == 0 || operands.layout.size == 0) return;
+void row_gradients(const RowGradientOperands& operands, const Target&) {
+  const Layout& layout = operands.forward.layout;
+  if (layout.empty()) return;
+  choose_row_gradients(
+      operands, [](const RowGradientOperands& r, const Cut& cut, auto type, auto access) {
+        using T = typename decltype(type)::type;
+        CurrentRow<arithmetic_t<T>> row(r.forward);
+        for (uint32_t sample = 0; sample < cut.layout.batch; ++sample) {
+          row.read(r.forward, sample);
+          double sums[Column::count] = {};
+          for (uint32_t pack = 0; pack < cut.packs; ++pack) {
+            add_row_gradients<T, access()>(r, cut, sample * cut.packs + pack, row, sums);
+          }
+          for (int i = 0; i < Column::count; ++i) {
+            r.sums[int64_t{sample} * r.chunks * Column::count + i] = sums[i];
+          }
+        }
+      });
+}
+
+void fill_noise(const NoiseOperands& operands, const Target&) {
+  if (operands.layout.empty()) return;
   choose_noise(operands, [](const NoiseOperands& o, const Cut& cut, auto type, auto access) {
     using T = typename decltype(type)::type;
     for (uint32_t item = 0; item < cut.items; ++item) noise_pack<T, access()>(o, cut, item);
   });
 }
+
+}  // namespace
+
+const Operators operators{
+    step,    step_backward, row_gradients, fill_noise,
+    nullptr,  // elbo_sums
+    nullptr,  // table_paths
+};
 
 }  // namespace emulated
 }  // namespace fastsample

@@ -1,14 +1,12 @@
-// The CUDA back end's per-thread code on the host; see operators.cpp.
+// The CUDA threads' code in a plain loop on the host, for tests on machines without a GPU.
 #pragma once
 
-#include "core/operands.h"
+#include "core/operators.h"
 
 namespace fastsample {
 namespace emulated {
 
-void step(const StepOperands&);
-void step_backward(const BackwardOperands&);
-void fill_noise(const NoiseOperands&);
+extern const Operators operators;
 
 }  // namespace emulated
 }  // namespace fastsample
