@@ -8,7 +8,7 @@
 
 namespace fastsample {
 
-// fastsample/ops/checks.py holds the same numbers.
+// DTYPE_CODES in fastsample/ops holds the same numbers.
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
 
 // Arithmetic is float for float32 and the 16-bit types, double for float64.

@@ -30,7 +30,7 @@ struct TablePathOperands {
 };
 
 // What a step costs: its term of the bound with the small or the large variance, or the squared
-// error times the distance. fastsample/elbo.py holds the same numbers.
+// error times the distance. _EDGES in elbo.py holds the same numbers.
 enum class StepCost : int { small = 0, large = 1, mse = 2 };
 
 struct SeparablePathOperands {
