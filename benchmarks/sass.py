@@ -28,7 +28,7 @@ TYPES = {
     "8BFloat16": ("bfloat16", 8),
     "7Float16": ("float16", 8),
 }
-KINDS = ("plain", "noisy", "general")
+VARIANTS = ("plain", "noisy", "general")
 ACCESS = ("vector", "scalar", "channels_last")
 
 
@@ -55,10 +55,10 @@ def describe(mangled: str) -> tuple[str, int] | None:
         return None
     name, code, rest = match.groups()
     dtype, width = TYPES[code]
-    kind = re.search(r"KindE(\d)", rest)
+    variant = re.search(r"VariantE(\d)", rest)
     access = ACCESS[int(re.search(r"AccessE(\d)", rest).group(1))]
     width = 4 if access == "channels_last" else width
-    parts = [name, dtype, *([KINDS[int(kind.group(1))]] if kind else []), access]
+    parts = [name, dtype, *([VARIANTS[int(variant.group(1))]] if variant else []), access]
     return " ".join(parts), width
 
 

@@ -1,4 +1,4 @@
-"""The GPU's index arithmetic (csrc/core/indexing.h), run on the host.
+"""The GPU's index arithmetic (csrc/gpu/indexing.h), run on the host.
 
 Every element is visited once, lies where its memory format says, and meets its own Philox block.
 """

@@ -141,6 +141,21 @@ def test_every_instruction_set(isa):
             torch.testing.assert_close(other, found[0], rtol=1e-9, atol=1e-7, msg=combination)
 
 
+@EVERY_COMBINATION
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_threads_of_a_gpu(dtype, layout, combination, monkeypatch):
+    """The code of a CUDA thread, run on the host: another order of the same sums."""
+    given = laid_out(operands((3, 4, 5, 7), OPERANDS[combination], dtype), layout)
+    grads = cotangents(given)
+    expected = gradient(given, *grads)
+    monkeypatch.setattr(ops.native, "_place", lambda tensor: (-2, 0, 0))
+    found = gradient(given, *grads)
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    size = given["x"].numel() + expected.abs()
+    assert torch.all((found - expected).abs() <= 64 * eps * size)
+
+
 def test_a_chain_of_steps():
     """Through three steps of a plan, to a row of the first."""
     plan = fs.dpm_solver(fs.NoiseSchedule.linear(), fs.grids.uniform(1000, 3), order=2)

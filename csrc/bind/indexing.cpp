@@ -1,6 +1,6 @@
-// The GPU's index arithmetic, for tests on machines without a GPU: which elements each thread
-// visits and where they lie in memory. No sampler calls these.
-#include "core/indexing.h"
+// Bindings of gpu/indexing.h for tests: which elements each GPU thread visits and where they lie in
+// memory. No sampler calls these.
+#include "gpu/indexing.h"
 
 #include <pybind11/stl.h>
 
@@ -19,26 +19,12 @@ namespace {
 // (sample, C-order element, memory position within the sample) of one lane.
 using Visit = std::array<int64_t, 3>;
 
-template <int width>
-std::vector<Visit> contiguous_visits(const Cut& cut, uint32_t item) {
-  const Pack pack = contiguous_pack<width>(cut, item);
-  std::vector<Visit> lanes;
-  for (uint32_t j = 0; j < pack.count; ++j) {
-    lanes.push_back({pack.sample, pack.first + j, pack.first + j});
-  }
-  return lanes;
+Pack pack_of(const Cut& cut, uint32_t item, int width) {
+  if (cut.layout.channels_last) return channels_last_pack(cut, item);
+  return width == 4 ? contiguous_pack<4>(cut, item) : contiguous_pack<8>(cut, item);
 }
 
-std::vector<Visit> channels_last_visits(const Cut& cut, uint32_t item) {
-  const Pack pack = channels_last_pack(cut, item);
-  std::vector<Visit> lanes;
-  for (uint32_t j = 0; j < pack.count; ++j) {
-    lanes.push_back({pack.sample, pack.first + j, channels_last_position(cut, pack, j, 1, 0)});
-  }
-  return lanes;
-}
-
-// What item number `item` of a launch visits, lane by lane, for every item.
+// What each item of a launch visits, lane by lane.
 std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int64_t channels,
                                                int64_t pixels, bool channels_last, int width) {
   if (width != 4 && (width != 8 || channels_last)) {
@@ -47,9 +33,13 @@ std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int6
   const Cut cut = Cut::of({batch, size, channels, pixels, channels_last}, width);
   std::vector<std::vector<Visit>> packs;
   for (uint32_t item = 0; item < cut.items; ++item) {
-    packs.push_back(channels_last ? channels_last_visits(cut, item)
-                    : width == 4  ? contiguous_visits<4>(cut, item)
-                                  : contiguous_visits<8>(cut, item));
+    const Pack pack = pack_of(cut, item, width);
+    std::vector<Visit>& lanes = packs.emplace_back();
+    for (uint32_t j = 0; j < pack.count; ++j) {
+      const int64_t element = pack.first + j;
+      const int64_t position = channels_last ? channels_last_position(cut, pack, j, 1, 0) : element;
+      lanes.push_back({pack.sample, element, position});
+    }
   }
   return packs;
 }

@@ -2,7 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"
-#include "cpu/backend.h"
+#include "cpu/instruction_sets.h"
 
 namespace py = pybind11;
 

@@ -1,11 +1,9 @@
-// The planner on NumPy's arrays: Python has checked shapes and dtypes and keeps the arrays alive.
-#include "core/planner.h"
-
-#include <stdexcept>
-
+// Bindings of the path searches on NumPy's arrays: Python has checked shapes and dtypes and keeps
+// the arrays alive.
 #include "bind/bind.h"
-#include "core/second_order.h"
-#include "cpu/backend.h"
+#include "bind/operator.h"
+#include "planner/multistep_path.h"
+#include "planner/shortest_path.h"
 
 namespace py = pybind11;
 
@@ -13,59 +11,44 @@ namespace fastsample {
 
 namespace {
 
-template <typename T>
-T* pointer(uintptr_t address) {
-  if (!address) throw std::invalid_argument("native: an array without storage was passed");
-  return reinterpret_cast<T*>(address);
+void table_paths(const py::args& values) {
+  Arguments arguments(values);
+  TablePathOperands o{};
+  Target target{cpu_device, 0, 1};
+  arguments.read(o.costs, o.size, o.budgets, o.best, target.threads);
+  arguments.require_end();
+  require_storage({o.costs, o.best});
+  run(&Operators::table_paths, o, target);
+}
+
+void separable_paths(const py::args& values) {
+  Arguments arguments(values);
+  SeparablePathOperands o{};
+  arguments.read(o.cost, o.time, o.alpha_bar, o.noise, o.error, o.decoder, o.dims, o.size,
+                 o.budgets, o.best, o.origin);
+  arguments.require_end();
+  require_storage({o.time, o.alpha_bar, o.noise, o.error, o.decoder, o.best, o.origin});
+  const py::gil_scoped_release release;
+  separable_paths(o);
+}
+
+void multistep_paths(const py::args& values) {
+  Arguments arguments(values);
+  MultistepPathOperands o{};
+  arguments.read(o.first, o.costs, o.size, o.budgets, o.best, o.origin);
+  arguments.require_end();
+  require_storage({o.first, o.costs, o.best, o.origin});
+  const py::gil_scoped_release release;
+  multistep_paths(o);
 }
 
 }  // namespace
 
 void register_planner(py::module_& module) {
   module.attr("path_lanes") = path_lanes;
-  module.def(
-      "table_paths",
-      [](uintptr_t costs, int64_t size, int64_t budgets, uintptr_t best, int threads) {
-        const TableOperands operands{pointer<const double>(costs), size, budgets,
-                                     pointer<double>(best)};
-        py::gil_scoped_release release;
-        cpu::table_paths(operands, threads);
-      },
-      py::arg("costs"), py::arg("size"), py::arg("budgets"), py::arg("best"), py::arg("threads"));
-  module.def(
-      "separable_paths",
-      [](int edge, uintptr_t time, uintptr_t alpha_bar, uintptr_t noise, uintptr_t error,
-         uintptr_t decoder, double dims, int64_t size, int64_t budgets, uintptr_t best,
-         uintptr_t origin) {
-        const SeparableOperands operands{static_cast<Edge>(edge),
-                                         pointer<const double>(time),
-                                         pointer<const double>(alpha_bar),
-                                         pointer<const double>(noise),
-                                         pointer<const double>(error),
-                                         pointer<const double>(decoder),
-                                         dims,
-                                         size,
-                                         budgets,
-                                         pointer<double>(best),
-                                         pointer<int32_t>(origin)};
-        py::gil_scoped_release release;
-        separable_paths(operands);
-      },
-      py::arg("edge"), py::arg("time"), py::arg("alpha_bar"), py::arg("noise"), py::arg("error"),
-      py::arg("decoder"), py::arg("dims"), py::arg("size"), py::arg("budgets"), py::arg("best"),
-      py::arg("origin"));
-  module.def(
-      "second_order_paths",
-      [](uintptr_t first, uintptr_t costs, int64_t size, int64_t budgets, uintptr_t best,
-         uintptr_t origin) {
-        const SecondOrderOperands operands{
-            pointer<const double>(first), pointer<const double>(costs), size, budgets,
-            pointer<double>(best),        pointer<int32_t>(origin)};
-        py::gil_scoped_release release;
-        second_order_paths(operands);
-      },
-      py::arg("first"), py::arg("costs"), py::arg("size"), py::arg("budgets"), py::arg("best"),
-      py::arg("origin"));
+  module.def("table_paths", &table_paths);
+  module.def("separable_paths", py::overload_cast<const py::args&>(&separable_paths));
+  module.def("multistep_paths", py::overload_cast<const py::args&>(&multistep_paths));
 }
 
 }  // namespace fastsample

@@ -1,16 +1,12 @@
-// Integers from Python become pointers here. Python has checked shapes, dtypes and devices; this
-// file only guards memory: a null pointer (a fake or meta tensor) is an error, never a crash.
-#include "core/step.h"
-
+// Bindings of the step, its gradients and the noise. The order of the fields below is the order of
+// the arguments in fastsample/ops/native.py.
 #include <pybind11/stl.h>
 
 #include <array>
-#include <stdexcept>
 
 #include "bind/bind.h"
-#include "bind/launch.h"
-#include "cpu/backend.h"
-#include "cpu/threads.h"
+#include "bind/operator.h"
+#include "core/operands.h"
 
 namespace py = pybind11;
 
@@ -18,117 +14,62 @@ namespace fastsample {
 
 namespace {
 
-void require(const Layout& layout, std::initializer_list<const void*> pointers) {
-  if (layout.batch == 0 || layout.size == 0) return;
-  for (const void* p : pointers) {
-    if (!p)
-      throw std::invalid_argument("native: a tensor without storage (fake or meta) was passed");
-  }
+void read_layout(Layout& layout, Arguments& arguments) {
+  arguments.read(layout.batch, layout.size, layout.channels, layout.pixels, layout.channels_last);
 }
 
-StepOperands step_operands(int dtype, int64_t batch, int64_t size, int64_t channels, int64_t pixels,
-                           bool channels_last, bool learned, uintptr_t x, uintptr_t out,
-                           uintptr_t uncond, uintptr_t noise, uintptr_t h1, uintptr_t h2,
-                           uintptr_t rows, int64_t num_rows, uintptr_t row, bool row_per_sample,
-                           uintptr_t seeds, bool seed_per_sample, uintptr_t index) {
-  StepOperands o{};
-  o.dtype = static_cast<DType>(dtype);
-  o.layout = {batch, size, channels, pixels, channels_last};
-  o.control = {
-      pointer<const double>(rows),   num_rows,        pointer<const int64_t>(row),  row_per_sample,
-      pointer<const int64_t>(seeds), seed_per_sample, pointer<const int64_t>(index)};
-  o.learned = learned;
-  o.x = pointer<void>(x);
-  o.out = pointer<void>(out);
-  o.uncond = pointer<void>(uncond);
-  o.noise = pointer<void>(noise);
-  o.h1 = pointer<void>(h1);
-  o.h2 = pointer<void>(h2);
-  require(o.layout, {o.x, o.out, o.control.rows, o.control.row});
-  if (o.control.seeds) require(o.layout, {o.control.index});
-  return o;
+void read_identity(Identity& identity, Arguments& arguments) {
+  arguments.read(identity.seeds, identity.seed_per_sample, identity.index);
+}
+
+// The operands that a step has in common with its gradients.
+void read_forward(StepOperands& o, Arguments& arguments) {
+  arguments.read(o.dtype);
+  read_layout(o.layout, arguments);
+  arguments.read(o.learned, o.x, o.out, o.uncond, o.noise, o.h1, o.h2);
+  arguments.read(o.rows.table, o.rows.count, o.rows.number, o.rows.number_per_sample);
+  read_identity(o.identity, arguments);
+  if (o.layout.empty()) return;
+  require_storage({o.x, o.out, o.rows.table, o.rows.number});
+  if (o.identity.seeds) require_storage({o.identity.index});
+}
+
+void read_operands(StepOperands& o, Arguments& arguments) {
+  read_forward(o, arguments);
+  arguments.read(o.next, o.x0);
+  if (!o.layout.empty()) require_storage({o.next});
+}
+
+void read_operands(BackwardOperands& b, Arguments& arguments) {
+  read_forward(b.forward, arguments);
+  arguments.read(b.grad_next, b.grad_x0, b.grad_x, b.grad_out, b.grad_uncond, b.grad_noise,
+                 b.grad_h1, b.grad_h2);
+  if (b.forward.layout.empty()) return;
+  require_storage({b.grad_next, b.grad_x, b.grad_out});
+  if (b.forward.uncond) require_storage({b.grad_uncond});
+}
+
+void read_operands(RowGradientOperands& r, Arguments& arguments) {
+  read_forward(r.forward, arguments);
+  arguments.read(r.grad_next, r.grad_x0, r.chunks, r.sums);
+  if (!r.forward.layout.empty()) require_storage({r.grad_next, r.sums});
+}
+
+void read_operands(NoiseOperands& o, Arguments& arguments) {
+  arguments.read(o.dtype);
+  read_layout(o.layout, arguments);
+  read_identity(o.identity, arguments);
+  arguments.read(o.draw, o.out);
+  if (!o.layout.empty()) require_storage({o.identity.seeds, o.identity.index, o.out});
 }
 
 }  // namespace
 
 void register_step(py::module_& module) {
-  module.def("step", [](int device, uintptr_t stream, int threads, int dtype, int64_t batch,
-                        int64_t size, int64_t channels, int64_t pixels, bool channels_last,
-                        bool learned, uintptr_t x, uintptr_t out, uintptr_t uncond, uintptr_t noise,
-                        uintptr_t h1, uintptr_t h2, uintptr_t rows, int64_t num_rows, uintptr_t row,
-                        bool row_per_sample, uintptr_t seeds, bool seed_per_sample, uintptr_t index,
-                        uintptr_t next, uintptr_t x0) {
-    StepOperands o = step_operands(dtype, batch, size, channels, pixels, channels_last, learned, x,
-                                   out, uncond, noise, h1, h2, rows, num_rows, row, row_per_sample,
-                                   seeds, seed_per_sample, index);
-    o.next = pointer<void>(next);
-    o.x0 = pointer<void>(x0);
-    require(o.layout, {o.next});
-    launch<StepOperands>(o, device, stream, threads, &cpu::step, &emulated::step, FS_CUDA(step));
-  });
-
-  module.def("step_backward",
-             [](int device, uintptr_t stream, int threads, int dtype, int64_t batch, int64_t size,
-                int64_t channels, int64_t pixels, bool channels_last, bool learned, uintptr_t x,
-                uintptr_t out, uintptr_t uncond, uintptr_t noise, uintptr_t h1, uintptr_t h2,
-                uintptr_t rows, int64_t num_rows, uintptr_t row, bool row_per_sample,
-                uintptr_t seeds, bool seed_per_sample, uintptr_t index, uintptr_t grad_next,
-                uintptr_t grad_x0, uintptr_t grad_x, uintptr_t grad_out, uintptr_t grad_uncond,
-                uintptr_t grad_noise, uintptr_t grad_h1, uintptr_t grad_h2) {
-               BackwardOperands b{};
-               b.forward = step_operands(dtype, batch, size, channels, pixels, channels_last,
-                                         learned, x, out, uncond, noise, h1, h2, rows, num_rows,
-                                         row, row_per_sample, seeds, seed_per_sample, index);
-               b.grad_next = pointer<void>(grad_next);
-               b.grad_x0 = pointer<void>(grad_x0);
-               b.grad_x = pointer<void>(grad_x);
-               b.grad_out = pointer<void>(grad_out);
-               b.grad_uncond = pointer<void>(grad_uncond);
-               b.grad_noise = pointer<void>(grad_noise);
-               b.grad_h1 = pointer<void>(grad_h1);
-               b.grad_h2 = pointer<void>(grad_h2);
-               require(b.forward.layout, {b.grad_next, b.grad_x, b.grad_out});
-               if (b.forward.uncond) require(b.forward.layout, {b.grad_uncond});
-               launch<BackwardOperands>(b, device, stream, threads, &cpu::step_backward,
-                                        &emulated::step_backward, FS_CUDA(step_backward));
-             });
-
-  module.def("row_gradients",
-             [](int device, uintptr_t stream, int threads, int dtype, int64_t batch, int64_t size,
-                int64_t channels, int64_t pixels, bool channels_last, bool learned, uintptr_t x,
-                uintptr_t out, uintptr_t uncond, uintptr_t noise, uintptr_t h1, uintptr_t h2,
-                uintptr_t rows, int64_t num_rows, uintptr_t row, bool row_per_sample,
-                uintptr_t seeds, bool seed_per_sample, uintptr_t index, uintptr_t grad_next,
-                uintptr_t grad_x0, int64_t chunks, uintptr_t sums) {
-               RowGradientOperands r{};
-               r.forward = step_operands(dtype, batch, size, channels, pixels, channels_last,
-                                         learned, x, out, uncond, noise, h1, h2, rows, num_rows,
-                                         row, row_per_sample, seeds, seed_per_sample, index);
-               r.grad_next = pointer<void>(grad_next);
-               r.grad_x0 = pointer<void>(grad_x0);
-               r.chunks = chunks;
-               r.sums = pointer<double>(sums);
-               require(r.forward.layout, {r.grad_next, r.sums});
-               launch<RowGradientOperands>(r, device, stream, threads, &cpu::row_gradients, nullptr,
-                                           FS_CUDA(row_gradients));
-             });
-
-  module.def("fill_noise",
-             [](int device, uintptr_t stream, int threads, int dtype, int64_t batch, int64_t size,
-                int64_t channels, int64_t pixels, bool channels_last, uintptr_t seeds,
-                bool seed_per_sample, uintptr_t index, uint32_t draw, uintptr_t out) {
-               NoiseOperands o{};
-               o.dtype = static_cast<DType>(dtype);
-               o.layout = {batch, size, channels, pixels, channels_last};
-               o.seeds = pointer<const int64_t>(seeds);
-               o.seed_per_sample = seed_per_sample;
-               o.index = pointer<const int64_t>(index);
-               o.draw = draw;
-               o.out = pointer<void>(out);
-               require(o.layout, {o.seeds, o.index, o.out});
-               launch<NoiseOperands>(o, device, stream, threads, &cpu::fill_noise,
-                                     &emulated::fill_noise, FS_CUDA(fill_noise));
-             });
+  define<StepOperands>(module, "step", &Operators::step, read_operands);
+  define<BackwardOperands>(module, "step_backward", &Operators::step_backward, read_operands);
+  define<RowGradientOperands>(module, "row_gradients", &Operators::row_gradients, read_operands);
+  define<NoiseOperands>(module, "fill_noise", &Operators::fill_noise, read_operands);
 
   module.def("philox", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     const Words words =

@@ -1,5 +1,5 @@
-// The element types of the package, their codes at the Python boundary, and the arithmetic type of
-// each.
+// The element types of the package, the codes by which Python names them, and the type that each is
+// computed in.
 #pragma once
 
 #include <stdexcept>
@@ -8,7 +8,7 @@
 
 namespace fastsample {
 
-// fastsample/ops.py holds the same numbers.
+// DTYPE_CODES in fastsample/ops holds the same numbers.
 enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
 
 // Arithmetic is float for float32 and the 16-bit types, double for float64.

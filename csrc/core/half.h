@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "core/backend.h"
+#include "core/platform.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>

@@ -7,11 +7,13 @@
 // rounded, so every back end gives the same bits.
 #pragma once
 
-#include "core/backend.h"
+#include "core/platform.h"
 
 namespace fastsample {
 
-constexpr uint32_t start_draw = 0xffffffffu;  // the draw that makes x_T; rows use their own number
+constexpr int philox_rounds = 10;
+constexpr uint32_t philox_multiplier0 = 0xd2511f53u, philox_multiplier1 = 0xcd9e8d57u;
+constexpr uint32_t philox_increment0 = 0x9e3779b9u, philox_increment1 = 0xbb67ae85u;  // of the key
 
 struct Words {
   uint32_t r0, r1, r2, r3;
@@ -47,17 +49,18 @@ FS_HD Product multiply(uint32_t a, uint32_t b) {
 #endif
 }
 
+// Ten rounds of Philox4x32. cpu/philox.h holds the same rounds for many blocks at once.
 FS_HD Words philox(Words counter, uint32_t key0, uint32_t key1) {
   Words r = counter;
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
-  for (int round = 0; round < 10; ++round) {
-    const Product product0 = multiply(0xd2511f53u, r.r0);
-    const Product product1 = multiply(0xcd9e8d57u, r.r2);
+  for (int round = 0; round < philox_rounds; ++round) {
+    const Product product0 = multiply(philox_multiplier0, r.r0);
+    const Product product1 = multiply(philox_multiplier1, r.r2);
     r = {product1.high ^ r.r1 ^ key0, product1.low, product0.high ^ r.r3 ^ key1, product0.low};
-    key0 += 0x9e3779b9u;
-    key1 += 0xbb67ae85u;
+    key0 += philox_increment0;
+    key1 += philox_increment1;
   }
   return r;
 }

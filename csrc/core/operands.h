@@ -1,10 +1,10 @@
-// What crosses from the binding to the loops: plain pointers and sizes, the same for CPU and CUDA.
-// Sizes and strides are in elements, never bytes. A null pointer means "this operand is not there".
+// The operands of each operator, as they cross from the bindings to the loops: plain pointers and
+// sizes, the same for every back end. Sizes and strides are in elements, never bytes. A null
+// pointer means that an operand was not given. T is the dtype of the call, F its arithmetic type.
 #pragma once
 
-#include <cstdint>
-
 #include "core/dtype.h"
+#include "core/noise.h"
 
 namespace fastsample {
 
@@ -13,28 +13,45 @@ namespace fastsample {
 struct Layout {
   int64_t batch, size, channels, pixels;
   bool channels_last;
+
+  FS_HD bool empty() const { return batch == 0 || size == 0; }
 };
 
-// Where a sample finds its row and its noise; all of it in memory of the device that runs the step.
-struct Control {
-  const double* rows;
-  int64_t num_rows;
-  const int64_t* row;  // one number, or one per sample
-  bool row_per_sample;
+// The plan's table and which of its rows a sample takes; in memory of the device that runs the
+// step.
+struct Rows {
+  const double* table;
+  int64_t count;
+  const int64_t* number;  // one, or one per sample
+  bool number_per_sample;
+
+  template <typename Index>
+  FS_HD int64_t number_of(Index sample) const {
+    return number[number_per_sample ? sample : 0];
+  }
+};
+
+// What makes a sample's noise its own; in memory of the device that makes the noise.
+struct Identity {
   const int64_t* seeds;  // null: no generated noise
   bool seed_per_sample;
   const int64_t* index;  // one per sample
+
+  template <typename Index>
+  FS_HD Stream stream(Index sample, uint32_t draw) const {
+    return make_stream(seeds[seed_per_sample ? sample : 0], index[sample], draw);
+  }
 };
 
-// T is the dtype of the call, F its arithmetic type.
 struct StepOperands {
   DType dtype;
   Layout layout;
-  Control control;
+  Rows rows;
+  Identity identity;
   bool learned;        // out holds [prediction | v], 2 * channels
   const void* x;       // T
-  const void* out;     // T, conditional output when `uncond` is there
-  const void* uncond;  // T
+  const void* out;     // T, conditional output when `uncond` is given
+  const void* uncond;  // T, as out
   const void* noise;   // T, instead of generated noise
   const void* h1;      // F
   const void* h2;      // F
@@ -42,16 +59,17 @@ struct StepOperands {
   void* x0;            // F
 };
 
-// A sample that makes no noise and has no row of its own needs no identity: the batch is then one
-// long sample, without a cut at each boundary.
+// The operands of a step whose samples may be cut anywhere: as one long sample, which has no cut at
+// each boundary, unless samples make noise or have rows of their own.
 FS_HD StepOperands joined(const StepOperands& o) {
   StepOperands result = o;
-  if (o.control.seeds || o.control.row_per_sample || o.learned) return result;
+  if (o.identity.seeds || o.rows.number_per_sample || o.learned) return result;
   const int64_t size = o.layout.batch * o.layout.size;
   result.layout = {size > 0 ? 1 : 0, size, 1, size, false};
   return result;
 }
 
+// Gradients of a step's tensors.
 struct BackwardOperands {
   StepOperands forward;   // next and x0 unused
   const void* grad_next;  // T
@@ -64,12 +82,19 @@ struct BackwardOperands {
   void* grad_h2;          // F
 };
 
+// Gradients of a step's rows.
+struct RowGradientOperands {
+  StepOperands forward;   // next and x0 unused
+  const void* grad_next;  // T
+  const void* grad_x0;    // F
+  int64_t chunks;         // parts of a sample that have sums of their own; 1 on a CPU
+  double* sums;           // (batch, chunks, columns of a row)
+};
+
 struct NoiseOperands {
   DType dtype;
   Layout layout;
-  const int64_t* seeds;
-  bool seed_per_sample;
-  const int64_t* index;
+  Identity identity;
   uint32_t draw;
   void* out;  // T
 };

@@ -1,6 +1,6 @@
 // Gradients of the fused step on CPU: one pass over the operands of the forward step, nothing saved
 // but them. Noise is made again from its counter.
-#include "cpu/backend.h"
+#include "cpu/operators.h"
 #include "cpu/view.h"
 
 namespace fastsample {
@@ -37,7 +37,7 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
 #pragma omp simd
   for (int64_t i = 0; i < tile.count; ++i) {
     const F g = widen(grad[i]);
-    const F unclamped = raw_x0<F>(row, widen(view.x[i]), widen(m[i]));
+    const F unclamped = unclamped_x0<F>(row, widen(view.x[i]), widen(m[i]));
     const Gradients<F> result = differentiate(row, unclamped, g, grad_x0 ? grad_x0[i] : F(0));
     grad_x[i] = narrow<T>(result.x);
     grad_m[i] = result.m;
@@ -67,9 +67,8 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
   if (grad_noise && row.d == 0) std::fill_n(grad_noise, tile.count, narrow<T>(F(0)));
   with_noise(view, buffers, [&](const auto* z, auto deviation) {
     if (o.learned && reads_variance(row)) {
-      const F slope = F(0.25) * (row.lv_hi - row.lv_lo);  // d log(sd) / dv
       write_half(o, tile, 1, b.grad_out, buffers.staged, [&](int64_t i) {
-        return widen(grad[i]) * (slope * deviation(i) * static_cast<F>(widen(z[i])));
+        return variance_gradient<F>(row, deviation(i), widen(z[i]), widen(grad[i]));
       });
     }
     if (!grad_noise) return;
@@ -96,9 +95,9 @@ void backward_all(const BackwardOperands& b, int threads) {
 
 }  // namespace
 
-void step_backward(const BackwardOperands& b, int threads) {
+void step_backward(const BackwardOperands& b, const Target& target) {
   dispatch(b.forward.dtype,
-           [&](auto tag) { backward_all<typename decltype(tag)::type>(b, threads); });
+           [&](auto tag) { backward_all<typename decltype(tag)::type>(b, target.threads); });
 }
 
 }  // namespace FASTSAMPLE_ISA

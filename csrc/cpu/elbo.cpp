@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "cpu/backend.h"
+#include "cpu/operators.h"
 
 namespace fastsample {
 namespace cpu {
@@ -69,9 +69,9 @@ double decoder(const Tile& tile, int count, double log_scale, double half_bin) {
 
 }  // namespace
 
-void elbo_sums(const ElboOperands& o, [[maybe_unused]] int threads) {
+void elbo_sums(const ElboOperands& o, [[maybe_unused]] const Target& target) {
   const int64_t chunks = num_chunks(o), width = sums_width(o);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(target.threads) schedule(static)
   for (int64_t item = 0; item < o.batch * chunks; ++item) {
     const int64_t sample = item / chunks, begin = item % chunks * o.chunk;
     const int64_t end = std::min(begin + o.chunk, o.size);

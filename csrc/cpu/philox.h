@@ -98,7 +98,8 @@ template <typename Blocks>
 inline void philox_words(const Stream& stream, const Blocks& blocks, int64_t begin, int64_t count,
                          uint32_t* r0, uint32_t* r1, uint32_t* r2, uint32_t* r3) {
   constexpr int unroll = Lanes::unroll;
-  const Lanes multiplier0 = Lanes::all(0xd2511f53u), multiplier1 = Lanes::all(0xcd9e8d57u);
+  const Lanes multiplier0 = Lanes::all(philox_multiplier0),
+              multiplier1 = Lanes::all(philox_multiplier1);
   for (int64_t i = 0; i < count; i += philox_group) {
     Lanes c0[unroll], c1[unroll], c2[unroll], c3[unroll];
     for (int u = 0; u < unroll; ++u) {
@@ -108,7 +109,7 @@ inline void philox_words(const Stream& stream, const Blocks& blocks, int64_t beg
       c3[u] = Lanes::all(stream.draw);
     }
     uint32_t key0 = stream.key0, key1 = stream.key1;
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < philox_rounds; ++round) {
       const Lanes k0 = Lanes::all(key0), k1 = Lanes::all(key1);
       for (int u = 0; u < unroll; ++u) {
         const Lanes product0 = multiplier0.times(c0[u]), product1 = multiplier1.times(c2[u]);
@@ -117,8 +118,8 @@ inline void philox_words(const Stream& stream, const Blocks& blocks, int64_t beg
         c1[u] = product1;
         c3[u] = product0;
       }
-      key0 += 0x9e3779b9u;
-      key1 += 0xbb67ae85u;
+      key0 += philox_increment0;
+      key1 += philox_increment1;
     }
     for (int u = 0; u < unroll; ++u) {
       const int64_t at = i + u * Lanes::count;

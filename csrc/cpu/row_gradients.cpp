@@ -1,7 +1,7 @@
-// Gradients of the rows on CPU: one thread per sample, sums in double.
+// Gradients of the rows on CPU: a thread sums whole samples, in double.
 #include "core/row_gradients.h"
 
-#include "cpu/backend.h"
+#include "cpu/operators.h"
 #include "cpu/view.h"
 
 namespace fastsample {
@@ -38,21 +38,23 @@ void add_tile(const RowGradientOperands& r, const View<T>& view, const M* m, Buf
     for (int64_t i = 0; i < count; ++i)
       w += static_cast<double>(buffers.next[i] * (widen(view.c[i]) - widen(view.u[i])));
   }
-  sums[at_p] += p;
-  sums[at_q] += q;
-  sums[at_lo] += lo;
-  sums[at_hi] += hi;
-  sums[at_w] += w;
-  sums[at_a] += a;
-  sums[at_b] += b;
-  sums[at_e] += e;
-  for (const auto& [history, column] : {std::pair{view.h1, at_c1}, std::pair{view.h2, at_c2}}) {
-    if (!history) continue;
+  sums[Column::p] += p;
+  sums[Column::q] += q;
+  sums[Column::lo] += lo;
+  sums[Column::hi] += hi;
+  sums[Column::w] += w;
+  sums[Column::a] += a;
+  sums[Column::b] += b;
+  sums[Column::e] += e;
+  const auto add_history = [&](const F* history, int column) {
+    if (!history) return;
     double c = 0;
 #pragma omp simd reduction(+ : c)
     for (int64_t i = 0; i < count; ++i) c += static_cast<double>(widen(grad[i]) * history[i]);
     sums[column] += c;
-  }
+  };
+  add_history(view.h1, Column::c1);
+  add_history(view.h2, Column::c2);
   if (row.d == 0) return;
   const bool learned = view.v && reads_variance(row);
   double d = 0, lv_lo = 0, lv_hi = 0;
@@ -70,9 +72,9 @@ void add_tile(const RowGradientOperands& r, const View<T>& view, const M* m, Buf
     add(view.noise);
   else
     add(view.z);
-  sums[at_d] += d;
-  sums[at_lv_lo] += lv_lo;
-  sums[at_lv_hi] += lv_hi;
+  sums[Column::d] += d;
+  sums[Column::lv_lo] += lv_lo;
+  sums[Column::lv_hi] += lv_hi;
 }
 
 template <typename T>
@@ -84,8 +86,8 @@ void all_samples(const RowGradientOperands& r, [[maybe_unused]] int threads) {
     Buffers<T> buffers;
 #pragma omp for schedule(static)
     for (int64_t sample = 0; sample < o.layout.batch; ++sample) {
-      double* sums = r.sums + sample * row_size;
-      std::fill_n(sums, row_size, 0.0);
+      double* sums = r.sums + sample * Column::count;
+      std::fill_n(sums, Column::count, 0.0);
       for (int64_t i = 0; i < tiling.per_sample; ++i) {
         const View<T> view = make_view(o, tiling[sample * tiling.per_sample + i], buffers);
         with_guided(view, buffers, [&](const auto* m) { add_tile(r, view, m, buffers, sums); });
@@ -96,9 +98,9 @@ void all_samples(const RowGradientOperands& r, [[maybe_unused]] int threads) {
 
 }  // namespace
 
-void row_gradients(const RowGradientOperands& r, int threads) {
+void row_gradients(const RowGradientOperands& r, const Target& target) {
   dispatch(r.forward.dtype,
-           [&](auto tag) { all_samples<typename decltype(tag)::type>(r, threads); });
+           [&](auto tag) { all_samples<typename decltype(tag)::type>(r, target.threads); });
 }
 
 }  // namespace FASTSAMPLE_ISA

@@ -1,10 +1,10 @@
-// The fused step and the noise kernel on CPU, compiled once per instruction set.
+// The step on CPU, compiled once for each instruction set.
 //
 // Bound: memory. Per float32 element 4 bytes of x and 4 of the model output are read and 4 written.
 // Intermediate values live in tile buffers inside the first-level cache, so an optional operand
 // costs its own bytes and nothing else, and each loop over a tile is one that the compiler
 // vectorises.
-#include "cpu/backend.h"
+#include "cpu/operators.h"
 #include "cpu/view.h"
 
 #if defined(__SSE2__)
@@ -17,8 +17,8 @@ namespace FASTSAMPLE_ISA {
 
 namespace {
 
-// From this size on the output is written around the caches: it would not stay there anyway, and a
-// normal store first reads the line it overwrites (16 bytes moved per float32 element instead of
+// From this size on the output is written around the caches: it would not stay in them anyway, and
+// a normal store first reads the line it overwrites (16 bytes moved per float32 element instead of
 // 12).
 constexpr int64_t stream_bytes = int64_t{24} << 20;
 
@@ -60,7 +60,7 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
   // By value: through a reference, a store to the target could change the row.
   const auto x_next = [row, x, m](int64_t i) {
     const F from = widen(x[i]), output = widen(m[i]);
-    return mean(row, from, clamp(row, raw_x0(row, from, output)), output);
+    return mean(row, from, clamped_x0(row, unclamped_x0(row, from, output)), output);
   };
   if (!view.h1 && !view.h2 && !x0_out) {  // one pass: what few-step sampling nearly always runs
     if (row.d == 0) {
@@ -80,7 +80,7 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const F from = widen(x[i]), output = widen(m[i]);
-    x0[i] = clamp(row, raw_x0(row, from, output));
+    x0[i] = clamped_x0(row, unclamped_x0(row, from, output));
     next[i] = mean(row, from, x0[i], output);
   }
   if (const F* h1 = view.h1) {
@@ -123,42 +123,19 @@ void step_all(const StepOperands& o, int threads) {
 }
 
 // Whether the one row of the call draws no noise (on CUDA only the device could tell).
-bool quiet(const Control& control) {
-  const int64_t number = control.row_per_sample ? -1 : *control.row;
-  return number >= 0 && number < control.num_rows && control.rows[number * row_size + 10] == 0;
-}
-
-template <typename T>
-void fill_all(const NoiseOperands& o, int threads) {
-  using F = arithmetic_t<T>;
-  const Tiling tiling(o.layout);
-  for_tiles(tiling.total, o.layout.batch * o.layout.size, threads, [&](int64_t begin, int64_t end) {
-    alignas(64) float z[tile_size];
-    NoiseScratch scratch;
-    for (int64_t number = begin; number < end; ++number) {
-      const Tile tile = tiling[number];
-      const Stream stream =
-          make_stream(o.seeds[o.seed_per_sample ? tile.sample : 0], o.index[tile.sample], o.draw);
-      fill_noise(stream, o.layout, tile, z, scratch);
-      T* out = at<T>(o.out, tile.sample * o.layout.size + tile.first);
-#pragma omp simd
-      for (int64_t i = 0; i < tile.count; ++i) out[i] = narrow<T>(static_cast<F>(z[i]));
-    }
-  });
+bool is_deterministic(const Rows& rows) {
+  const int64_t number = rows.number_per_sample ? -1 : *rows.number;
+  return number >= 0 && number < rows.count && rows.table[number * Column::count + Column::d] == 0;
 }
 
 }  // namespace
 
-void step(const StepOperands& operands, int threads) {
+void step(const StepOperands& operands, const Target& target) {
   StepOperands o = operands;
-  if (o.layout.batch == 0 || o.layout.size == 0) return;  // the row may be a null pointer then
-  if (quiet(o.control)) o.control.seeds = nullptr;
+  if (o.layout.empty()) return;  // the row may be a null pointer then
+  if (is_deterministic(o.rows)) o.identity.seeds = nullptr;
   o = joined(o);
-  dispatch(o.dtype, [&](auto tag) { step_all<typename decltype(tag)::type>(o, threads); });
-}
-
-void fill_noise(const NoiseOperands& o, int threads) {
-  dispatch(o.dtype, [&](auto tag) { fill_all<typename decltype(tag)::type>(o, threads); });
+  dispatch(o.dtype, [&](auto tag) { step_all<typename decltype(tag)::type>(o, target.threads); });
 }
 
 }  // namespace FASTSAMPLE_ISA

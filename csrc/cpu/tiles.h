@@ -73,8 +73,8 @@ void fill_blocks(const Stream& stream, const Blocks& blocks, int64_t count, floa
   }
 }
 
-// Working memory of fill_noise: of a channels_last tile with one pixel, every element needs a block
-// of its own; with two, a run may straddle two blocks.
+// Working memory of fill_tile_noise: of a channels_last tile with one pixel, every element needs a
+// block of its own; with two, a run may straddle two blocks.
 struct NoiseScratch {
   alignas(64) float normals[4 * tile_size];
   alignas(64) uint32_t blocks[tile_size + philox_group];
@@ -83,8 +83,8 @@ struct NoiseScratch {
 // Noise of a tile into `z`, which has room for whole blocks (tile_size is a multiple of 4). The
 // element number is the C-order one whatever the memory format, so a channels_last tile takes each
 // channel's run of pixels from that channel's own blocks; all runs are computed in one go.
-inline void fill_noise(const Stream& stream, const Layout& layout, const Tile& tile, float* z,
-                       NoiseScratch& scratch) {
+inline void fill_tile_noise(const Stream& stream, const Layout& layout, const Tile& tile, float* z,
+                            NoiseScratch& scratch) {
   if (!layout.channels_last) {
     fill_blocks(stream, Run{tile.first / 4}, (tile.count + 3) / 4, z);
     return;

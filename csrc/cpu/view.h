@@ -43,26 +43,30 @@ struct View {
   const float* z;  // generated noise
 };
 
-// Copies one half (prediction or v) of a channels_last tile of a 2C-channel tensor to `packed`.
-template <typename T>
-void gather_half(const T* out, const Layout& layout, const Tile& tile, int64_t half, T* packed) {
+// One half (prediction or v) of a channels_last tile in a tensor of 2C channels: calls
+// `visit(interleaved, packed)` with each element's position in the sample and in the half alone.
+template <typename Visit>
+void for_half(const Layout& layout, const Tile& tile, int64_t half, Visit&& visit) {
   const int64_t channels = layout.channels;
   const int64_t width = std::min(channels, tile.count), pixels = tile.count / width;
-  const T* from =
-      out + tile.first / channels * 2 * channels + half * channels + tile.first % channels;
+  const int64_t first =
+      tile.first / channels * 2 * channels + half * channels + tile.first % channels;
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-    for (int64_t c = 0; c < width; ++c) packed[pixel * width + c] = from[pixel * 2 * channels + c];
+    for (int64_t c = 0; c < width; ++c) {
+      visit(first + pixel * 2 * channels + c, pixel * width + c);
+    }
   }
 }
 
 template <typename T>
-void scatter_half(const T* packed, const Layout& layout, const Tile& tile, int64_t half, T* out) {
-  const int64_t channels = layout.channels;
-  const int64_t width = std::min(channels, tile.count), pixels = tile.count / width;
-  T* to = out + tile.first / channels * 2 * channels + half * channels + tile.first % channels;
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-    for (int64_t c = 0; c < width; ++c) to[pixel * 2 * channels + c] = packed[pixel * width + c];
-  }
+void gather_half(const T* sample, const Layout& layout, const Tile& tile, int64_t half, T* packed) {
+  for_half(layout, tile, half, [=](int64_t from, int64_t to) { packed[to] = sample[from]; });
+}
+
+template <typename T>
+void scatter_half(const T* packed, const Layout& layout, const Tile& tile, int64_t half,
+                  T* sample) {
+  for_half(layout, tile, half, [=](int64_t to, int64_t from) { sample[to] = packed[from]; });
 }
 
 // Finds a tile's operands; gathers strided ones and generates its noise into `buffers`.
@@ -70,10 +74,9 @@ template <typename T>
 View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) {
   using F = arithmetic_t<T>;
   const Layout& layout = o.layout;
-  const Control& control = o.control;
-  const int64_t number = control.row[control.row_per_sample ? tile.sample : 0];
+  const int64_t number = o.rows.number_of(tile.sample);
   View<T> view;
-  view.row = load_row<F>(control.rows, control.num_rows, number);
+  view.row = load_row<F>(o.rows.table, o.rows.count, number);
   require_history(view.row, o.h1, o.h2);
   view.count = tile.count;
   view.offset = tile.sample * layout.size + tile.first;
@@ -101,10 +104,9 @@ View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) 
     view.u = o.uncond ? buffers.unconditional : nullptr;
   }
   if (view.row.d != 0 && !view.noise) {
-    if (control.seeds) {
-      const Stream stream = make_stream(control.seeds[control.seed_per_sample ? tile.sample : 0],
-                                        control.index[tile.sample], static_cast<uint32_t>(number));
-      fill_noise(stream, layout, tile, buffers.z, buffers.scratch);
+    if (o.identity.seeds) {
+      const Stream stream = o.identity.stream(tile.sample, static_cast<uint32_t>(number));
+      fill_tile_noise(stream, layout, tile, buffers.z, buffers.scratch);
     } else {
       // The row wants noise and the caller gave none: NaN shows it, silence would bias the samples.
       std::fill_n(buffers.z, tile.count, not_a_number<float>());

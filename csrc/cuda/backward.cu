@@ -1,9 +1,10 @@
-// Gradients of the fused step on CUDA: one pass over the operands of the forward step; noise is
-// made again from its counter. What a thread does is in core/threads.h.
+// Gradients of the step's tensors on CUDA: one pass over the operands of the forward step; noise is
+// made again from its counter. What a thread does is in gpu/thread.h.
 //
 // Bound: memory; plain float32 moves 20 bytes per element (3 operands in, 2 out).
-#include "cuda/backend.h"
 #include "cuda/launch.cuh"
+#include "cuda/operators.h"
+#include "gpu/choose.h"
 
 namespace fastsample {
 namespace cuda {
@@ -22,16 +23,16 @@ __global__ void __launch_bounds__(block_size)
 
 }  // namespace
 
-void step_backward(const BackwardOperands& operands, int device, uintptr_t stream_handle) {
-  const Layout& layout = operands.forward.layout;
-  if (layout.batch == 0 || layout.size == 0) return;
-  const DeviceGuard guard(device);
-  const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
-  choose_backward(operands, [&](const BackwardOperands& b, const Cut& cut, auto type, auto access) {
-    using T = typename decltype(type)::type;
-    backward_kernel<T, access()><<<grid_size(cut.items, device), block_size, 0, stream>>>(b, cut);
+void step_backward(const BackwardOperands& operands, const Target& target) {
+  if (operands.forward.layout.empty()) return;
+  launch("step_backward", target, [&](cudaStream_t stream) {
+    choose_backward(operands,
+                    [&](const BackwardOperands& b, const Cut& cut, auto type, auto access) {
+                      using T = typename decltype(type)::type;
+                      backward_kernel<T, access()>
+                          <<<grid_size(cut.items, target.device), block_size, 0, stream>>>(b, cut);
+                    });
   });
-  check(cudaGetLastError(), "step_backward");
 }
 
 }  // namespace cuda

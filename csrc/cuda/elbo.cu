@@ -6,8 +6,8 @@
 // (or scale) and a slice of the tile, so that its sums stay in registers and a warp reads the same
 // element by broadcast. No atomics: the same sums on every run.
 #include "core/elbo.h"
-#include "cuda/backend.h"
 #include "cuda/launch.cuh"
+#include "cuda/operators.h"
 
 namespace fastsample {
 namespace cuda {
@@ -35,14 +35,14 @@ struct alignas(quad * sizeof(T)) Quad {
 
 template <typename T, bool wide>
 __device__ Quad<T> read(const T* from, int count) {
-  Quad<T> found;
+  Quad<T> four;
   if constexpr (wide) {
-    found = *reinterpret_cast<const Quad<T>*>(from);
+    four = *reinterpret_cast<const Quad<T>*>(from);
   } else {
 #pragma unroll
-    for (int i = 0; i < quad; ++i) found.values[i] = from[i < count ? i : 0];
+    for (int i = 0; i < quad; ++i) four.values[i] = from[i < count ? i : 0];
   }
-  return found;
+  return four;
 }
 
 // Sum of a value over the block, in the first thread; every thread must come here.
@@ -172,10 +172,8 @@ __global__ void __launch_bounds__(block_size) elbo_kernel(const ElboOperands o) 
 
 }  // namespace
 
-void elbo_sums(const ElboOperands& o, int device, uintptr_t stream_handle) {
+void elbo_sums(const ElboOperands& o, const Target& target) {
   if (o.batch == 0 || o.size == 0) return;
-  const DeviceGuard guard(device);
-  const auto stream = reinterpret_cast<cudaStream_t>(stream_handle);
   const int64_t columns = o.num_nodes > o.num_scales ? o.num_nodes : o.num_scales;
   const int64_t groups = columns > 0 ? (columns + block_size - 1) / block_size : 1;
   constexpr int64_t most = 65535;  // of a grid's second and third dimension
@@ -183,16 +181,17 @@ void elbo_sums(const ElboOperands& o, int device, uintptr_t stream_handle) {
     throw std::invalid_argument("elbo_sums: at most 65535 samples a call");
   const dim3 grid(static_cast<unsigned>(num_chunks(o)), static_cast<unsigned>(o.batch),
                   static_cast<unsigned>(groups));
-  dispatch(o.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const auto apart = reinterpret_cast<uintptr_t>(o.x0) | reinterpret_cast<uintptr_t>(o.x) |
-                       reinterpret_cast<uintptr_t>(o.out);
-    if (apart % sizeof(Quad<T>) == 0 && o.size % quad == 0 && o.chunk % quad == 0)
-      elbo_kernel<T, true><<<grid, block_size, 0, stream>>>(o);
-    else
-      elbo_kernel<T, false><<<grid, block_size, 0, stream>>>(o);
+  launch("elbo_sums", target, [&](cudaStream_t stream) {
+    dispatch(o.dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      const auto addresses = reinterpret_cast<uintptr_t>(o.x0) | reinterpret_cast<uintptr_t>(o.x) |
+                             reinterpret_cast<uintptr_t>(o.out);
+      if (addresses % sizeof(Quad<T>) == 0 && o.size % quad == 0 && o.chunk % quad == 0)
+        elbo_kernel<T, true><<<grid, block_size, 0, stream>>>(o);
+      else
+        elbo_kernel<T, false><<<grid, block_size, 0, stream>>>(o);
+    });
   });
-  check(cudaGetLastError(), "elbo_sums");
 }
 
 }  // namespace cuda

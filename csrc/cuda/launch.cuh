@@ -1,4 +1,4 @@
-// What every CUDA launch of the package shares: device guard, error check, grid.
+// What every CUDA launch of the package shares: the current device, the error check, the grid.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/threads.h"
+#include "core/operators.h"
 
 namespace fastsample {
 namespace cuda {
@@ -36,6 +36,14 @@ class DeviceGuard {
   int previous_ = 0;
   bool switched_ = false;
 };
+
+// Calls `enqueue(stream)` with the target's device current, then asks whether the launch went well.
+template <typename Enqueue>
+void launch(const char* name, const Target& target, Enqueue&& enqueue) {
+  const DeviceGuard guard(target.device);
+  enqueue(reinterpret_cast<cudaStream_t>(target.stream));
+  check(cudaGetLastError(), name);
+}
 
 // Blocks for one full wave: the loops stride over the rest.
 inline unsigned grid_size(uint32_t items, int device) {

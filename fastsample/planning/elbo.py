@@ -25,7 +25,7 @@ from fastsample.schedules.transition import snr_drop, transition
 Decoder: TypeAlias = Literal["optimal", "forward", "posterior"] | npt.ArrayLike
 Edge: TypeAlias = Literal["small", "large", "mse"]
 
-_EDGES: dict[str, int] = {"small": 0, "large": 1, "mse": 2}  # csrc/core/planner.h
+_EDGES: dict[str, int] = {"small": 0, "large": 1, "mse": 2}  # csrc/planner/shortest_path.h
 
 
 def elbo_costs(

@@ -43,7 +43,7 @@ def second_order_path(
     steps = check_integer("second_order_path", "max_steps", max_steps, 1, n - 1)
     best = np.empty((steps, n, n))
     origin = np.empty((steps, n, n), np.int32)
-    _native.second_order_paths(
+    _native.multistep_paths(
         first.ctypes.data, costs.ctypes.data, n, steps, best.ctypes.data, origin.ctypes.data
     )
     paths: dict[int, list[int]] = {}

@@ -1,5 +1,5 @@
-// What every file of the native code may assume about the compiler: host/device markers, bit casts
-// and a fused multiply-add that rounds once on every machine.
+// What the native code needs from the compiler and the machine: the marker for functions that run
+// on host and device, bit casts, and the few operations that must round alike everywhere.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,31 @@ FS_HD float bits_float(uint32_t bits) {
 #endif
 }
 
+FS_HD uint64_t double_bits(double value) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<uint64_t>(__double_as_longlong(value));
+#else
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+FS_HD double bits_double(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __longlong_as_double(static_cast<long long>(bits));
+#else
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+#endif
+}
+
+template <typename F>
+FS_HD F not_a_number() {
+  return static_cast<F>(bits_float(0x7fc00000u));
+}
+
 // a * b + c rounded once. Explicit, with contraction off, so that a vector body and its scalar
 // tail, SSE2 and AVX-512, CPU and GPU all give the same bits.
 FS_HD float fused(float a, float b, float c) {
@@ -55,14 +80,10 @@ FS_HD float fused(float a, float b, float c) {
   const double sum = product + addend;
   const double virtual_addend = sum - product;
   const double error = (product - (sum - virtual_addend)) + (addend - virtual_addend);
-  uint64_t bits;
-  std::memcpy(&bits, &sum, sizeof bits);
+  const uint64_t bits = double_bits(sum);
   const bool inexact = error != 0 && (bits & 1) == 0 && sum - sum == 0;
   const bool away = (error > 0) == (sum > 0);
-  bits = inexact ? (away ? bits + 1 : bits - 1) : bits;
-  double odd;
-  std::memcpy(&odd, &bits, sizeof odd);
-  return static_cast<float>(odd);
+  return static_cast<float>(bits_double(inexact ? (away ? bits + 1 : bits - 1) : bits));
 #endif
 }
 
@@ -85,6 +106,14 @@ FS_HD float root(float value) {
 #else
   return std::sqrt(value);
 #endif
+}
+
+// `value` held between two bounds; NaN stays NaN, as in torch.clamp. Comparisons, because fmin and
+// fmax would replace NaN by a bound.
+template <typename F>
+FS_HD F clamp(F value, F lo, F hi) {
+  const F low = value < lo ? lo : value;
+  return low > hi ? hi : low;
 }
 
 }  // namespace fastsample

@@ -1,5 +1,5 @@
-// The dynamic program for steps that look back: the cost of t -> s depends on the time r before t,
-// so that a state is a pair (previous time, time).
+// Shortest paths for multistep samplers, whose steps look back: the cost of a step from t to s
+// depends on the time r before t, so that the search goes over pairs of neighbouring times (s, t).
 //
 //   best[0][s][t] = first[t][s]
 //   best[k][s][t] = min over r > t of best[k - 1][t][r] + costs[t][s][r]
@@ -13,15 +13,15 @@
 
 namespace fastsample {
 
-struct SecondOrderOperands {
+struct MultistepPathOperands {
   const double* first;  // (size, size), row t, column s: a path's first step, its start included
   const double* costs;  // (size, size, size): t, s, r; read for s < t < r
   int64_t size, budgets;
   double* best;     // (budgets, size, size): k, s, t with t > s; filled whole
-  int32_t* origin;  // the same: the r of each minimum, -1 where there is none
+  int32_t* origin;  // the same: the r of each minimum, -1 without one
 };
 
-inline void second_order_paths(const SecondOrderOperands& o) {
+inline void multistep_paths(const MultistepPathOperands& o) {
   constexpr double infinite = std::numeric_limits<double>::infinity();
   const int64_t n = o.size, plane = n * n;
   std::fill(o.best, o.best + o.budgets * plane, infinite);

@@ -1,13 +1,12 @@
-// Access to packs of elements: the part of a GPU kernel that knows where things lie in memory.
-// Host-callable like core/indexing.h, so that tests run the very code of a GPU thread on any
-// machine.
+// Reading and writing packs of elements, and making a pack's noise. Callable on the host like
+// gpu/indexing.h, so that tests run the very code of a GPU thread on any machine.
 #pragma once
 
 #include <initializer_list>
 #include <stdexcept>
 
-#include "core/indexing.h"
 #include "core/step.h"
+#include "gpu/indexing.h"
 
 #if defined(__CUDA_ARCH__)
 #define FS_UNROLL _Pragma("unroll")
@@ -102,7 +101,7 @@ FS_HD void write(void* tensor, const Cut& cut, const Pack& pack, int halves, int
 }
 
 // The pack's normals, made in registers: four per Philox call. `first` is a multiple of 4 for every
-// kind of pack.
+// pack.
 template <int width, typename F>
 FS_HD void make_noise(const Stream& stream, const Pack& pack, F (&z)[width]) {
   static_assert(width % 4 == 0, "a pack holds whole Philox blocks");
@@ -117,15 +116,7 @@ FS_HD void make_noise(const Stream& stream, const Pack& pack, F (&z)[width]) {
   }
 }
 
-FS_HD Stream stream_of(const Control& control, uint32_t sample, int64_t row) {
-  return make_stream(control.seeds[control.seed_per_sample ? sample : 0], control.index[sample],
-                     static_cast<uint32_t>(row));
-}
-
-FS_HD int64_t row_of(const Control& control, uint32_t sample) {
-  return control.row[control.row_per_sample ? sample : 0];
-}
-
+// Whether every address allows 16-byte accesses.
 inline bool aligned(std::initializer_list<const void*> pointers) {
   uintptr_t bits = 0;
   for (const void* p : pointers) bits |= reinterpret_cast<uintptr_t>(p);
@@ -133,7 +124,7 @@ inline bool aligned(std::initializer_list<const void*> pointers) {
 }
 
 // Whether element numbers inside a sample, and packs in the batch, stay below 2^31: Divider is
-// exact there and 32-bit indices do not wrap.
+// exact below it and 32-bit indices do not wrap.
 inline bool countable(const Layout& layout) {
   const int64_t packs = (layout.size + 3) / 4;
   return packs < (int64_t{1} << 29) && layout.batch * packs < (int64_t{1} << 31);

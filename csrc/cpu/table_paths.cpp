@@ -1,7 +1,7 @@
-// The dynamic program over a table of costs: a min-plus matrix product, in registers and caches.
-#include "core/planner.h"
-
-#include "cpu/backend.h"
+// Shortest paths over a table of costs: a min-plus matrix product, blocked for registers and
+// caches.
+#include "cpu/operators.h"
+#include "planner/shortest_path.h"
 
 namespace fastsample {
 namespace cpu {
@@ -39,11 +39,11 @@ void relax(const double* costs, int64_t size, const double* from, int64_t from_s
 
 }  // namespace
 
-void table_paths(const TableOperands& o, [[maybe_unused]] int threads) {
+void table_paths(const TablePathOperands& o, [[maybe_unused]] const Target& target) {
   const int64_t width = o.budgets + 1, tiles = o.budgets / path_lanes;
   std::fill(o.best, o.best + o.size * width, infinite_cost);
   o.best[0] = 0.0;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(target.threads)
   {
     // Rows of `best` are far apart: side by side a block of origins fits the first cache.
     alignas(64) double packed[block_origins * path_lanes];

@@ -1,0 +1,12 @@
+// The CUDA threads' code in a plain loop on the host, for tests on machines without a GPU.
+#pragma once
+
+#include "core/operators.h"
+
+namespace fastsample {
+namespace emulated {
+
+extern const Operators operators;
+
+}  // namespace emulated
+}  // namespace fastsample

@@ -1,0 +1,89 @@
+// Which kernel a call needs. Each function calls `run` with the operands, how they are cut, and
+// tags of the kernel's template arguments. Host code.
+#pragma once
+
+#include "gpu/thread.h"
+
+namespace fastsample {
+
+template <Variant value>
+using VariantTag = std::integral_constant<Variant, value>;
+template <Access value>
+using AccessTag = std::integral_constant<Access, value>;
+
+// `aligned_operands`: whether every operand allows 16-byte accesses.
+template <typename T, typename Run>
+void choose_access(const Layout& layout, bool aligned_operands, Run&& run) {
+  const auto with = [&](auto access) { run(Cut::of(layout, width_of<T, access()>), access); };
+  if (layout.channels_last) {
+    with(AccessTag<Access::channels_last>{});
+  } else if (layout.size % pack_width<T> == 0 && aligned_operands) {
+    with(AccessTag<Access::vector>{});
+  } else {
+    with(AccessTag<Access::scalar>{});
+  }
+}
+
+template <typename Run>
+void choose_step(const StepOperands& given, Run&& run) {
+  require_countable(given.layout);
+  // As one long sample a huge batch would wrap its 32-bit element numbers.
+  const StepOperands o = countable(joined(given).layout) ? joined(given) : given;
+  const bool general = o.rows.number_per_sample || o.learned || o.uncond || o.noise || o.h1 ||
+                       o.h2 || o.x0 || o.layout.channels_last;
+  const bool wide = aligned({o.x, o.out, o.uncond, o.noise, o.h1, o.h2, o.next, o.x0});
+  dispatch(o.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    const auto with = [&](auto tag) {
+      constexpr Variant variant = tag();
+      choose_access<T>(o.layout, wide, [&](const Cut& cut, auto access) {
+        // channels_last is always `general`: no other variant is compiled for it.
+        if constexpr (variant == Variant::general || access() != Access::channels_last) {
+          run(o, cut, type, VariantTag<variant>{}, access);
+        }
+      });
+    };
+    if (general) {
+      with(VariantTag<Variant::general>{});
+    } else if (o.identity.seeds) {
+      with(VariantTag<Variant::noisy>{});
+    } else {
+      with(VariantTag<Variant::plain>{});
+    }
+  });
+}
+
+// For kernels without variants.
+template <typename Operands, typename Run>
+void choose_kernel(const Operands& operands, DType dtype, const Layout& layout,
+                   std::initializer_list<const void*> pointers, Run&& run) {
+  require_countable(layout);
+  dispatch(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    choose_access<T>(layout, aligned(pointers),
+                     [&](const Cut& cut, auto access) { run(operands, cut, type, access); });
+  });
+}
+
+template <typename Run>
+void choose_noise(const NoiseOperands& o, Run&& run) {
+  choose_kernel(o, o.dtype, o.layout, {o.out}, run);
+}
+
+template <typename Run>
+void choose_backward(const BackwardOperands& b, Run&& run) {
+  const StepOperands& o = b.forward;
+  choose_kernel(b, o.dtype, o.layout,
+                {o.x, o.out, o.uncond, o.noise, b.grad_next, b.grad_x0, b.grad_x, b.grad_out,
+                 b.grad_uncond, b.grad_noise, b.grad_h1, b.grad_h2},
+                run);
+}
+
+template <typename Run>
+void choose_row_gradients(const RowGradientOperands& r, Run&& run) {
+  const StepOperands& o = r.forward;
+  choose_kernel(r, o.dtype, o.layout,
+                {o.x, o.out, o.uncond, o.noise, o.h1, o.h2, r.grad_next, r.grad_x0}, run);
+}
+
+}  // namespace fastsample
