@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from training_cases import lines
@@ -15,6 +13,7 @@ from fastsample.bundled.recipes import recipe_of
 from fastsample.bundled.swirl import SwirlNet
 from fastsample.cli.main import main
 from fastsample.training import FidelityLoss, Trainer
+from fastsample.training.trainer import checkpoints
 
 
 def train(model, out, *options):
@@ -74,8 +73,7 @@ def test_fine_tuning_for_few_steps(swirl, tmp_path):
     found = lines(tmp_path)
     assert [len(line["times"]) for line in found] == [4, 4]
     assert all(line["fidelity"] > 0 for line in found)
-    state = json.loads((tmp_path / "iteration-000000002.json").read_text())
-    assert state["notes"]["detector"]["updates"] == 2
+    assert checkpoints.newest(tmp_path).notes["detector"]["updates"] == 2
     tuned = fs.load(tmp_path / "model.safetensors")
     assert fs.sample(tuned, 4, num_samples=2).shape == (2, 2)
     before = fs.load(model)

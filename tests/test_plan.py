@@ -288,8 +288,8 @@ def test_neutral_row_does_nothing_but_guide():
 
 
 def edited(**changes) -> str:
-    data = json.loads(DDIM.to_json())
-    data.update(changes)
+    """As version 1, which has no checksum."""
+    data = {**json.loads(DDIM.to_json()), "version": 1, "sha256": ..., **changes}
     return json.dumps({key: value for key, value in data.items() if value is not ...})
 
 
@@ -302,32 +302,39 @@ def edited_rows(value: object) -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "text must be a plan written by to_json, got no JSON"),
-        (DDIM.to_json()[:-20], "got no JSON"),
-        ("[" * 100_000, "got no JSON"),
-        ("[1, 2]", 'got JSON without "format": "fastsample.plan"'),
-        ('{"format": "other"}', 'got JSON without "format"'),
-        (edited(version=2), "text must be of format version 1, got 2; a newer fastsample may"),
-        (edited(version=None), "text must be of format version 1, got None"),
-        (edited(columns=list("pq")), "broken content: columns must be"),
-        (edited(rows=[[1.0]]), r"broken content: Plan: rows must have shape"),
-        (edited(rows=[1.0]), "broken content"),
-        (edited(rows=[[1.0], [1.0, 2.0]]), "broken content"),
-        (edited(rows={"a": 1}), "broken content"),
-        (edited(nodes="x"), "broken content"),
-        (edited(prediction=["v"]), "broken content"),
-        (edited(schedule={"kind": "magic"}), r"broken content: NoiseSchedule.from_dict"),
-        (edited(schedule=7), "broken content: NoiseSchedule.from_dict"),
-        (edited_rows(0.5), r"broken content: Plan: rows\[3\] breaks the x0 law"),
-        (edited_rows("nan"), "broken content: Plan: rows must not be NaN"),
-        (edited_rows("inf"), "broken content: Plan: rows must be finite in column p"),
-        (edited_rows(None), "broken content: .* not 'NoneType'"),
+        ("", r"got '' \(cut off, or no JSON: Expecting value"),
+        (DDIM.to_json()[:-20], r"got '{.*' \(cut off, or no JSON: "),
+        ("[" * 100_000, r"got '\[\[.*' \(cut off, or no JSON: "),
+        ("[1, 2]", r"got '\[1, 2\]' \(no .format.: .fastsample.plan. in it\)$"),
+        ('{"format": "other"}', r'\(no "format": "fastsample.plan" in it\)$'),
+        (edited(version=3), r"\(version 3, made by a newer fastsample; upgrade to read it\)$"),
+        (edited(version=2), r"\(damaged: its checksum is not that of its content\)$"),
+        (edited(sha256="0"), r"\(damaged: its checksum is not that of its content\)$"),
+        (edited(version=None), r"\(version None\)$"),
+        (edited(version=True), r"\(version True\)$"),
+        (edited(version=0), r"\(version 0\)$"),
+        (edited(columns=list("pq")), "columns must be"),
+        (edited(rows=[[1.0]]), r"Plan: rows must have shape"),
+        (edited(rows=[1.0]), "'float' object is not iterable"),
+        (edited(rows=[[1.0], [1.0, 2.0]]), "inhomogeneous shape"),
+        (edited(rows={"a": 1}), "could not convert string to float: 'a'"),
+        (edited(nodes="x"), "could not convert string to float: 'x'"),
+        (edited(prediction=["v"]), "Plan: prediction must be one of"),
+        (edited(schedule={"kind": "magic"}), r"NoiseSchedule.from_dict"),
+        (edited(schedule=7), "NoiseSchedule.from_dict"),
+        (edited_rows(0.5), r"Plan: rows\[3\] breaks the x0 law"),
+        (edited_rows("nan"), "Plan: rows must not be NaN"),
+        (edited_rows("inf"), "Plan: rows must be finite in column p"),
+        (edited_rows(None), ".* not 'NoneType'"),
         *(
-            (edited(**{key: ...}), rf"broken content: \['{key}'\] missing")
-            for key in json.loads(DDIM.to_json()) if key not in ("format", "version")
+            (edited(**{key: ...}), rf"\['{key}'\] missing")
+            for key in json.loads(DDIM.to_json()) if key not in ("format", "version", "sha256")
         ),
     ],
 )  # fmt: skip
 def test_broken_json(text, message):
-    with pytest.raises(ValueError, match=f"^Plan.from_json: .*{message}"):
+    with pytest.raises(
+        ValueError,
+        match=f"^Plan.from_json: text must be a plan written by to_json, .*{message}",
+    ):
         Plan.from_json(text)

@@ -6,16 +6,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from networks import denoiser, halve, halve_wide
 from profile_cases import TIMES, assert_same, levels
 from refusals import check_refusal, refusals
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 import fastsample as fs
 
 DATA = levels(23, 3)
-KEY = "fastsample_profile"
+KEY, OLD_KEY = "fastsample", "fastsample_profile"
 
 
 def measure(**changes):
@@ -88,19 +90,20 @@ def foreign(metadata):
 
 
 def tampered(**changes):
-    """A good file with another header: entries replaced, or left out if None, or arrays changed."""
+    """Version 1, without checksum: entries replaced, or left out if None, or arrays changed."""
 
     def write(path):
         measure().save(path)
         with safe_open(path, framework="numpy") as file:
-            header = json.loads(file.metadata()[KEY])
+            header = {**json.loads(file.metadata()[KEY]), "format": 1}
+            del header["version"], header["sha256"]
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, value in changes.items():
             target = arrays if name in arrays else header
             target[name] = value
             if value is None:
                 del target[name]
-        save_file(arrays, path, metadata={KEY: json.dumps(header)})
+        save_file(arrays, path, metadata={OLD_KEY: json.dumps(header)})
 
     return write
 
@@ -117,18 +120,28 @@ def change(name, **changes):
     return write
 
 
+def bfloat16(path):
+    header = json.dumps({"format": "fastsample.profile", "version": 2})
+    save_torch_file({"w": torch.zeros(3, dtype=torch.bfloat16)}, path, metadata={KEY: header})
+
+
+CUT_OFF = r"path must be a fastsample profile, got .* \(cut off, or no safetensors file: "
+NO_PROFILE = r"must be a fastsample profile, got .* \(no .format.: .fastsample.profile. in it\)"
 FILES = {
     "text": (text, "path must be a fastsample profile, got .*profile"),
-    "empty": (empty, "path must be a fastsample profile"),
-    "a byte short": (cut_off(0.9999), "path must be a fastsample profile"),
-    "half": (cut_off(0.5), "path must be a fastsample profile"),
-    "half a header": (cut_off(0.01), "path must be a fastsample profile"),
-    "weights": (foreign(None), r"path must be a fastsample profile, got .* \(no profile header\)"),
-    "others' metadata": (foreign({"format": "pt"}), r"\(no profile header\)"),
-    "a header of words": (foreign({KEY: "profile"}), "must be a fastsample profile"),
-    "a header that is a list": (foreign({KEY: "[1]"}), "must be a fastsample profile"),
-    "another format": (tampered(format=2), "must be a fastsample profile of format 1, got 2 in "),
-    "no format": (tampered(format=None), "must be a fastsample profile of format 1, got None in "),
+    "empty": (empty, CUT_OFF),
+    "a byte short": (cut_off(0.9999), CUT_OFF),
+    "half": (cut_off(0.5), CUT_OFF),
+    "half a header": (cut_off(0.01), CUT_OFF),
+    "weights": (foreign(None), NO_PROFILE),
+    "others' metadata": (foreign({"format": "pt"}), NO_PROFILE),
+    "a header of words": (foreign({KEY: "profile"}), r"\(cut off, or no JSON: "),
+    "a header that is a list": (foreign({KEY: "[1]"}), NO_PROFILE),
+    "an old header that is a list": (foreign({OLD_KEY: "[1]"}), "must be a fastsample profile"),
+    "a dtype that numpy lacks": (bfloat16, "must be a fastsample profile, got .*bfloat16"),
+    "another format": (tampered(format=2), r"got .* \(damaged: its checksum is not that of its"),
+    "a newer format": (tampered(format=3), r"got .* \(version 3, made by a newer fastsample; upgr"),
+    "no format": (tampered(format=None), r"got .* \(version None\)"),
     "no schedule": (tampered(schedule=None), "must be a fastsample profile"),
     "schedule": (change("schedule", kind="quadratic"), "fastsample profile, got .*'quadratic'"),
     "schedule's arguments": (change("schedule", num_steps=-5), "must be a fastsample profile"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from networks import LINEAR
 from training_cases import Sometimes, Tiny, assert_same_run, fidelity, lines, points, tiny, trainer
 
 import fastsample as fs
+from fastsample._support import files
 from fastsample._support.files import write_atomically
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss
-from fastsample.training.trainer import checkpoints
 
 # ---- damage
 
@@ -22,37 +23,40 @@ def test_two_checkpoints_are_kept_and_nothing_else(tmp_path):
     run = trainer(folder=tmp_path, save_every=2)
     (tmp_path / "iteration-000000001.safetensors").write_bytes(b"half a checkpoint")
     (tmp_path / ".iteration-000000001.json.x1").write_bytes(b"half a file")
+    (tmp_path / ".checkpoint-000000007.safetensors.x1").write_bytes(b"half a file")
+    for name in ("best", "000000002.safetensors.bak"):
+        (tmp_path / f"checkpoint-{name}").write_bytes(b"somebody's own")
     run.run(7)
-    kept = [f"iteration-{i:09d}.{kind}" for i in (6, 7) for kind in ("json", "safetensors")]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "log.jsonl"])
+    kept = [f"checkpoint-00000000{i}.safetensors" for i in (6, 7)]
+    own = ["checkpoint-000000002.safetensors.bak", "checkpoint-best"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*own, *kept, "log.jsonl"])
 
 
 class Crash(BaseException):
     """As sudden as SIGKILL, but for this process."""
 
 
-@pytest.mark.parametrize("point", ["tensors", "json", "removal"])
+@pytest.mark.parametrize("point", ["before", "after", "removal"])
 def test_a_crash_inside_of_saving(tmp_path, monkeypatch, point):
     whole = trainer(fidelity=fidelity())
     whole.run(6)
     for number in (1, 3):
-        written = []
+        calls = []
 
-        def crash(path, data, number=number, written=written):
-            written.append(path)
-            if len(written) == 2 * number - (point == "tensors"):
+        def crash(path, *data, number=number, calls=calls):
+            calls.append(path)
+            if point == "after":
+                write_atomically(path, *data)
+            if len(calls) == number:
                 raise Crash
-            return write_atomically(path, data)
-
-        def found(folder, number=number, original=checkpoints._found):
-            if len(original(folder)) == min(number, 3):
-                raise Crash
-            return original(folder)
+            return write_atomically(path, *data) if data else os.unlink(path)
 
         with monkeypatch.context() as patched:
-            name, act = ("_found", found) if point == "removal" else ("write_atomically", crash)
             part = trainer(fidelity=fidelity(), folder=tmp_path, save_every=1, resume=True)
-            patched.setattr(checkpoints, name, act)
+            if point == "removal":
+                patched.setattr(Path, "unlink", lambda path, missing_ok: crash(path))
+            else:
+                patched.setattr(files, "write_atomically", crash)
             with pytest.raises(Crash):
                 part.run(6)
     part = trainer(fidelity=fidelity(), folder=tmp_path, save_every=1, resume=True)
@@ -63,34 +67,32 @@ def test_a_crash_inside_of_saving(tmp_path, monkeypatch, point):
 
 def damaged(path: Path, how: str) -> None:
     """The newest checkpoint after an accident."""
-    tensors, data = path.with_suffix(".safetensors"), path.read_bytes()
+    data = path.read_bytes()
     if how == "cut":
-        tensors.write_bytes(tensors.read_bytes()[:-40])
-    elif how == "bit":
-        raw = bytearray(tensors.read_bytes())
-        raw[-5] ^= 1
-        tensors.write_bytes(raw)
-    elif how == "gone":
-        tensors.unlink()
-    elif how == "json cut":
-        path.write_bytes(data[: len(data) // 2])
-    elif how == "json empty":
+        path.write_bytes(data[:-40])
+    elif how == "header cut":
+        path.write_bytes(data[:300])
+    elif how == "empty":
         path.write_bytes(b"")
-    elif how == "json digit":  # one bit of the detector's own numbers
-        place = data.index(b'"updates": 4') + 11
+    elif how == "bit":
+        path.write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+    elif how == "foreign":
+        path.write_bytes(b"somebody's own")
+    else:  # one bit of the detector's own numbers, or of the trainer's
+        place = data.index(f'"{how}'.encode() + b'\\":4') + len(how) + 4
         path.write_bytes(data[:place] + b"5" + data[place + 1 :])
-    else:
-        path.write_bytes(data.replace(b'"iteration": 4', b'"iteration": 5'))
 
 
-DAMAGES = ["cut", "bit", "gone", "json cut", "json empty", "json digit", "json iteration"]
+DAMAGES = ["cut", "header cut", "empty", "bit", "foreign", "updates", "iteration"]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, how):
     trainer(fidelity=fidelity(), folder=tmp_path, save_every=1).run(4)
-    damaged(tmp_path / "iteration-000000004.json", how)
-    message = r"folder must hold intact checkpoints, got .*-000000004\.json \(.*from iteration 3"
+    damaged(tmp_path / "checkpoint-000000004.safetensors", how)
+    message = (
+        r"folder must hold intact checkpoints, got .*-000000004\.safetensors \(.*from iteration 3"
+    )
     with pytest.warns(UserWarning, match=message):
         part = trainer(fidelity=fidelity(), folder=tmp_path, resume=True, save_every=3)
     assert part.iteration == 3
@@ -100,8 +102,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, how):
     whole.run(6)
     assert_same_run(part, whole)
     assert trainer(fidelity=fidelity(), folder=tmp_path, resume=True).iteration == 6
-    damaged(tmp_path / "iteration-000000006.json", "cut")
-    damaged(tmp_path / "iteration-000000003.json", "bit")
+    damaged(tmp_path / "checkpoint-000000006.safetensors", "cut")
+    damaged(tmp_path / "checkpoint-000000003.safetensors", "bit")
     with pytest.raises(
         ValueError, match=r"Trainer: folder must hold intact checkpoints, got .*6\."
     ):
@@ -110,12 +112,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, how):
 
 def test_a_later_damaged_checkpoint_is_removed(tmp_path):
     trainer(folder=tmp_path, save_every=2).run(8)
-    damaged(tmp_path / "iteration-000000008.json", "bit")
+    damaged(tmp_path / "checkpoint-000000008.safetensors", "bit")
     with pytest.warns(UserWarning, match="iteration 6"):
         part = trainer(folder=tmp_path, resume=True)
     part.run(7)
-    names = sorted(p.stem for p in tmp_path.glob("*.json"))
-    assert names == ["iteration-000000006", "iteration-000000007"]
+    names = sorted(p.stem for p in tmp_path.glob("*.safetensors"))
+    assert names == ["checkpoint-000000006", "checkpoint-000000007"]
 
 
 def test_a_broken_line_of_the_log_is_dropped(tmp_path):

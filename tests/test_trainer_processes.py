@@ -218,7 +218,7 @@ def test_an_interrupt_of_one_stops_all_at_the_same_iteration(found, folder):
 
 
 def test_only_the_first_process_writes(folder):
-    assert len(list((folder / "own" / "0").glob("*.json"))) == 1
+    assert len(list((folder / "own" / "0").glob("*.safetensors"))) == 1
     assert not (folder / "own" / "1").exists()
 
 

@@ -232,7 +232,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.run(6)
     assert run.iteration == 2
-    assert list(tmp_path.glob("*.json")) == []
+    assert list(tmp_path.glob("*.safetensors")) == []
 
 
 def test_twenty_gradients_in_a_row_that_are_not_finite(tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from importlib import resources
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from fastsample.bundled.checkpoint import load_checkpoint
 
 __all__ = ["DigitsUNet", "load_digits_model"]
 
+_BUNDLED = Path(__file__).parent / "digits.safetensors"
 # What every digits checkpoint must say about itself; other values mean another network.
 _EXPECTED = {"model": "DigitsUNet", "prediction": "epsilon", "variance": "learned_range"}
 
@@ -152,8 +153,7 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
     Raises:
         ValueError: the file is damaged, foreign, or holds another model.
     """
-    source = resources.files("fastsample.bundled") / "digits.safetensors" if path is None else path
-    state, metadata = load_checkpoint(source)
+    state, metadata = load_checkpoint(_BUNDLED if path is None else path)
     for key, value in _EXPECTED.items():
         if metadata.get(key) != value:
             raise ValueError(
@@ -166,6 +166,8 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
                 f"got {metadata.get(key)!r}"
             )
     try:
+        with torch.device("meta"):  # the config may ask for any size: shapes before memory
+            DigitsUNet(**metadata["config"]).load_state_dict(state, assign=True)
         model = DigitsUNet(**metadata["config"])
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:

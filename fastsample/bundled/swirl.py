@@ -77,6 +77,8 @@ def load_swirl_model(path: str | PathLike[str]) -> tuple[SwirlNet, dict[str, Any
             f"load_swirl_model: metadata['model'] must be 'SwirlNet', got {metadata.get('model')!r}"
         )
     try:
+        with torch.device("meta"):  # the config may ask for any size: shapes before memory
+            SwirlNet(**metadata["config"]).load_state_dict(state, assign=True)
         network = SwirlNet(**metadata["config"])
         network.load_state_dict(state)
     except (RuntimeError, TypeError, KeyError) as error:

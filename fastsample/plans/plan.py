@@ -22,7 +22,7 @@ from fastsample.plans.rows import (
     check_prediction,
     clip_bounds,
 )
-from fastsample.plans.text import ARRAYS, NOT_A_PLAN, decode, encode, origin, table
+from fastsample.plans.text import ARRAYS, PLAN, decode, encode, origin, shown, table
 from fastsample.schedules.schedule import NoiseSchedule
 
 __all__ = ["COLUMNS", "Check", "Clip", "Plan", "Prediction"]
@@ -292,11 +292,9 @@ class Plan:
             ValueError: if the text is not a whole plan, or of a newer format.
         """
         fields = decode(text)
-        try:
+        with PLAN.reading(shown(text)):
             schedule = fields.pop("schedule")
             return cls(schedule=schedule and NoiseSchedule.from_dict(schedule), **fields)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{NOT_A_PLAN} broken content: {error}") from error
 
 
 def _short(values: FloatArray) -> str:

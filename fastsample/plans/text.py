@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
+import reprlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fastsample._support.checks import FloatArray
+from fastsample._support.files import Format
 from fastsample.plans.rows import COLUMNS, NEUTRAL
 
-_FORMAT, _VERSION = "fastsample.plan", 1
+PLAN = Format(
+    "fastsample.plan", 2, "Plan.from_json", "text must be a plan written by to_json", bare=1
+)
 ARRAYS = ("nodes", "alphas", "sigmas", "rows")
 _MEASURES = {"endpoint": "root mean square", "robust": "pseudo-Huber"}
 _KEYS = ("method", "prediction", "check", "schedule", "columns", *ARRAYS)
-NOT_A_PLAN = "Plan.from_json: text must be a plan written by to_json, got"
 
 
 def table(nodes: FloatArray, rows: FloatArray) -> str:
@@ -62,31 +64,20 @@ def origin(provenance: Mapping[str, Any]) -> str | None:
 
 def encode(fields: dict[str, Any]) -> str:
     """Strict JSON of a plan's fields, floats bit for bit."""
-    data: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "columns": COLUMNS}
+    data: dict[str, Any] = {"columns": COLUMNS}
     for name, value in fields.items():
         data[name] = value.tolist() if isinstance(value, np.ndarray) else value
     # JSON has no infinity.
     data["rows"] = [[x if math.isfinite(x) else str(x) for x in row] for row in data["rows"]]
-    return json.dumps(data, allow_nan=False)
+    return PLAN.to_text(data)
 
 
 def decode(text: str) -> dict[str, Any]:
     """The fields that `encode` wrote, arrays as float64; the plan checks their content."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"Plan.from_json: text must be a string, got {type(text).__name__}")
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{NOT_A_PLAN} no JSON ({error})") from error
-    fields = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
-    if fields.get("format") != _FORMAT:
-        raise ValueError(f'{NOT_A_PLAN} JSON without "format": "{_FORMAT}"')
-    if fields.get("version") != _VERSION:
-        raise ValueError(
-            f"Plan.from_json: text must be of format version {_VERSION}, got "
-            f"{fields.get('version')!r}; a newer fastsample may read it"
-        )
-    try:
+    fields = PLAN.from_text(text, shown(text))
+    with PLAN.reading(shown(text)):
         missing = [name for name in _KEYS if name not in fields]
         if missing:
             raise ValueError(f"{missing} missing")
@@ -97,9 +88,12 @@ def decode(text: str) -> dict[str, Any]:
         for name in ("nodes", "alphas", "sigmas"):
             found[name] = np.array(fields[name], float)
         found["rows"] = np.array([[float(x) for x in row] for row in fields["rows"]])
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{NOT_A_PLAN} broken content: {error}") from error
-    return found
+        return found
+
+
+def shown(text: str) -> str:
+    """Beginning and end of a text, for messages."""
+    return reprlib.repr(text)
 
 
 def _formula(columns: list[str]) -> str:

@@ -12,7 +12,7 @@ from fastsample._support.checks import FloatArray
 from fastsample.grids.grid import Grid, positions_in
 from fastsample.planning.cost_table import CostTable, Objective
 from fastsample.planning.multistep_path import SecondOrderTable
-from fastsample.profiling import file as profile_file
+from fastsample.profiling.file import FORMAT, settings_from_header, settings_to_header
 from fastsample.profiling.objectives import DecoderChoice, cost_table
 from fastsample.profiling.statistics import Settings, Statistics, empty_sums
 from fastsample.profiling.trajectories import Trajectories
@@ -231,9 +231,12 @@ class Profile(Statistics):
             "shape": list(self.shape),
             "count": self.count,
             "origin": self.origin,
-            "settings": profile_file.settings_to_header(vars(self.settings)),
+            "settings": settings_to_header(vars(self.settings)),
         }
-        return profile_file.write(path, header, {"times": self.times, **self.arrays()})
+        arrays = {"times": self.times, **self.arrays()}
+        # C order, but not ascontiguousarray, which makes vectors of numbers.
+        packed = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        return FORMAT.save(path, header, packed)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
@@ -241,11 +244,11 @@ class Profile(Statistics):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a file that is cut off, or no profile.
+            ValueError: a file that is damaged or cut off, or no profile.
         """
-        header, arrays = profile_file.read(path)
-        try:
-            settings = Settings(**profile_file.settings_from_header(header["settings"]))
+        header, arrays = FORMAT.load(path)
+        with FORMAT.reading(path):
+            settings = Settings(**settings_from_header(header["settings"]))
             found = cls(
                 NoiseSchedule.from_dict(header["schedule"]),
                 tuple(header["shape"]),
@@ -256,11 +259,7 @@ class Profile(Statistics):
                 origin=header.get("origin"),
             ).with_arrays(arrays)
             found.check_arrays()
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"Profile.load: path must be a fastsample profile, got {path} ({error})"
-            ) from None
-        return found
+            return found
 
 
 def _sum(one: Trajectories | None, other: Trajectories | None) -> Trajectories | None:

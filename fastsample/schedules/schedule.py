@@ -278,6 +278,11 @@ class NoiseSchedule:
                 f'{name}: data must hold {list(expected)} for kind "{data["kind"]}", '
                 f"got {sorted(map(str, rest))}"
             )
+        steps = rest.get("num_steps")
+        if isinstance(steps, int) and steps > _MOST_STEPS:  # a table of them would be made
+            raise ValueError(
+                f'{name}: data["num_steps"] must be at most {_MOST_STEPS}, got {steps}'
+            )
         return getattr(cls, data["kind"])(**rest)
 
     def __repr__(self) -> str:
@@ -304,6 +309,7 @@ class NoiseSchedule:
         return np.minimum(np.maximum(times, 0.0), self.T)[()]
 
 
+_MOST_STEPS = 10**7  # of a stored schedule
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "linear": ("num_steps", "beta_start", "beta_end"),
     "scaled_linear": ("num_steps", "beta_start", "beta_end"),

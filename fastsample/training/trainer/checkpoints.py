@@ -1,7 +1,6 @@
-"""Checkpoints of a training run: tensors in safetensors, the rest in JSON, always one complete.
+"""Checkpoints of a training run: one safetensors file each, always one complete.
 
-The tensors are written first and the JSON with their checksum last, each by a rename: a checkpoint
-exists when its JSON does. Older ones are removed after that, so that a kill at any moment
+A file appears by a rename, and older ones are removed after that, so that a kill at any moment
 leaves one to go on from.
 """
 
@@ -9,19 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fastsample._support.checks import warn_user
-from fastsample._support.files import write_atomically
+from fastsample._support.files import TensorFormat
 
-_FORMAT, _VERSION = "fastsample.training", 1
-_STEM = "iteration-"
+_FORMAT = TensorFormat(
+    "fastsample.training", 2, "Trainer", "folder must hold intact checkpoints", framework="pt"
+)
+# Files of checkpoints, of version 1 ("iteration-") too; a kill leaves the others, half written.
+_NAME = re.compile(
+    r"(?:checkpoint|iteration)-(\d+)\.(?:json|safetensors)|\.(?:checkpoint|iteration)-\d+\..*"
+)
 
 
 class Checkpoint(NamedTuple):
@@ -48,51 +52,42 @@ def save(
     Raises:
         TypeError: notes that do not fit into JSON.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     # Copies: the format holds no two tensors in one memory, as tied weights are.
     copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
-    data = safetensors.torch.save(copies)
-    entry = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "iteration": iteration,
-        "sha256": _digest(data, iteration, notes),
-        "notes": notes,
-    }
-    text = json.dumps(entry, sort_keys=True)
-    path = _path(folder, iteration)
-    write_atomically(path.with_suffix(".safetensors"), data)
-    write_atomically(path, text.encode() + b"\n")
-    for old in set(_found(folder)) - {path, *(_path(folder, kept) for kept in keep)}:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
-    for stray in folder.glob(f"{_STEM}*.safetensors"):  # of a run that was killed meanwhile
-        if not stray.with_suffix(".json").exists():
-            stray.unlink()
-    for stray in folder.glob(f".{_STEM}*"):  # half written
-        stray.unlink()
+    path = folder / f"checkpoint-{iteration:09d}.safetensors"
+    _FORMAT.save(path, {"iteration": iteration, "notes": notes}, copies)
+    for file in sorted(folder.iterdir()):  # the JSON of version 1 goes before its tensors
+        name = _NAME.fullmatch(file.name)
+        if name and (name[1] is None or int(name[1]) not in {iteration, *keep}):
+            file.unlink(missing_ok=True)
     return path
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint by its JSON.
+    """Read a checkpoint.
 
     Raises:
         ValueError: damaged, or not a checkpoint of training.
     """
     try:
-        entry = json.loads(path.read_text())
-        if entry["format"] != _FORMAT or entry["version"] != _VERSION:
-            raise ValueError(f"format {entry['format']!r}, version {entry['version']!r}")
+        fields, tensors = _load_first(path) if path.suffix == ".json" else _FORMAT.load(path)
+    except OSError as error:
+        raise _FORMAT.refusal(path, error) from None
+    with _FORMAT.reading(path):
+        return Checkpoint(int(fields["iteration"]), tensors, fields["notes"])
+
+
+def _load_first(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Version 1: tensors in a file of their own, and beside it JSON with the checksum of both."""
+    with _FORMAT.reading(path):
+        fields = json.loads(path.read_bytes())
         data = path.with_suffix(".safetensors").read_bytes()
-        if _digest(data, entry["iteration"], entry["notes"]) != entry["sha256"]:
-            raise ValueError("it is not what was written")
-        tensors = safetensors.torch.load(data)
-        return Checkpoint(int(entry["iteration"]), tensors, entry["notes"])
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        raise ValueError(
-            f"Trainer: folder must hold intact checkpoints, got {path} ({error})"
-        ) from None
+        digest = hashlib.sha256(data)
+        digest.update(json.dumps([fields["iteration"], fields["notes"]], sort_keys=True).encode())
+        said = (fields["format"], fields["version"], fields["sha256"])
+        if said != (_FORMAT.name, 1, digest.hexdigest()):
+            raise ValueError("damaged: its checksum is not that of its content")
+        return fields, safetensors.torch.load(data)
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -119,15 +114,7 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def _path(folder: Path, iteration: int) -> Path:
-    return folder / f"{_STEM}{iteration:09d}.json"
-
-
 def _found(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{_STEM}*.json"))
-
-
-def _digest(data: bytes, iteration: int, notes: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(data)
-    digest.update(json.dumps([iteration, notes], sort_keys=True).encode())
-    return digest.hexdigest()
+    """Files of checkpoints, the latest last."""
+    files = [*folder.glob("checkpoint-[0-9]*.safetensors"), *folder.glob("iteration-*.json")]
+    return sorted(files, key=lambda path: path.stem.rpartition("-")[2])
