@@ -224,7 +224,11 @@ def swirl():
 
 
 def fine_tuned(swirl, **options):
-    """Collapse warnings and the last ratio of spreads of 100 iterations."""
+    """Collapse warnings and the last ratio of spreads of 300 iterations.
+
+    With other seeds the paired loss warns in iteration 39 to 103 and ends at 0.41 to 0.47 of the
+    data's spread, from 0.59 to 0.66; the default ends at 1.00 to 1.01.
+    """
     data, start = swirl
     model = fs.Denoiser(SwirlNet(96), start.schedule, (2,), time="log_snr")
     model.model.load_state_dict(start.model.state_dict())
@@ -239,17 +243,19 @@ def fine_tuned(swirl, **options):
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run.run(100)
+        run.run(300)
     assert {warning.category for warning in caught} <= {CollapseWarning}
     return len(caught), run.history[-1]["sd_ratio"]
 
 
+@pytest.mark.slow
 def test_the_paired_loss_of_the_paper_collapses(swirl):
     count, spread = fine_tuned(swirl, method="shortcut", start="paired", distance="mse")
     assert count == 1
-    assert spread < 0.75
+    assert spread < 0.55
 
 
+@pytest.mark.slow
 def test_the_default_does_not_collapse(swirl):
     count, spread = fine_tuned(swirl)
     assert count == 0

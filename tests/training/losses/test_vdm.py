@@ -315,8 +315,8 @@ def test_a_short_training_lowers_the_bound() -> None:
         value.backward()
         optimizer.step()
         values.append(value.item())
-    assert np.mean(values[:3]) > 12.0
-    assert np.mean(values[-10:]) < 10.5
+    # By 2.6 to 5.6 with other seeds.
+    assert np.mean(values[-10:]) < np.mean(values[:3]) - 1.5
     assert loss.schedule() != model.schedule
 
 
