@@ -12,6 +12,8 @@ from tests.helpers.networks import denoiser, halve_wide
 from tests.helpers.processes import meeting
 from tests.helpers.profile_cases import TIMES, assert_same, levels
 
+pytestmark = pytest.mark.slow
+
 DATA = levels(17, 3)
 RUNS = {
     "five batches": {"batch_size": 4},

@@ -12,12 +12,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 @pytest.mark.filterwarnings("ignore:CollapseDetector")
+@pytest.mark.slow
 def test_swirl_and_cost_run_and_render(monkeypatch):
     from benchmarks import bench_fidelity, fidelity_report, swirl
 

@@ -3,7 +3,6 @@
 import functools
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,6 @@ import fastsample as fs
 
 # diffusers 0.42 makes arrays of tensors in the way NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.fixture
@@ -195,6 +187,7 @@ def test_verdict_pairs_the_seeds(ours, peer, words):
     assert found["difference"] == pytest.approx(np.mean(ours) - np.mean(peer))
 
 
+@pytest.mark.slow
 def test_bench_quality_runs_and_renders(monkeypatch, tmp_path, capsys):
     for needed in ("diffusers", "sklearn", "torchmetrics", "matplotlib"):
         pytest.importorskip(needed)

@@ -3,18 +3,11 @@
 import functools
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
+@pytest.mark.slow
 def test_bench_tuned_runs_and_renders(monkeypatch, tmp_path, capsys):
     for needed in ("diffusers", "sklearn", "torchmetrics", "scipy"):
         pytest.importorskip(needed)

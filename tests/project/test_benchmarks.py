@@ -3,20 +3,12 @@
 import importlib.util
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
-def test_bench_step_measures_every_kind(benchmarks, capsys):
+def test_bench_step_measures_every_kind(capsys):
     pytest.importorskip("diffusers")
     from benchmarks import bench_step
 
@@ -30,20 +22,21 @@ def test_bench_step_measures_every_kind(benchmarks, capsys):
     assert "x fused" in capsys.readouterr().out
 
 
-def test_bytes_are_those_a_step_must_move(benchmarks):
+def test_bytes_are_those_a_step_must_move():
     from benchmarks.bench_step import moved_bytes
 
     assert moved_bytes("deterministic", (2, 3), torch.float32) == 2 * 3 * 12
     assert moved_bytes("learned", (2, 3), torch.bfloat16) == 2 * 3 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 @pytest.mark.skipif(
     shutil.which("nvdisasm") is None and importlib.util.find_spec("nvidia") is None,
     reason="needs nvdisasm",
 )
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_cuda_kernels_keep_everything_in_registers(arch, benchmarks, monkeypatch, capsys):
+def test_cuda_kernels_keep_everything_in_registers(arch, monkeypatch, capsys):
     from benchmarks import sass
 
     monkeypatch.setattr(sys, "argv", ["sass", "--arch", arch])

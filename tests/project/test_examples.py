@@ -10,6 +10,8 @@ import pytest
 
 import fastsample as fs
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

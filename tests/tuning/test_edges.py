@@ -213,6 +213,7 @@ def work(rank, folder):
             fs.save_plans(os.path.join(folder, f"{name} {rank}.json"), [plan])
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_plan_of_one(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]

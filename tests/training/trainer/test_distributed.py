@@ -19,6 +19,8 @@ from tests.helpers.networks import LINEAR
 from tests.helpers.processes import meeting
 from tests.helpers.training_cases import fidelity, lines, points, state, tiny, trainer
 
+pytestmark = pytest.mark.slow
+
 DATA = points(64, dtype=torch.float64)
 LABELS = torch.arange(64) % 5
 PAIRED = {"start": "paired", "subset": 8}
