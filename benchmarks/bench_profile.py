@@ -171,7 +171,7 @@ def overhead(device: torch.device, samples: int, num_times: int) -> dict[str, fl
         with torch.inference_mode():
             noisy = x.to(device)
             for k in range(num_times):
-                model.call(noisy, told[k].expand(samples), {"y": y})
+                model.at_timestep(noisy, told[k].expand(samples), {"y": y})
 
     def profiled(_):
         fs.profile(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with what
     from fastsample import training as training
     from fastsample.bundled.load import load as load
     from fastsample.denoiser.denoiser import Denoiser as Denoiser
+    from fastsample.denoiser.trees import shared as shared
     from fastsample.grids.grid import Grid as Grid
     from fastsample.likelihood.bits_per_dim import BitsPerDim as BitsPerDim
     from fastsample.likelihood.bits_per_dim import bits_per_dim as bits_per_dim
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with what
 _MODULES = {
     "bundled.load": ("load",),
     "denoiser.denoiser": ("Denoiser",),
+    "denoiser.trees": ("shared",),
     "grids.grid": ("Grid",),
     "likelihood.bits_per_dim": ("BitsPerDim", "bits_per_dim"),
     "ops": ("build_info",),

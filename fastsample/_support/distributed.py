@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+Result = TypeVar("Result")
+
 
 def process() -> tuple[int, int]:
-    """(rank, number of processes)."""
+    """(rank, number of processes); (0, 1) for one that works alone."""
     return (dist.get_rank(), dist.get_world_size()) if running() else (0, 1)
 
 
@@ -32,6 +37,29 @@ def gathered(x: Tensor) -> Tensor:
     dist.all_gather(parts, x.detach().contiguous())
     parts[dist.get_rank()] = x
     return torch.cat(parts)
+
+
+def together(function: str, work: Callable[[], Result], device: torch.device) -> Result:
+    """The result of this process's work; if the work of one process fails, all of them raise.
+
+    Without it the others would wait for the failed one for ever.
+
+    Raises:
+        RuntimeError: another process failed. The one that failed raises its own error.
+    """
+    if not running():
+        return work()
+    result, failure = None, None
+    try:
+        result = work()
+    except Exception as error:
+        failure = error
+    failures = summed(torch.tensor([float(failure is not None)], dtype=torch.float64), device)
+    if failure is not None:
+        raise failure
+    if failures[0] > 0:
+        raise RuntimeError(f"{function}: another process failed; see its message")
+    return result  # type: ignore[return-value]
 
 
 def check_agreement(function: str, name: str, value: float, device: torch.device) -> None:
@@ -57,4 +85,5 @@ def sum_arrays(vector: Tensor, device: torch.device) -> npt.NDArray[np.float64]:
 
 
 def running() -> bool:
+    """Whether several processes work together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

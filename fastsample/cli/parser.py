@@ -11,8 +11,8 @@ from typing import Any
 
 import fastsample
 from fastsample.distances.names import DISTANCES
-from fastsample.grids.registry import GRIDS
-from fastsample.samplers.registry import METHODS
+from fastsample.grids.registry import grid_names
+from fastsample.samplers.registry import method_names
 from fastsample.training.fidelity.names import GRADIENTS, STARTS
 
 MODEL_FILE = "model.safetensors"
@@ -49,9 +49,9 @@ def _add_sampling(add: Callable[..., argparse.ArgumentParser]) -> None:
     sample.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
     _add_drawing(sample, out="samples.png")
     sample.add_argument("--num", type=int, default=16, help="number of samples (default 16)")
-    sample.add_argument("--method", choices=["auto", *METHODS], default="auto")
-    sample.add_argument("--grid", choices=sorted([*GRIDS, "auto", "random"]), default="auto")
-    sample.add_argument("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0..1")
+    sample.add_argument("--method", choices=method_names(), default="auto")
+    sample.add_argument("--grid", choices=grid_names(), default="auto")
+    sample.add_argument("--eta", type=float, help="DDIM's share of fresh noise, 0..1")
     sample.add_argument(
         "--knob",
         action="append",
@@ -94,7 +94,7 @@ def _add_planning(add: Callable[..., argparse.ArgumentParser]) -> None:
     plan.add_argument(
         "--objective",
         choices=["trajectory", "elbo", "mse"],
-        help="what is to be small (default: trajectory if it was measured, else elbo)",
+        help="what is to be small (default: trajectory if it was measured, else mse)",
     )
     variances = "small, large, learned_range, analytic (default: the model's)"
     _option(plan, "--variance NAME", str, None, variances)
@@ -184,8 +184,8 @@ def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="K,K,...",
         help="network calls of the chain; of several one is drawn in every iteration",
     )
-    term.add_argument("--method", choices=["auto", *METHODS], help="(default auto)")
-    term.add_argument("--grid", choices=sorted([*GRIDS, "auto", "random"]), help="(default auto)")
+    term.add_argument("--method", choices=method_names(), help="(default auto)")
+    term.add_argument("--grid", choices=grid_names(), help="(default auto)")
     term.add_argument("--distance", choices=DISTANCES, help="(default energy)")
     term.add_argument("--start", choices=STARTS, help="(default prior)")
     term.add_argument("--gradient", choices=GRADIENTS, help="default: the recipe's own")

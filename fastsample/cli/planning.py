@@ -64,8 +64,7 @@ def plan(options: argparse.Namespace) -> int:
         assert profile is not None  # the bundled model has its own
     else:
         profile = fs.Profile.load(options.profile)
-    measured = profile.trajectories is not None and profile.trajectories.count > 0
-    objective = options.objective or ("trajectory" if measured else "elbo")
+    objective = options.objective or profile.default_objective
     table = profile.costs(objective, variance=options.variance, decoder=options.decoder)
     grids = table.best_grids(options.steps, at_most=options.at_most)
     named = {f"{'at most ' if options.at_most else ''}{k} steps": g for k, g in grids.items()}

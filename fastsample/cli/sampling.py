@@ -10,7 +10,6 @@ import torch
 
 import fastsample as fs
 from fastsample.plots.images import save_grid
-from fastsample.samplers.registry import METHODS
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"}
 
@@ -37,14 +36,9 @@ def sample(options: argparse.Namespace) -> int:
         raise ValueError(f"sample: num must be at least 1, got {options.num}")
     if options.guidance is not None and options.label is None:
         raise ValueError("sample: label must be given with guidance, got none")
-    method = "ddim" if options.method == "auto" else options.method
-    knobs, known = dict(options.knob), METHODS[method].knobs
-    for name in knobs:
-        if name not in known:
-            raise ValueError(
-                f"sample: knob must be one of {list(known) or 'none'} with method "
-                f'"{options.method}", got {name}'
-            )
+    knobs = dict(options.knob)
+    if options.eta is not None:
+        knobs["eta"] = options.eta
     model = fs.load(options.model, device=options.device)
     seconds, calls, samples = _timed(
         model,
@@ -55,7 +49,7 @@ def sample(options: argparse.Namespace) -> int:
         sample_index=options.index,
         guidance=options.guidance,
         cond=None if options.label is None else {"y": options.label},
-        **{"eta": options.eta, **knobs},
+        **knobs,
     )
     if suffix == ".npy":
         path = options.out.resolve()

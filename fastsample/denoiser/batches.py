@@ -1,17 +1,14 @@
-"""Data of any kind as checked batches on the model's device, with what belongs to each sample."""
+"""Data of any kind as checked batches on the model's device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from fastsample._support.checks import check_integer, check_real
 from fastsample._support.tensors import check_tensor
-from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 
 
@@ -53,50 +50,3 @@ def check_width(function: str, bin_width: Any) -> float:
     if not 0.0 < width <= 2.0:
         raise ValueError(f"{function}: bin_width must be in (0, 2], got {width:g}")
     return width
-
-
-def check_cond(function: str, cond: Mapping[str, Any] | None, count: int) -> None:
-    """Refuse per-sample arguments that are not as many as the samples."""
-    if cond is not None and not isinstance(cond, Mapping):
-        raise TypeError(
-            f"{function}: cond must be a mapping of keyword arguments, got {type(cond).__name__}"
-        )
-    for name, value in (cond or {}).items():
-        if isinstance(value, Mapping):
-            raise TypeError(f"{function}: cond[{name!r}] must hold numbers, got a mapping")
-        if _per_sample(value) and len(value) != count:
-            raise ValueError(
-                f"{function}: cond[{name!r}] must have one entry per sample ({count}), "
-                f"got {len(value)}"
-            )
-
-
-def arguments_of(
-    function: str, cond: Mapping[str, Any] | None, first: int, x0: Tensor
-) -> Mapping[str, Any]:
-    """The network's keyword arguments for the samples from `first` on."""
-    batch = x0.shape[0]
-    part = {key: _slice(value, first, batch) for key, value in (cond or {}).items()}
-    return Conditions(function, part, None, batch, x0.device).arguments
-
-
-def chosen_conditions(
-    cond: Mapping[str, Any] | None, index: npt.NDArray[np.int64]
-) -> dict[str, Any]:
-    """The entries of the samples of these numbers."""
-
-    def chosen(value: Any) -> Any:
-        if not _per_sample(value):
-            return value
-        return [value[i] for i in index] if isinstance(value, (list, tuple)) else value[index]
-
-    return {name: chosen(value) for name, value in (cond or {}).items()}
-
-
-def _slice(value: Any, first: int, count: int) -> Any:
-    """The entries of some samples; a number is for all of them."""
-    return value[first : first + count] if _per_sample(value) else value
-
-
-def _per_sample(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray, list, tuple)) and np.ndim(value) > 0

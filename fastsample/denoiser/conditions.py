@@ -1,59 +1,198 @@
-"""Conditions of a batch: per-sample arguments of the network, and the doubled batch of guidance."""
+"""Conditions: what a network is given besides x and the timestep, for a batch of samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.denoiser.trees import (
+    Index,
+    Shared,
+    doubled,
+    entries_of,
+    entry_count,
+    for_all,
+    leaves,
+    map_leaves,
+    map_pairs,
+    mixed,
+    moved,
+    normalised,
+    repeated,
+    tensors_in,
+    unwrapped,
+)
+
 
 class Conditions:
-    """The network's extra keyword arguments for every call of a run.
+    """The network's extra keyword arguments for a batch: sliced, repeated, doubled as a whole.
 
-    Without guidance they are passed as they are. With guidance (Ho & Salimans 2022,
-    arXiv:2207.12598) one call runs the batch twice, unconditional half first, and `split` gives
-    the halves of its output as views.
+    What is given is a mapping from argument names to values:
+
+    - a tensor or array holds one entry per sample along its first axis; so does a list, of numbers
+      (which becomes a tensor) or of anything else, such as tensors of different lengths;
+    - a number, or a tensor without axes, stands for every sample; so does an unconditional tensor
+      or list of a single entry;
+    - dictionaries and tuples are structure, to any depth; their leaves follow these rules;
+    - `shared(value)` is passed as it is, and so is anything else (flags, strings, None).
+
+    Under guidance (Ho & Salimans 2022, arXiv:2207.12598) one call of the network runs the batch
+    twice, unconditional half first, and `split` gives the halves of its output as views.
 
     Args:
-        function: who asks, for messages.
-        cond: keyword arguments; a tensor or list gives one entry per sample, a number all of them.
-        uncond: the same with "no condition"; None without guidance.
-        batch: number of samples.
-        device: where tensors go.
+        function: the caller's name, for messages.
+        cond: the conditions; None is none.
+        uncond: the same for "no condition"; None without guidance. Shared entries may be left out.
+        batch: number of samples; None takes it from the conditions.
+        device: where tensors go; None leaves them where they are.
 
     Attributes:
+        batch: number of samples, None if nothing says it.
         guided: whether a call runs the batch twice.
-        arguments: what the network is passed.
-        conditional: the same without guidance, for rows that need none.
+
+    Raises:
+        TypeError: conditions that are no mapping, or a list that mixes numbers with other things.
+        ValueError: entries that are not one per sample, or that differ between `cond` and `uncond`
+            in name, structure or shape. The message names the key.
     """
 
     def __init__(
         self,
         function: str,
-        cond: Mapping[str, Any] | None,
-        uncond: Mapping[str, Any] | None,
-        batch: int,
-        device: torch.device,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        batch: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        self._function, self.batch = function, batch
+        self._cond = normalised(function, "cond", {} if cond is None else cond, device)
+        self._check_batch("cond", self._cond)
         self.guided = uncond is not None
-        given = _placed(function, "cond", {} if cond is None else cond, batch, device)
-        self.conditional = self
-        if uncond is None:
-            self.arguments = given
-            return
-        self.conditional = Conditions(function, given, None, batch, device)
-        absent = _placed(function, "uncond", uncond, batch, device)
+        self._uncond = None
+        if uncond is not None:
+            absent = normalised(function, "uncond", uncond, device)
+            self._uncond = map_leaves(lambda leaf: for_all(leaf, self.batch), absent)
+            self._check_batch("uncond", self._uncond)
+            if self.batch is not None:
+                _ = self.arguments  # what does not fit together is refused now
+
+    def _check_batch(self, label: str, tree: Any) -> None:
+        """Every leaf that has one entry per sample must have as many as the others."""
+        for where, leaf in leaves(tree, label):
+            size = entry_count(leaf)
+            if size is None:
+                continue
+            if self.batch is None:
+                self.batch = size
+            if size != self.batch:
+                raise ValueError(
+                    f"{self._function}: {where} must have one entry per sample ({self.batch}), "
+                    f"got {size}"
+                )
+
+    def _with(self, cond: Any, uncond: Any, batch: int | None) -> Conditions:
+        """Conditions of the same caller from trees that are normalised already."""
+        made = copy.copy(self)
+        made.__dict__.pop("arguments", None)
+        made.__dict__.pop("conditional", None)
+        made._cond, made._uncond, made.batch = cond, uncond, batch
+        made.guided = uncond is not None
+        return made
+
+    def _mapped(self, function: Callable[[Any], Any], batch: int | None) -> Conditions:
+        uncond = None if self._uncond is None else map_leaves(function, self._uncond)
+        return self._with(map_leaves(function, self._cond), uncond, batch)
+
+    # ---- parts of a batch
+
+    def select(self, index: Index) -> Conditions:
+        """The conditions of some samples: a slice, or their numbers."""
+        batch = self.batch
+        if batch is not None:
+            batch = len(range(batch)[index]) if isinstance(index, slice) else len(index)
+        return self._mapped(lambda leaf: entries_of(leaf, index), batch)
+
+    def part(self, first: int, x: Tensor) -> Conditions:
+        """The conditions of the samples ``x (n, ...)``, numbers `first` and on, on their device.
+
+        Raises:
+            ValueError: fewer entries than samples.
+        """
+        made = self.select(slice(first, first + len(x))).to(x.device)
+        made = made._with(made._cond, made._uncond, len(x))
+        made._check_batch("cond", made._cond)
+        made._check_batch("uncond", made._uncond or {})
+        return made
+
+    def to(self, device: torch.device) -> Conditions:
+        """The conditions with their tensors on a device."""
+        return self._mapped(lambda leaf: moved(leaf, device), self.batch)
+
+    def check_count(self, count: int) -> None:
+        """ValueError unless the entries are for so many samples."""
+        self._with(self._cond, self._uncond, count)._check_batch("cond", self._cond)
+
+    @property
+    def mapping(self) -> dict[str, Any]:
+        """The conditions as a mapping that can be given as ``cond=`` again."""
+        return self._cond
+
+    def repeat(self, times: int) -> Conditions:
+        """The conditions of the whole batch again and again, all samples each time."""
+        batch = None if self.batch is None else self.batch * times
+        return self if times == 1 else self._mapped(lambda leaf: repeated(leaf, times), batch)
+
+    def replaced(self, lost: Tensor, uncond: Mapping[str, Any]) -> Conditions:
+        """The conditions with those of some samples replaced by "no condition".
+
+        Args:
+            lost: `(B,)` bool, on the tensors' device: whose conditions are replaced.
+            uncond: what stands for no condition: an entry of one sample, with or without a batch
+                axis of 1, or a number.
+        """
+
+        def mix(where: str, given: Any, absent: Any) -> Any:
+            return mixed(self._function, where, given, absent, lost)
+
+        absent = normalised(self._function, "uncond", uncond, lost.device)
+        given = map_pairs(self._function, "uncond", mix, self._expanded(self._cond), absent)
+        return self._with(given, None, self.batch)
+
+    # ---- one call of the network
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """What the network is passed; of both halves under guidance."""
+        given = self._expanded(self._cond)
+        if self._uncond is None:
+            return map_leaves(unwrapped, given)
+        absent = self._expanded(self._uncond)
+        missing = {
+            name: leaf
+            for name, leaf in given.items()
+            if name not in absent and isinstance(self._cond[name], Shared)
+        }
+        absent = {**absent, **missing}
         if given.keys() != absent.keys():
             raise ValueError(
-                f"{function}: cond must have the names of uncond {sorted(absent)}, "
+                f"{self._function}: cond must have the names of uncond {sorted(absent)}, "
                 f"got {sorted(given)}"
             )
-        self.arguments = {
-            name: _doubled(function, name, absent[name], given[name]) for name in given
-        }
+
+        def both(where: str, conditional: Any, unconditional: Any) -> Any:
+            return unwrapped(doubled(self._function, where, conditional, unconditional))
+
+        return map_pairs(self._function, "cond", both, given, absent)
+
+    @cached_property
+    def conditional(self) -> Conditions:
+        """The same without guidance, for rows that need none."""
+        return self._with(self._cond, None, self.batch) if self.guided else self
 
     def doubled(self, x: Tensor) -> Tensor:
         """What the network is fed: x, or x twice."""
@@ -66,84 +205,19 @@ class Conditions:
         unconditional, conditional = output.chunk(2)
         return conditional, unconditional
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor in them, for those who look for gradients."""
+        for tree in (self._cond, self._uncond or {}):
+            for _, leaf in leaves(tree, ""):
+                yield from tensors_in(leaf)
 
-def batch_of(cond: Mapping[str, Any] | None) -> int | None:
-    """How many samples the conditions are for; None when they do not say."""
-    if not isinstance(cond, Mapping):  # `Conditions` says what is wrong with anything else
-        return None
-    for value in cond.values():
-        if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0:
-            return value.shape[0]
-        if isinstance(value, (list, tuple)):
-            return len(value)
-    return None
+    def _expanded(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """With an entry per sample where a number stood for all; shared values stay marked."""
 
+        def expanded(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and leaf.dim() == 0:
+                assert self.batch is not None, "a part of known size is what the network sees"
+                return leaf.expand(self.batch)
+            return leaf
 
-def _placed(
-    function: str, label: str, values: Mapping[str, Any], batch: int, device: torch.device
-) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise TypeError(
-            f"{function}: {label} must be a mapping of keyword arguments, "
-            f"got {type(values).__name__}"
-        )
-    placed: dict[str, Any] = {}
-    for name, value in values.items():
-        numeric = (int, float, list, tuple, np.ndarray, np.number)
-        if isinstance(value, numeric) and not isinstance(value, bool):
-            try:
-                value = torch.tensor(value)  # a copy: the caller may write to theirs
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(
-                    f"{function}: {label}[{name!r}] must hold numbers, got {value!r:.80} ({error})"
-                ) from None
-        if isinstance(value, Tensor):
-            value = value.to(device)
-            if value.dim() == 0:
-                value = value.expand(batch)
-            if value.shape[0] != batch:
-                raise ValueError(
-                    f"{function}: {label}[{name!r}] must have one entry per sample ({batch}), "
-                    f"got {value.shape[0]}"
-                )
-        placed[name] = value
-    return placed
-
-
-def _doubled(function: str, name: str, absent: Any, given: Any) -> Any:
-    if isinstance(absent, Tensor) and isinstance(given, Tensor):
-        if absent.shape[1:] != given.shape[1:]:
-            raise ValueError(
-                f"{function}: cond[{name!r}] must have the entries of uncond "
-                f"{tuple(absent.shape[1:])}, got {tuple(given.shape[1:])}"
-            )
-        return torch.cat((absent, given))
-    if isinstance(absent, Tensor) or isinstance(given, Tensor) or absent != given:
-        raise ValueError(
-            f"{function}: cond[{name!r}] must be a tensor, or equal in cond and uncond, under "
-            "guidance: both halves of the batch share one call"
-        )
-    return given
-
-
-# ---- samples and the conditions that belong to them
-
-
-def repeat(x: Tensor, times: int) -> Tensor:
-    """The samples again and again, all of them each time."""
-    return x if times == 1 else x.repeat(times, *[1] * (x.dim() - 1))
-
-
-def first(cond: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The entries of the first samples."""
-    return {k: v[:count] if isinstance(v, Tensor) and v.dim() else v for k, v in cond.items()}
-
-
-def others(cond: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The entries of all but the first samples."""
-    return {k: v[count:] if isinstance(v, Tensor) and v.dim() else v for k, v in cond.items()}
-
-
-def repeated(cond: Mapping[str, Any], times: int) -> dict[str, Any]:
-    """The entries of samples that are there so many times."""
-    return {k: repeat(v, times) if isinstance(v, Tensor) else v for k, v in cond.items()}
+        return map_leaves(expanded, tree)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from fastsample._support.checks import FloatArray, check_array, check_integer
 from fastsample._support.tensors import make_device
-from fastsample.denoiser.fit import CarriedProfile, checked_plans
+from fastsample.denoiser.fit import CarriedProfile, check_profile, plans_by_length
+from fastsample.denoiser.outputs import check_output, unpacked
+from fastsample.denoiser.timesteps import TimeInput, check_time_input, timesteps
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction, Variance, check_prediction, clip_bounds
 from fastsample.schedules.schedule import NoiseSchedule
-
-TimeInput: TypeAlias = (
-    Literal["index", "rescaled", "fraction", "log_snr"] | Callable[[FloatArray], Any]
-)
 
 
 class Denoiser:
@@ -78,15 +76,7 @@ class Denoiser:
             raise ValueError(
                 f"Denoiser: variance must be one of {list(get_args(Variance))}, got {variance!r}"
             )
-        if not callable(time) and time not in list(_TIME_INPUTS):
-            raise ValueError(
-                f"Denoiser: time must be one of {list(_TIME_INPUTS)} or a callable, got {time!r}"
-            )
-        if schedule.num_steps is None and time in ("index", "rescaled"):
-            raise ValueError(
-                f"Denoiser: time must not be {time!r} for {schedule!r}, which has no step numbers; "
-                'pass time="fraction", "log_snr" or a callable'
-            )
+        check_time_input(schedule, time)
         self.model = model
         self.schedule = schedule
         self.shape = checked_shape(shape)
@@ -113,13 +103,7 @@ class Denoiser:
             ValueError: a profile of another schedule, shape or prediction.
         """
         other = copy.copy(self)
-        if profile is not None:
-            if not hasattr(profile, "check_model"):
-                raise TypeError(
-                    f"with_profile: profile must be a Profile, got {type(profile).__name__}"
-                )
-            profile.check_model(self)
-        other.profile = profile
+        other.profile = None if profile is None else check_profile(self, profile)
         return other
 
     def with_plans(self, plans: Mapping[int, Plan] | Iterable[Plan]) -> Denoiser:
@@ -132,7 +116,7 @@ class Denoiser:
             ValueError: plans of another schedule or prediction, or two of one length.
         """
         other = copy.copy(self)
-        other.plans = checked_plans(self, plans)
+        other.plans = plans_by_length(self, plans)
         return other
 
     @property
@@ -154,39 +138,42 @@ class Denoiser:
     @property
     def dtype(self) -> torch.dtype:
         """Floating dtype of the network's parameters; float32 when it has none."""
+        return self.network_dtype or torch.float32
+
+    def clip_for(self, clip: Clip | Literal["auto"]) -> Clip:
+        """The range that x0 is held in: the model's own for "auto", else what is given."""
+        return self.clip if isinstance(clip, str) and clip == "auto" else clip  # type: ignore[return-value]
+
+    @property
+    def network_dtype(self) -> torch.dtype | None:
+        """The dtype that a module wants its input in; None for a plain callable, which has none."""
         tensor = _first_tensor(self.model)
-        return torch.float32 if tensor is None else tensor.dtype
+        return None if tensor is None else tensor.dtype
 
     def network_times(self, times: FloatArray, device: torch.device | None = None) -> Tensor:
-        """What the network is told at project times ``(K,)``: a tensor ``(K,)`` on its device."""
-        device = device or self.device
-        times = np.asarray(times, dtype=np.float64)
-        if self.time == "index" and np.all(times == np.rint(times)):
-            return torch.as_tensor(times.astype(np.int64) - 1, device=device)
-        if callable(self.time):
-            told = torch.as_tensor(self.time(times))
-        else:
-            told = torch.as_tensor(_TIME_INPUTS[self.time](times, self.schedule))
-        if told.shape != times.shape:
-            raise ValueError(
-                f"Denoiser: time must give one value per time {times.shape}, "
-                f"got {tuple(told.shape)}"
-            )
-        # On the host, before the upload.
-        if told.is_floating_point() and not np.all(np.isfinite(told.detach().cpu().numpy())):
-            raise ValueError(
-                f"Denoiser: time must give finite values, got {told.tolist()} for times "
-                f"{times.tolist()}"
-            )
-        return told.to(device, torch.float32 if told.is_floating_point() else told.dtype)
+        """The timesteps that the network is told at project times ``(K,)``: a tensor ``(K,)``.
 
-    def __call__(
+        int64 when the network takes indices and all times are whole, else float32 (or what a
+        callable `time` gives), on the network's device.
+        """
+        return timesteps(self.schedule, self.time, times).to(device or self.device)
+
+    def at_time(
         self,
         x: Tensor,
         t: float | Sequence[float] | FloatArray,
         cond: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """The network's output for ``x (B, *shape)`` at project time ``t``, one or `(B,)`."""
+        """The network's output for ``x (B, *shape)`` at project time `t`, one or one per sample.
+
+        Args:
+            x: noisy samples.
+            t: in (0, T], `(B,)` or a number; T is pure noise.
+            cond: keyword arguments of the network, as it takes them.
+
+        Raises:
+            ValueError: another shape, or a time outside (0, T].
+        """
         if x.dim() < 2 or tuple(x.shape[1:]) != self.shape:
             raise ValueError(
                 f"Denoiser: x must have shape (B, {', '.join(map(str, self.shape))}), "
@@ -204,44 +191,27 @@ class Denoiser:
                 f"{times.max():g}; a network has no index for clean data"
             )
         times = np.broadcast_to(times, (x.shape[0],))
-        return self.call(x, self.network_times(times, x.device), cond or {})
+        return self.at_timestep(x, self.network_times(times, x.device), cond or {})
 
-    def call(self, x: Tensor, told: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        """One network call with times as the network wants them ``(B,)``; the output is checked."""
-        try:
-            output = self.model(x, told, **cond)
-        except RuntimeError as error:
-            if x.dtype == self.dtype:
-                raise
-            # Not refused beforehand: mixed-precision networks take another dtype than their first
-            # parameter's.
-            raise TypeError(
-                f"Denoiser: x must be {self.dtype} like the model's parameters, got {x.dtype}; "
-                f"the model failed with: {error}"
-            ) from error
-        if not isinstance(output, Tensor):
-            output = _unpacked(output)
-        wide = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
-        learned = self.variance == "learned_range"
-        if output.shape != (wide if learned else x.shape):
-            remedy = ""
-            if output.shape == wide:
-                remedy = '; if its second half is a learned variance, pass variance="learned_range"'
-            elif output.shape == x.shape:
-                remedy = '; a variance="learned_range" network gives [prediction | v]'
-            raise ValueError(
-                "Denoiser: the model's output must have shape "
-                f"{tuple(wide if learned else x.shape)} for x {tuple(x.shape)}, "
-                f"got {tuple(output.shape)}{remedy}"
-            )
-        if not output.is_floating_point():
-            raise TypeError(
-                f"Denoiser: the model's output must be a floating tensor, got {output.dtype}"
-            )
-        if output.device != x.device:
-            raise ValueError(
-                f"Denoiser: the model's output must be on {x.device}, got {output.device}"
-            )
+    __call__ = at_time
+
+    def at_timestep(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        """The network's output at timesteps as the network is told them; the output is checked.
+
+        Args:
+            x: noisy samples `(B, *shape)`.
+            timestep: `(B,)`, see `network_times`.
+            cond: keyword arguments of the network, as it takes them.
+
+        Returns:
+            `(B, *shape)`, or twice the channels with a learned variance, in the dtype of `x`.
+
+        Raises:
+            TypeError: an output that is no floating tensor.
+            ValueError: an output of another shape or on another device.
+        """
+        output = unpacked(self.model(x, timestep, **cond))
+        check_output(x, output, learned=self.variance == "learned_range")
         return output if output.dtype == x.dtype else output.to(x.dtype)  # autocast
 
     def __repr__(self) -> str:
@@ -250,18 +220,6 @@ class Denoiser:
             f"Denoiser({name}, {self.schedule!r}, shape={self.shape}, "
             f"prediction={self.prediction!r}, variance={self.variance!r}, clip={self.clip})"
         )
-
-
-def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
-    return (times - 1.0) * (1000.0 / schedule.T)
-
-
-_TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], FloatArray]] = {
-    "index": lambda times, schedule: times - 1.0,
-    "rescaled": _rescaled,
-    "fraction": lambda times, schedule: times / schedule.T,
-    "log_snr": lambda times, schedule: schedule.log_snr(times),
-}
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -282,17 +240,3 @@ def _first_tensor(model: Any) -> Tensor | None:
         return None
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((t for t in tensors if t.is_floating_point()), None)
-
-
-def _unpacked(output: Any) -> Tensor:
-    """The tensor inside a diffusers output, a dict or a tuple."""
-    inner = getattr(output, "sample", None)
-    if inner is None and isinstance(output, Mapping):
-        inner = output.get("sample")
-    if inner is None and isinstance(output, (tuple, list)) and output:
-        inner = output[0]
-    if not isinstance(inner, Tensor):
-        raise TypeError(
-            f"Denoiser: the model's output must be a tensor, got {type(output).__name__}"
-        )
-    return inner

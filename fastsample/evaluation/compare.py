@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fastsample import ops
 from fastsample._support.checks import check_integer
-from fastsample.denoiser.batches import arguments_of, check_cond
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.evaluation import diffusers_schedulers as peers
 from fastsample.grids.grid import Grid
 from fastsample.grids.makers import quadratic
 from fastsample.grids.registry import noisiest
 from fastsample.plans.plan import Plan
+from fastsample.samplers.dpm_solver import dpm_solver
 from fastsample.samplers.registry import METHODS
 from fastsample.sampling.noise import make_identity
 from fastsample.sampling.sample import sample
@@ -28,13 +29,6 @@ Side: TypeAlias = Literal["tuned", "fastsample", "diffusers"]
 
 FINE_STEPS = 200  # of the run that the others are compared with: twice tuning's teacher
 _BATCH = 256
-_VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("DDIM", "ddim", {}),
-    ("DPM-Solver++ 2M", "dpm++", {"order": 2}),
-    ("DPM-Solver++ 3M", "dpm++", {"order": 3}),
-    ("DPM-Solver++ 3M", "dpm++", {"order": 3, "corrected": True}),
-    ("UniPC", "unipc", {"order": 2}),
-)
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ def compare(
     if not chosen:
         raise ValueError("compare: plans must hold at least one, got none")
     count = check_integer("compare", "samples", samples, 1)
-    check_cond("compare", cond, count)
+    conditions = Conditions("compare", cond, batch=count)
     notes = [plan.provenance or {} for plan in chosen.values()]
     seen = {note.get("seed") for note in notes}
     seed = next(number for number in range(len(seen) + 1) if number not in seen)
@@ -148,8 +142,7 @@ def compare(
 
     def run(draw: Draw) -> Tensor:
         parts = start.split(_BATCH)
-        given = (arguments_of("compare", cond, i * _BATCH, x) for i, x in enumerate(parts))
-        return torch.cat([draw(x, arguments) for x, arguments in zip(parts, given, strict=True)])
+        return torch.cat([draw(x, conditions.part(i * _BATCH, x)) for i, x in enumerate(parts)])
 
     wanted = run(_drawing(denoiser, fine))
     steps = tuple(sorted(chosen))
@@ -168,12 +161,12 @@ def compare(
     return Comparison(entries, steps, count, seed, len(fine), missing)
 
 
-Draw: TypeAlias = Callable[[Tensor, Mapping[str, Any]], Tensor]
+Draw: TypeAlias = Callable[[Tensor, Conditions], Tensor]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A sampler of some number of calls: ``draw(start, arguments of the network)``."""
+    """A sampler of some number of calls: ``draw(start, conditions)``."""
 
     side: Side
     family: str
@@ -185,17 +178,18 @@ def _fine_plan(denoiser: Denoiser) -> Plan:
     schedule = denoiser.schedule
     most = FINE_STEPS if schedule.num_steps is None else min(FINE_STEPS, schedule.num_steps)
     knobs = {"order": 3, "corrected": True} if most >= 3 else {"order": most}
-    return _make("dpm++", denoiser, quadratic(noisiest(schedule), most), knobs)
+    return _make(dpm_solver, denoiser, quadratic(noisiest(schedule), most), knobs)
 
 
 def _known(denoiser: Denoiser, steps: int) -> Iterator[Runner]:
     """The deterministic methods of this package on every grid."""
     for grid_name, grid in starting_grids(denoiser, steps).items():
-        for family, method, knobs in _VARIANTS:
-            if knobs.get("order", 1) <= steps:
-                plan = _make(method, denoiser, grid, knobs)
-                name = f"{peers.call_text(method, knobs)}, {grid_name}"
-                yield Runner("fastsample", family, name, _drawing(denoiser, plan))
+        for method, entry in METHODS.items():
+            for setting in entry.deterministic:
+                if setting.knobs.get("order", 1) <= steps:
+                    plan = _make(entry.make, denoiser, grid, setting.knobs)
+                    name = f"{peers.call_text(method, setting.knobs)}, {grid_name}"
+                    yield Runner("fastsample", setting.family, name, _drawing(denoiser, plan))
 
 
 def _peers(denoiser: Denoiser, steps: int, left_out: set[str]) -> Iterator[Runner]:
@@ -209,8 +203,8 @@ def _peers(denoiser: Denoiser, steps: int, left_out: set[str]) -> Iterator[Runne
         return
     for peer in peers.deterministic_peers():
 
-        def draw(start: Tensor, arguments: Mapping[str, Any], peer: peers.Peer = peer) -> Tensor:
-            return peer.run(denoiser, steps, start, cond=arguments)
+        def draw(start: Tensor, cond: Conditions, peer: peers.Peer = peer) -> Tensor:
+            return peer.run(denoiser, steps, start, cond=cond)
 
         try:
             peer.make(denoiser)
@@ -220,13 +214,15 @@ def _peers(denoiser: Denoiser, steps: int, left_out: set[str]) -> Iterator[Runne
         yield Runner("diffusers", peer.family, f"{peer.short_label}, {peer.grid}", draw)
 
 
-def _make(method: str, denoiser: Denoiser, grid: Grid, knobs: dict[str, Any]) -> Plan:
+def _make(
+    sampler: Callable[..., Plan], denoiser: Denoiser, grid: Grid, knobs: Mapping[str, Any]
+) -> Plan:
     given = {"clip": denoiser.clip, "prediction": denoiser.prediction, **knobs}
-    return METHODS[method].make(denoiser.schedule, grid, **given)
+    return sampler(denoiser.schedule, grid, **given)
 
 
 def _drawing(denoiser: Denoiser, plan: Plan) -> Draw:
-    return lambda start, arguments: sample(denoiser, plan, start=start, cond=arguments)
+    return lambda start, cond: sample(denoiser, plan, start=start, cond=cond.mapping)
 
 
 def _rmse(x: Tensor, y: Tensor) -> float:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.denoiser.at_times import AtTimes
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.schedules.schedule import NoiseSchedule
 
@@ -103,7 +105,7 @@ class Peer:
         steps: int,
         start: Tensor,
         *,
-        cond: Mapping[str, Any] | None = None,
+        cond: Conditions | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Samples from the starting noise `(B, *shape)`, by the loop of diffusers' pipelines.
@@ -112,7 +114,7 @@ class Peer:
             denoiser: the model.
             steps: as its `set_timesteps` takes them.
             start: noise `(B, *shape)`.
-            cond: keyword arguments for the network, for the whole batch.
+            cond: keyword arguments of the network for these samples.
             generator: of a stochastic scheduler's noise.
         """
         with _quiet():
@@ -125,12 +127,13 @@ class Peer:
         channels = start.shape[1]
         # Its times are indices, which are one less than ours.
         times = scheduler.timesteps.cpu().numpy().astype(np.float64) + 1.0
-        told = denoiser.network_times(times, start.device)
+        model = AtTimes(denoiser, times, function="Peer")
+        conditions = cond or Conditions("Peer", batch=len(start), device=start.device)
         x = start
         with torch.inference_mode():
-            for index, t in zip(told, scheduler.timesteps, strict=True):
-                output = denoiser.call(x.to(denoiser.dtype), index.expand(len(x)), cond or {})
-                output = (output if learned else output[:, :channels]).to(x.dtype)
+            for k, t in enumerate(scheduler.timesteps):
+                output, _ = model.output(x, k, conditions)
+                output = output if learned else output[:, :channels]
                 with _quiet():
                     x = _step(scheduler, output, t, x, given)
         return x

@@ -23,9 +23,23 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
         _whole("ddim", schedule), steps, "quadratic"
     ),
 }
-"""Names for the `grid` argument, besides "random" (times drawn from the seed): our own; diffusers'
-three timestep spacings; improved-diffusion's list and the DDIM repository's two, which may hold
-another number of times than asked for."""
+"""Our own grids; diffusers' three timestep spacings; improved-diffusion's list and the DDIM
+repository's two, which may hold another number of times than asked for."""
+
+DEFAULT_GRID = "uniform"
+"""What "auto" is for a model without a profile."""
+
+
+def grid_names() -> list[str]:
+    """The names that `grid` arguments take: those of `GRIDS`, "auto" and "random"."""
+    return sorted([*GRIDS, "auto", "random"])
+
+
+def check_grid_name(function: str, name: object) -> str:
+    """The name; ValueError unless it is one of `grid_names`."""
+    if not isinstance(name, str) or name not in grid_names():
+        raise ValueError(f"{function}: grid must be one of {grid_names()}, got {name!r}")
+    return name
 
 
 def noisiest(schedule: NoiseSchedule) -> float:

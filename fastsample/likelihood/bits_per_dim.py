@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,17 +14,14 @@ from tqdm import tqdm
 from fastsample import ops
 from fastsample._support.checks import FloatArray, check_real
 from fastsample._support.tensors import check_tensor
-from fastsample.denoiser.batches import (
-    arguments_of,
-    batches_of,
-    check_cond,
-    check_range,
-    check_width,
-)
+from fastsample.denoiser.at_times import AtTimes
+from fastsample.denoiser.batches import batches_of, check_range, check_width
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.fit import check_variance
 from fastsample.grids.grid import Grid
 from fastsample.likelihood.bound import posterior_table, prior_bits_per_dim, vlb_terms
-from fastsample.plans.rows import Clip, clip_bounds
+from fastsample.plans.rows import Clip, Variance, clip_bounds
 from fastsample.sampling.noise import make_identity
 from fastsample.sampling.resolve import make_grid
 
@@ -121,33 +118,27 @@ def bits_per_dim(
     if steps is None and schedule.num_steps is None:
         raise ValueError(f"{name}: steps must be given for {schedule!r}, got None")
     used = denoiser.variance if variance is None else variance
-    if (
-        not isinstance(used, str)
-        or used not in ("small", "large", "learned_range")
-        or (used == "learned_range" != denoiser.variance)
-    ):
-        raise ValueError(
-            f'{name}: variance must be "small" or "large", or "learned_range" for a model that '
-            f"has one, got {used!r}"
-        )
-    times = make_grid(
+    if not isinstance(used, str) or used not in get_args(Variance):
+        raise ValueError(f"{name}: variance must be one of {get_args(Variance)}, got {used!r}")
+    check_variance(name, denoiser, used)
+    times, _ = make_grid(
+        name,
         denoiser,
         schedule.num_steps if steps is None else steps,
         grid,
-        name,
         objective="elbo",
         variance=used,
         decoder="respaced" if decoder_variance is None else "optimal",
     )
-    bounds = clip_bounds(name, denoiser.clip if isinstance(clip, str) and clip == "auto" else clip)
+    bounds = clip_bounds(name, denoiser.clip_for(clip))
     if bounds[0] != -bounds[1]:
         raise ValueError(f"{name}: clip must be symmetric, got {bounds}")
     bound = None if math.isinf(bounds[1]) else bounds[1]
     width = check_width(name, bin_width)
     if decoder_variance is not None:
         decoder_variance = check_real(name, "decoder_variance", decoder_variance)
-    if isinstance(data, Tensor):
-        check_cond(name, cond, len(data) if data.dim() else 0)
+    given = len(data) if isinstance(data, Tensor) and data.dim() else None
+    conditions = Conditions(name, cond, batch=given)
     if noise is not None and (noise.dim() < 2 or noise.shape[0] != len(times)):
         raise ValueError(
             f"{name}: noise must have shape ({len(times)}, N, *shape), got {tuple(noise.shape)}"
@@ -160,14 +151,14 @@ def bits_per_dim(
             decoder_variance=decoder_variance,
         )
     ).to(denoiser.device)
-    told = denoiser.network_times(times.times[:-1])
+    model = AtTimes(denoiser, times.times[:-1], function=name)
 
     sums, squares, prior, seen = torch.zeros(len(times), dtype=torch.float64), 0.0, 0.0, 0
     with torch.inference_mode(), tqdm(disable=not progress, desc=name, unit="call") as bar:
         for x0 in batches_of(name, denoiser, data, batch_size):
             check_range(name, x0)
             batch = x0.shape[0]
-            arguments = arguments_of(name, cond, seen, x0)
+            here = conditions.part(seen, x0)
             identity = make_identity(name, seed, seen, batch, x0.device)
             exact = x0.double()
             terms = torch.empty(len(times), batch, dtype=torch.float64)
@@ -178,7 +169,7 @@ def bits_per_dim(
                     eps = noise[k, seen : seen + batch].to(exact)
                     check_tensor("noise", eps, tuple(exact.shape), eps.dtype, eps.device, name)
                 x_t = table[k, 0] * exact + table[k, 1] * eps
-                output = denoiser.call(x_t.to(x0.dtype), told[k].expand(batch), arguments)
+                output, _ = model.output(x_t.to(x0.dtype), k, here)
                 terms[k], _ = vlb_terms(
                     output.double(),
                     exact,
@@ -202,7 +193,7 @@ def bits_per_dim(
             seen += batch
     if seen == 0:
         raise ValueError(f"{name}: data must hold at least one sample, got none")
-    check_cond(name, cond, seen)
+    conditions.check_count(seen)
     if noise is not None and noise.shape[1] != seen:
         raise ValueError(f"{name}: noise must be for {seen} samples, got {noise.shape[1]}")
     means = (sums / seen).numpy()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops.reference import bin_log_likelihood
+from fastsample.planning.decoder import respaced_variance
 from fastsample.plans.rows import Prediction, Variance, check_prediction, x0_terms
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
@@ -117,7 +118,9 @@ def posterior_table(
     )
     pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
     small, large = pair.posterior_variance.copy(), pair.variance.copy()
-    small[-1] = large[-1] = small[-2] if decoder_variance is None else decoder_variance
+    if decoder_variance is None:
+        decoder_variance = float(respaced_variance(schedule, times[-3], times[-2]))
+    small[-1] = large[-1] = decoder_variance
     logs = np.log([small, large, pair.variance])
     last = np.arange(len(small)) == len(small) - 1
     check_prediction("posterior_table", prediction)

@@ -14,7 +14,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastsample._support.checks import FloatArray
+from fastsample._support.checks import FloatArray, check_array
+from fastsample.schedules.schedule import NoiseSchedule
+from fastsample.schedules.transition import transition
 
 NUM_SCALES = 48
 _REFINEMENT = 16  # how finely the best variance is looked for between two scales
@@ -106,3 +108,52 @@ def decoder_log_scales(bin_width: float, posterior_variance: FloatArray) -> Floa
     if posterior_variance.size:
         least = min(least, math.sqrt(float(posterior_variance.min())))
     return np.linspace(math.log(least), math.log(1.05), NUM_SCALES)
+
+
+def respaced_variance(schedule: NoiseSchedule, t: npt.ArrayLike, s: npt.ArrayLike) -> FloatArray:
+    """The last step's variance by improved-diffusion's convention.
+
+    The posterior variance of the step from t to s, the one before it (Nichol and Dhariwal 2021,
+    arXiv:2102.09672, released code).
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+        schedule.levels(np.asarray(time, np.float64)) for time in (t, s)
+    )
+    return transition(alpha_s, sigma_s, alpha_t, sigma_t).posterior_variance
+
+
+def decoder_variances(
+    choice: str | npt.ArrayLike, schedule: NoiseSchedule, times: FloatArray, curve: Decoders
+) -> FloatArray:
+    """The last step's variance from each of the times `(n,)`, by name or as given.
+
+    Args:
+        choice: "optimal" (costs least by `curve`), "forward" (``1 - alpha_bar_t``), "posterior"
+            (the same, but for the first time the posterior variance of the two first times), or
+            `(n,)` positive variances.
+        schedule: noise levels.
+        times: `(n,)` ascending.
+        curve: the last step's cost as a function of the variance.
+
+    Raises:
+        ValueError: an unknown name, or variances that are not n positive numbers.
+    """
+    if not isinstance(choice, str):
+        given = check_array("costs", "decoder", choice)
+        if given.shape != times.shape or np.any(given <= 0.0):
+            raise ValueError(
+                f"costs: decoder must be {len(times)} positive variances, "
+                f"got shape {given.shape} from {given.min(initial=np.inf):g}"
+            )
+        return given
+    if choice == "optimal":
+        return curve.best()
+    if choice not in ("forward", "posterior"):
+        raise ValueError(
+            'costs: decoder must be "optimal", "forward", "posterior", "respaced" or '
+            f"variances, got {choice!r}"
+        )
+    variance = schedule.levels(times)[1] ** 2
+    if choice == "posterior" and len(times) > 1:
+        variance[0] = respaced_variance(schedule, times[1], times[0])
+    return variance

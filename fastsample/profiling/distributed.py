@@ -8,10 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from fastsample._support.distributed import running, sum_arrays
+from fastsample._support.distributed import process, running, sum_arrays, together
 from fastsample.profiling.profile import Profile
 
 Batches: TypeAlias = Iterable[tuple[int, Tensor]]
@@ -25,7 +24,7 @@ def share_of_batches() -> tuple[int, Share]:
     """
     if not running():
         return 0, lambda batches: iter(batches)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = process()
 
     def share(batches: Batches) -> Iterator[tuple[int, Tensor | None]]:
         mine: tuple[int, Tensor | None] = (0, None)
@@ -42,20 +41,11 @@ def share_of_batches() -> tuple[int, Share]:
     return rank, share
 
 
-def all_reduced(measure: Callable[[], Profile], empty: Profile, device: torch.device) -> Profile:
+def all_reduced(measure: Callable[[], Profile], device: torch.device) -> Profile:
     """The sum of what every process measures; if one of them fails, all of them raise."""
+    part = together("profile", measure, device)
     if not running():
-        return measure()
-    part, failure = empty, None
-    try:
-        part = measure()
-    except Exception as error:
-        failure = error
-    failures = sum_arrays(torch.tensor([float(failure is not None)], dtype=torch.float64), device)
-    if failure is not None:
-        raise failure
-    if failures[0] > 0:
-        raise RuntimeError("profile: another process failed; see its message")
+        return part
     # One order for all: a process without a batch has made its dictionary another way.
     arrays = dict(sorted(part.arrays().items()))
     flat = np.concatenate([np.atleast_1d(array).ravel() for array in arrays.values()])

@@ -15,13 +15,8 @@ from tqdm import tqdm
 
 from fastsample._support.checks import FloatArray, check_integer, check_vector
 from fastsample._support.distributed import check_agreement
-from fastsample.denoiser.batches import (
-    arguments_of,
-    batches_of,
-    check_cond,
-    check_range,
-    check_width,
-)
+from fastsample.denoiser.batches import batches_of, check_range, check_width
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.rows import Clip, clip_bounds
@@ -105,9 +100,7 @@ def profile(
     settings = Settings(
         prediction=denoiser.prediction,
         variance=denoiser.variance,
-        clip=clip_bounds(
-            "profile", denoiser.clip if isinstance(clip, str) and clip == "auto" else clip
-        ),
+        clip=clip_bounds("profile", denoiser.clip_for(clip)),
         bin_width=bin_width,
         nodes=check_integer("profile", "nodes", nodes, 2, 64) if learned else 0,
         seed=check_integer("profile", "seed", seed, 0, 2**64 - 1),
@@ -115,8 +108,8 @@ def profile(
     first = check_integer("profile", "sample_index", sample_index, 0)
     wanted = check_integer("profile", "trajectories", trajectories, 0)
     size = check_integer("profile", "batch_size", batch_size, 1)
-    if isinstance(data, Tensor):
-        check_cond("profile", cond, len(data) if data.dim() else 0)
+    given = len(data) if isinstance(data, Tensor) and data.dim() else None
+    conditions = Conditions("profile", cond, batch=given)
     if wanted > first and len(measured) > _MOST_TIMES:
         raise ValueError(
             f"profile: trajectories must be 0 with more than {_MOST_TIMES} times, got {wanted}"
@@ -138,8 +131,7 @@ def profile(
             raise ValueError("profile: data must hold at least one sample, got none")
         total = empty
         if path is not None:
-            arguments = arguments_of("profile", cond, 0, opening)
-            origin = origin_of(denoiser, opening, arguments, first)
+            origin = origin_of(denoiser, opening, conditions, first)
             total = resumed(replace(empty, origin=origin), path, wanted)
         check_agreement("profile", "save", total.count, denoiser.device)
         check_agreement("profile", "data", float(opening.double().sum()), denoiser.device)
@@ -152,18 +144,18 @@ def profile(
                 _check_data(x0, settings.bin_width)
                 count = x0.shape[0]
                 identity = make_identity("profile", seed, first + index, count, x0.device)
-                arguments = arguments_of("profile", cond, index, x0)
-                part = replace(empty, count=count, sums=measurement.errors(x0, identity, arguments))
+                cond = conditions.part(index, x0)
+                part = replace(empty, count=count, sums=measurement.errors(x0, identity, cond))
                 running = min(wanted - first - index, count)
                 if running <= 0:
                     return part
-                lines = measurement.trajectories(identity, running, arguments)
+                lines = measurement.trajectories(identity, running, cond)
                 return replace(part, trajectories=lines)
 
-            total = total.merge(all_reduced(measure, empty, denoiser.device))
+            total = total.merge(all_reduced(measure, denoiser.device))
             if path is not None and rank == 0:
                 written(total, path)
-    check_cond("profile", cond, counted.position)
+    conditions.check_count(counted.position)
     return total
 
 

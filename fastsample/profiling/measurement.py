@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,13 +10,17 @@ from torch import Tensor
 
 from fastsample import ops
 from fastsample._support.checks import FloatArray
+from fastsample.denoiser.at_times import AtTimes
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.grids.grid import Grid
 from fastsample.ops.dtypes import history_dtype
 from fastsample.plans.rows import eps_terms, x0_terms
 from fastsample.profiling.statistics import Settings, learned_nodes, log_scales
 from fastsample.profiling.trajectories import Trajectories
+from fastsample.samplers.ddim import ddim
+from fastsample.sampling.loop import Step, run
 from fastsample.sampling.noise import Identity
-from fastsample.schedules.transition import ddim_terms
 
 _MOST_HELD = 2**28  # elements of trajectories kept at once: 1 GB of float32
 _WIDENED = 2**24  # elements of the Gram matrices' factors that are in float64 at once
@@ -42,7 +45,8 @@ class Measurement:
     ) -> None:
         schedule, device = denoiser.schedule, denoiser.device
         self.denoiser, self.times, self.settings, self.called = denoiser, times, settings, called
-        self.alpha, self.sigma = schedule.levels(times)
+        self.model = AtTimes(denoiser, times, function="profile", called=lambda _: called())
+        self.alpha, self.sigma = self.model.alpha, self.model.sigma
         terms = (
             function("profile", settings.prediction, self.alpha, self.sigma)
             for function in (x0_terms, eps_terms)
@@ -51,21 +55,20 @@ class Measurement:
         self.nodes = torch.from_numpy(learned_nodes(schedule, times, settings.nodes)).to(device)
         scales = log_scales(schedule, times, settings.bin_width)
         self.log_scales = torch.from_numpy(scales).to(device)
-        with torch.inference_mode(False):  # they may come to be part of a graph
-            self.told = denoiser.network_times(times)
+        self._dtype = history_dtype(torch.empty(0, dtype=denoiser.dtype))  # of the arithmetic
         self._width = 4 + 2 * settings.nodes + len(scales)
 
     def errors(
-        self, x0: Tensor, identity: Identity, arguments: Mapping[str, Any]
+        self, x0: Tensor, identity: Identity, conditions: Conditions
     ) -> dict[str, FloatArray]:
         """A profile's sums over one batch."""
-        kind = history_dtype(torch.empty(0, dtype=self.denoiser.dtype))
-        clean = x0.to(kind)
-        eps = ops.noise(*identity, self.denoiser.shape, dtype=kind)
+        clean = x0.to(self._dtype)
+        eps = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
         table = eps.new_empty(len(self.times), self._width, dtype=torch.float64)
         for k in range(len(self.times)):
             x = torch.add(clean * float(self.alpha[k]), eps, alpha=float(self.sigma[k]))
-            output, x = self._call(x, k, arguments)
+            x = self.model.seen(x)
+            output, _ = self.model.output(x, k, conditions)
             sums = ops.elbo_sums(
                 clean,
                 x,
@@ -92,37 +95,36 @@ class Measurement:
         rest = np.split(table[:, len(columns) :], [n, 2 * n], axis=1)
         return found | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
-    def trajectories(
-        self, identity: Identity, count: int, arguments: Mapping[str, Any]
-    ) -> Trajectories:
+    def trajectories(self, identity: Identity, count: int, conditions: Conditions) -> Trajectories:
         """Sums along the DDIM trajectories of the first samples of a batch."""
         size = int(np.prod(self.denoiser.shape))
         held = max(1, _MOST_HELD // (2 * size * len(self.times)))
         lines = Trajectories.empty(len(self.times))
         for first in range(0, count, held):
             part = slice(first, min(first + held, count))
-            some = {
-                name: value[part] if isinstance(value, Tensor) else value
-                for name, value in arguments.items()
-            }
             chosen = Identity(identity.seeds, identity.index[part])
-            lines = lines + self._trajectories(chosen, some)
+            lines = lines + self._trajectories(chosen, conditions.select(part))
         return lines
 
-    def _trajectories(self, identity: Identity, arguments: Mapping[str, Any]) -> Trajectories:
+    def _trajectories(self, identity: Identity, conditions: Conditions) -> Trajectories:
         """Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0, on all the times."""
-        kind = history_dtype(torch.empty(0, dtype=self.denoiser.dtype))
         n = len(self.times)
-        x = ops.noise(*identity, self.denoiser.shape, dtype=kind)
-        states = x.new_empty(n + 1, *x.shape)
-        estimates = x.new_empty(n, *x.shape)
-        for k in range(n - 1, -1, -1):
-            states[k + 1] = x
-            estimates[k] = x0hat = self._estimate(x, k, arguments)
-            level = (self.alpha[k - 1], self.sigma[k - 1]) if k else (1.0, 0.0)
-            a, b = ddim_terms(self.alpha[k], self.sigma[k], *level)
-            x = float(a) * x + float(b) * x0hat
-        states[0] = x
+        x = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
+        states, estimates = x.new_empty(n + 1, *x.shape), x.new_empty(n, *x.shape)
+        states[n] = x
+
+        def remember(step: Step) -> None:
+            k = n - 1 - step.row  # the times ascend
+            states[k], estimates[k] = step.x, step.x0
+            self.called()
+
+        plan = ddim(
+            self.denoiser.schedule,
+            Grid(np.append(self.times[::-1], 0.0)),
+            clip=self.settings.clip,
+            prediction=self.settings.prediction,
+        )
+        run(self.denoiser, plan, x, conditions=conditions, callback=remember)
         gram = states.new_zeros(n + 1, n + 1, dtype=torch.float64)
         cross = states.new_zeros(n, n + 1, dtype=torch.float64)
         products = states.new_zeros(n, n, dtype=torch.float64)
@@ -136,23 +138,10 @@ class Measurement:
             gram += left @ left.T
             cross += right @ left.T
             products += right @ right.T
-        found = [t.cpu().numpy() for t in (gram, cross, products)]
+        arrays = [t.cpu().numpy() for t in (gram, cross, products)]
         # What comes after NaN is NaN: the first call that gave it is the noisiest.
-        self._check_finite(np.diag(found[2])[::-1, None], self.times[::-1])
-        return Trajectories(len(identity.index), *found)
-
-    def _estimate(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> Tensor:
-        """The clipped x0 at time number k."""
-        output, seen = self._call(x, k, arguments)
-        p, q = self.x0_terms[k]
-        return torch.clamp(p * seen + q * output[:, : x.shape[1]], *self.settings.clip)
-
-    def _call(self, x: Tensor, k: int, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """(output, what the network saw) in the arithmetic of x."""
-        seen = x.to(self.denoiser.dtype)
-        output = self.denoiser.call(seen, self.told[k].expand(x.shape[0]), arguments)
-        self.called()
-        return output.to(x.dtype), seen.to(x.dtype)
+        self._check_finite(np.diag(arrays[2])[::-1, None], self.times[::-1])
+        return Trajectories(len(identity.index), *arrays)
 
     def _check_finite(self, table: FloatArray, times: FloatArray) -> None:
         """Refuse NaN and infinity, by the first row `(n, ...)` that has one."""

@@ -7,14 +7,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastsample._support.checks import FloatArray, check_array
+from fastsample._support.checks import FloatArray
 from fastsample.planning.cost_table import CostTable
-from fastsample.planning.decoder import Decoders
+from fastsample.planning.decoder import Decoders, decoder_variances, respaced_variance
 from fastsample.planning.elbo import SeparableCosts, analytic_costs, excess, vp_levels
 from fastsample.planning.multistep_path import MOST_TIMES, SecondOrderTable
 from fastsample.profiling.learned_range import learned_range_costs, log_ratios
 from fastsample.profiling.statistics import Statistics
-from fastsample.schedules.transition import transition
 
 DecoderChoice: TypeAlias = Literal["optimal", "forward", "posterior", "respaced"] | npt.ArrayLike
 
@@ -79,7 +78,7 @@ def elbo_table(found: Statistics, variance: str, decoder: DecoderChoice) -> Cost
         )
     curve = found.decoder()
     respaced = isinstance(decoder, str) and decoder == "respaced"
-    chosen = None if respaced else _decoder_variance(found, curve, decoder)
+    chosen = None if respaced else decoder_variances(decoder, found.schedule, found.times, curve)
     if respaced and len(times) < 3:
         raise ValueError('costs: decoder must not be "respaced" for a single time, got one')
     if chosen is not None and np.any(chosen <= 0.0):
@@ -134,41 +133,13 @@ def _step_costs(
     return table
 
 
-def _decoder_variance(found: Statistics, curve: Decoders, decoder: DecoderChoice) -> FloatArray:
-    """The last step's variance from each time."""
-    if not isinstance(decoder, str):
-        given = check_array("costs", "decoder", decoder)
-        if given.shape != found.times.shape or np.any(given <= 0.0):
-            raise ValueError(
-                f"costs: decoder must be {len(found.times)} positive variances, "
-                f"got shape {given.shape} from {given.min(initial=np.inf):g}"
-            )
-        return given
-    if decoder == "optimal":
-        return curve.best()
-    if decoder not in ("forward", "posterior"):
-        raise ValueError(
-            'costs: decoder must be "optimal", "forward", "posterior", "respaced" or '
-            f"variances, got {decoder!r}"
-        )
-    variance = found.schedule.levels(found.times)[1] ** 2
-    if decoder == "posterior" and len(found.times) > 1:
-        variance[0] = _posterior(found, found.times[1:2], found.times[:1])[0]
-    return variance
-
-
 def _respaced_decoder(found: Statistics, curve: Decoders) -> FloatArray:
     """`(n, n)` the decoder's cost from s at the posterior variance of (t, s), row t."""
     lower = np.tri(len(found.times), k=-1, dtype=bool)
     t, s = np.nonzero(lower)
     variance = np.ones(lower.shape)
-    variance[lower] = _posterior(found, found.times[t], found.times[s])
+    variance[lower] = respaced_variance(found.schedule, found.times[t], found.times[s])
     return np.where(lower, curve.costs(variance.T).T, np.inf)
-
-
-def _posterior(found: Statistics, t: FloatArray, s: FloatArray) -> FloatArray:
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = found.schedule.levels(t), found.schedule.levels(s)
-    return transition(alpha_s, sigma_s, alpha_t, sigma_t).posterior_variance
 
 
 def trajectory_table(found: Statistics) -> CostTable:

@@ -73,6 +73,15 @@ class Profile(Statistics):
                     f"with_profile: profile must have the model's {name} {mine!r}, got {theirs!r}"
                 )
 
+    @property
+    def default_objective(self) -> Objective:
+        """What `costs` and ``grid="auto"`` make small unless told: an objective about samples.
+
+        "trajectory", or "mse" for a profile without trajectories. ("elbo" is about likelihood, and
+        its grids make worse samples than even ones.)
+        """
+        return "trajectory" if self.trajectories and self.trajectories.count else "mse"
+
     def best_grid(
         self, steps: int, objective: Objective | None = None, **options: Any
     ) -> Grid | None:
@@ -80,9 +89,7 @@ class Profile(Statistics):
 
         Args:
             steps: K.
-            objective: as for `costs`; None is "trajectory", or "mse" without trajectories: the
-                objectives that are about samples. ("elbo" is about likelihood, and its grids make
-                worse samples than uniform ones.)
+            objective: as for `costs`; None is `default_objective`.
             **options: further arguments of `costs`, hashable.
 
         Returns:
@@ -90,8 +97,7 @@ class Profile(Statistics):
         """
         if steps > len(self.times) or (options.get("decoder") == "respaced" and steps < 2):
             return None
-        if objective is None:
-            objective = "trajectory" if self.trajectories else "mse"
+        objective = objective or self.default_objective
         key = (objective, *sorted(options.items()))
         if key not in self._tables:
             self._tables[key] = self.costs(objective, **options)
@@ -110,7 +116,7 @@ class Profile(Statistics):
     @overload
     def costs(
         self,
-        objective: Objective = "elbo",
+        objective: Objective | None = None,
         *,
         variance: Literal["small", "large", "learned_range", "analytic"] | None = None,
         decoder: DecoderChoice = "optimal",
@@ -119,7 +125,7 @@ class Profile(Statistics):
 
     def costs(
         self,
-        objective: Objective = "elbo",
+        objective: Objective | None = None,
         *,
         variance: Literal["small", "large", "learned_range", "analytic"] | None = None,
         decoder: DecoderChoice = "optimal",
@@ -135,7 +141,8 @@ class Profile(Statistics):
           x is still nearly the noise.
 
         Args:
-            objective: what is to be small.
+            objective: what is to be small; None is "elbo" when `variance` or `decoder` is given,
+                which no other objective has, and else `default_objective`.
             variance: of the reverse steps, "elbo" only; None is the model's own. "analytic" is the
                 best single variance of each step (Bao et al. 2022, arXiv:2201.06503) for the
                 measured errors.
@@ -153,6 +160,9 @@ class Profile(Statistics):
         Raises:
             ValueError: a combination that the profile has no statistics for.
         """
+        if objective is None:
+            elbo = variance is not None or not (isinstance(decoder, str) and decoder == "optimal")
+            objective = "elbo" if elbo else self.default_objective
         return cost_table(self, objective, variance, decoder, method)
 
     def analytic_variance(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from fastsample import ops
+from fastsample.denoiser.at_times import AtTimes
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.profiling.profile import Profile
 from fastsample.sampling.noise import make_identity
@@ -23,7 +24,7 @@ _SAME_MODEL = 1e-3  # relative: far above rounding on another machine, far below
 def origin_of(
     denoiser: Denoiser,
     x0: Tensor,
-    arguments: Mapping[str, Any],
+    conditions: Conditions,
     sample_index: int,
 ) -> dict[str, Any]:
     """What tells two runs apart besides their settings: data and model, by one sample.
@@ -31,11 +32,10 @@ def origin_of(
     Costs one network call with one sample.
     """
     first = x0[:1]
-    told = denoiser.network_times(np.array([denoiser.schedule.T]))
     identity = make_identity("profile", 0, sample_index, 1, x0.device)
-    noise = ops.noise(*identity, denoiser.shape, dtype=torch.float32).to(denoiser.dtype)
-    some = {k: v[:1] if isinstance(v, Tensor) else v for k, v in arguments.items()}
-    output = denoiser.call(noise, told, some).double().flatten()
+    noise = ops.noise(*identity, denoiser.shape, dtype=torch.float32)
+    model = AtTimes(denoiser, np.array([denoiser.schedule.T]), function="profile")
+    output = model.output(noise, 0, conditions.part(0, first))[0].double().flatten()
     probe = [output.mean(), output.square().mean().sqrt(), *output[:4]]
     return {
         "sample_index": sample_index,

@@ -1,10 +1,15 @@
-"""Samplers by name, as `sample(method=...)` and the command line say them."""
+"""The samplers: one entry each, from which everything else that names them is derived.
+
+`sample(method=...)`, `fs.<name>`, the command line, the README's table, the starts of `tune`, the
+line-up of comparisons and the tests read this registry. A new sampler is a file beside this one and
+an entry here.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastsample.plans.plan import Plan
@@ -17,6 +22,19 @@ from fastsample.samplers.unipc import unipc
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A setting of a method's knobs.
+
+    Attributes:
+        family: what it is called in comparisons, where several settings may go by one name.
+        knobs: the knobs that are not at their defaults.
+    """
+
+    family: str
+    knobs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
 class Method:
     """A sampler and what it takes.
 
@@ -24,12 +42,17 @@ class Method:
         make: the sampler: ``(schedule, grid, **knobs) -> Plan``.
         summary: what it is, in a few words.
         source: where it was published.
+        order: how many network outputs its best settings combine in a step; 1 looks at one.
+        deterministic: settings that draw no noise and are worth trying for a model: where `tune`
+            starts from and what comparisons run. Empty for a stochastic sampler.
         chooses_times: it takes a number of steps instead of a grid.
     """
 
     make: Callable[..., Plan]
     summary: str
     source: str
+    order: int = 1
+    deterministic: tuple[Setting, ...] = ()
     chooses_times: bool = False
 
     @property
@@ -47,6 +70,7 @@ METHODS: dict[str, Method] = {
         ddim,
         "first order, deterministic; `eta=1` is DDPM-like",
         "Song et al. 2021, arXiv:2010.02502",
+        deterministic=(Setting("DDIM"),),
     ),
     "ancestral": Method(
         ancestral,
@@ -68,13 +92,60 @@ METHODS: dict[str, Method] = {
         dpm_solver,
         "DPM-Solver++ multistep, and SDE 2M with `stochastic=True`",
         "Lu et al. 2022, arXiv:2211.01095",
+        order=3,
+        deterministic=(
+            Setting("DPM-Solver++ 2M", {"order": 2}),
+            Setting("DPM-Solver++ 3M", {"order": 3}),
+            Setting("DPM-Solver++ 3M", {"order": 3, "corrected": True}),
+        ),
     ),
     "unipc": Method(
         unipc,
         "DPM-Solver++ with a corrector at no extra network call",
         "Zhao et al. 2023, arXiv:2302.04867",
+        order=2,
+        deterministic=(Setting("UniPC", {"order": 2}),),
     ),
 }
+
+DEFAULT_METHOD = "ddim"
+"""What "auto" is for a model without tuned plans, unless a knob belongs to another method."""
+
+
+def method_names() -> list[str]:
+    """The names that `method` arguments take: "auto" and those of `METHODS`."""
+    return ["auto", *METHODS]
+
+
+def methods_with(knob: str) -> list[str]:
+    """The methods that take a knob."""
+    return [name for name, method in METHODS.items() if knob in method.knobs]
+
+
+def check_method(function: str, name: object, knobs: Mapping[str, Any]) -> Method:
+    """The method of a name, which must take all the knobs.
+
+    Raises:
+        TypeError: a knob that no method takes.
+        ValueError: an unknown method, or a knob of another one.
+    """
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"{function}: method must be one of {method_names()}, got {name!r}")
+    for knob, value in knobs.items():
+        having = methods_with(knob)
+        if not having:
+            known = sorted({k for method in METHODS.values() for k in method.knobs})
+            raise TypeError(
+                f"{function}: keyword arguments must be its own or knobs of a method, "
+                f"got {knob}={value!r}; the knobs are {known}"
+            )
+        if name not in having:
+            own = list(METHODS[name].knobs)
+            raise ValueError(
+                f'{function}: {knob} must be left out with method="{name}", got {value!r}; '
+                f"its knobs are {own or 'none'}"
+            )
+    return METHODS[name]
 
 
 def table() -> str:

@@ -55,8 +55,8 @@ def run_graph(
         )
 
         def one_row() -> None:
-            told = tables.told.index_select(0, row).expand(batch)
-            output = denoiser.call(conditions.doubled(x), told, conditions.arguments)
+            timestep = tables.timesteps.index_select(0, row).expand(batch)
+            output = denoiser.at_timestep(conditions.doubled(x), timestep, conditions.arguments)
             conditional, unconditional = conditions.split(output)
             operands = {"uncond": unconditional, "seeds": seeds, "index": index}
             if h1 is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +23,8 @@ from fastsample.samplers.ddim import ddim_inversion
 from fastsample.sampling.diagnosis import name_bad_row, progress_bar
 from fastsample.sampling.fixed_point import fixed_point
 from fastsample.sampling.loop import run
-from fastsample.sampling.resolve import Knobs, make_plan
+from fastsample.sampling.resolve import Wanted, resolve
 from fastsample.schedules.schedule import NoiseSchedule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _SHARES = (1e-1, 1e-3, 1e-5)  # of the tolerance left to a row, until decoding meets it
 
@@ -37,7 +34,7 @@ def invert(
     x0: Tensor,
     steps: int | Grid | Plan | Sequence[float] = 50,
     *,
-    method: str = "ddim",
+    method: str = "auto",
     grid: str = "auto",
     tolerance: float | None = None,
     max_iterations: int = 30,
@@ -45,7 +42,7 @@ def invert(
     schedule: NoiseSchedule | None = None,
     cond: Mapping[str, Any] | None = None,
     progress: bool = False,
-    **knobs: Unpack[Knobs],
+    **knobs: Any,
 ) -> Tensor:
     """Carry data to the noise that a deterministic sampler would start from.
 
@@ -66,7 +63,8 @@ def invert(
         model: as for `sample`.
         x0: data ``(B, *shape)``, floating, on the model's device.
         steps: K >= 2, or the times of the sampling run to be inverted, or its deterministic plan.
-        method: as for `sample`; with its knobs a deterministic one.
+        method: as for `sample`, without the model's tuned plans; with its knobs a deterministic
+            one.
         grid: as for `sample`.
         tolerance: largest ``|x0 - decoded|`` over all elements, in data units. None is plain DDIM
             inversion and promises nothing.
@@ -96,12 +94,10 @@ def invert(
     shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
     denoiser = as_denoiser(model, shape, schedule, "invert")
     clip = "auto" if isinstance(steps, Plan) else None
-    plan = make_plan(
-        denoiser, steps, method=method, grid=grid, clip=clip, knobs=knobs, function="invert"
-    )
+    plan = resolve("invert", denoiser, Wanted(steps, method, grid, clip, knobs)).plan
     _check_invertible(plan)
     check_tensor("x0", x0, (x0.shape[0], *denoiser.shape), x0.dtype, denoiser.device, "invert")
-    conditions = Conditions("invert", cond, None, x0.shape[0], x0.device)
+    conditions = Conditions("invert", cond, batch=x0.shape[0], device=x0.device)
     if tolerance is not None:
         bound = check_real("invert", "tolerance", tolerance)
         if bound <= 0.0:
@@ -142,13 +138,13 @@ def _check_invertible(plan: Plan) -> None:
 
 def _solve(denoiser, plan, x0, conditions, tolerance, max_iterations, count) -> Tensor:
     """X at the noisiest time, row by row from the data upwards; decodes to `x0`."""
-    told = denoiser.network_times(plan.times, x0.device)
+    timesteps = denoiser.network_times(plan.times, x0.device)
     table = torch.as_tensor(_pulling_rows(plan), dtype=ops.rows_dtype(x0.device), device=x0.device)
     batch = x0.shape[0]
 
     def network(y: Tensor, k: int) -> Tensor:
         with torch.inference_mode():
-            output = denoiser.call(y, told[k].expand(batch), conditions.arguments)
+            output = denoiser.at_timestep(y, timesteps[k].expand(batch), conditions.arguments)
         count()
         return output
 

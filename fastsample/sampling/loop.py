@@ -39,7 +39,7 @@ class Tables(NamedTuple):
     """`(K, 13)`, float64 (float32 where the device has no float64)."""
     numbers: Tensor
     """`(K,)` int64 row numbers."""
-    told: Tensor
+    timesteps: Tensor
     """`(K,)` what the network is told at each row."""
 
 
@@ -60,6 +60,8 @@ def run(
     identity: Identity | None = None,
     noise: Tensor | None = None,
     conditions: Conditions | None = None,
+    rows: Tensor | None = None,
+    history: int | None = None,
     in_place: bool = False,
     inference: bool = False,
     watch: Callable[[int, Tensor, Tensor], object] | None = None,
@@ -68,17 +70,21 @@ def run(
 ) -> Tensor:
     """Run every row of a plan from `x`, with exactly ``len(plan)`` network calls.
 
-    Differentiable when gradients are enabled (unless `inference`): the trainer's chain is this
-    loop.
+    Whatever runs rows runs them here: sampling, the trainer's chain, the teacher and the candidates
+    of tuning, the trajectories of a profile. Differentiable when gradients are enabled (unless
+    `inference`).
 
     Args:
-        denoiser: the model.
+        denoiser: the model. A module's input is cast to its dtype, and its output back.
         plan: the rows.
         x: starting samples `(B, *shape)` on the model's device.
         identity: seeds and indices for generated noise; may be None for deterministic plans or
             with `noise`.
         noise: explicit noise `(K, B, *shape)` instead.
         conditions: extra arguments of the network.
+        rows: coefficients `(K, 13)` on the device instead of the plan's, for gradients with respect
+            to them.
+        history: how many earlier x0's rows may look back at; None is what the plan's own rows need.
         in_place: overwrite `x` instead of allocating a tensor per row.
         inference: call the network in inference mode.
         watch: called with (row, model output, x_next) after each row; for diagnosis.
@@ -89,51 +95,47 @@ def run(
         Samples `(B, *shape)`.
     """
     tables = make_tables(denoiser, plan, x.device)
-    conditions = conditions or Conditions("run", None, None, x.shape[0], x.device)
+    conditions = conditions or Conditions("run", batch=x.shape[0], device=x.device)
+    table = tables.rows if rows is None else rows
+    # Everything that depends on the plan alone is read before the first row.
+    keep = plan.needs_history if history is None else history
+    numbers, timesteps = tables.numbers.unbind(), tables.timesteps.unbind()
+    scales, times = plan.column("w").tolist(), plan.times.tolist()
+    dtype = denoiser.network_dtype
     # A plan without noise must not pass for one that makes it: the kernels choose by the seeds.
     draws = identity is not None and noise is None and plan.is_stochastic
     seeds, index = identity if draws and identity else (None, None)
-    scales = plan.column("w").tolist()
-    history: tuple[Tensor | None, Tensor | None] = (None, None)
-    for k in range(len(plan)):
+    kept: tuple[Tensor, ...] = ()
+    for k, number in enumerate(numbers):
         # A row of scale 1 needs no unconditional half.
         here = conditions if scales[k] != 1.0 else conditions.conditional
-        fed = here.doubled(x)
+        fed = here.doubled(x if dtype is None or x.dtype == dtype else x.to(dtype))
         with torch.inference_mode() if inference else nullcontext():
-            output = denoiser.call(fed, tables.told[k].expand(fed.shape[0]), here.arguments)
+            output = denoiser.at_timestep(fed, timesteps[k].expand(fed.shape[0]), here.arguments)
         del fed
+        output = output if output.dtype == x.dtype else output.to(x.dtype)
         conditional, unconditional = here.split(output)
         if correct:
             conditional, unconditional = correct(k, x, conditional, unconditional)
-        h1, h2 = history
         operands = {
             "uncond": unconditional,
             "seeds": seeds,
             "index": index,
             "noise": None if noise is None else noise[k],
-            "h1": h1,
-            "h2": h2,
+            "h1": kept[0] if kept else None,
+            "h2": kept[1] if len(kept) > 1 else None,
         }
-        if plan.needs_history or callback:
-            x, x0 = ops.step_x0(x, conditional, tables.rows, tables.numbers[k], **operands)
-            history = advanced(plan, history, x0)
+        if keep or callback:
+            x, x0 = ops.step_x0(x, conditional, table, number, **operands)
+            kept = (x0, *kept)[:keep]
             if callback:
-                callback(Step(k, float(plan.times[k]), x, x0))
+                callback(Step(k, times[k], x, x0))
         else:
             target = x if in_place else None
-            x = ops.step(x, conditional, tables.rows, tables.numbers[k], target=target, **operands)
+            x = ops.step(x, conditional, table, number, target=target, **operands)
         if watch:
             watch(k, output, x)
         # Before the next call: two outputs alive at once would be the peak of the whole run.
-        x0 = h1 = h2 = None
+        x0 = None
         del output, conditional, unconditional, operands
     return x
-
-
-def advanced(
-    plan: Plan, history: tuple[Tensor | None, Tensor | None], x0: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The x0's that the next row may look back at: newest first, no more than the plan needs."""
-    if plan.needs_history == 0:
-        return None, None
-    return x0, history[0] if plan.needs_history == 2 else None

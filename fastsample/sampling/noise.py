@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import check_integer
-from fastsample.denoiser.conditions import batch_of
+from fastsample.denoiser.trees import batch_of
 
 
 class Identity(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +15,10 @@ from fastsample.denoiser.wrap import as_denoiser
 from fastsample.plans.rows import Clip
 from fastsample.sampling.diagnosis import name_bad_row, progress_bar
 from fastsample.sampling.graph import run_graph
-from fastsample.sampling.guidance import Correction
 from fastsample.sampling.loop import Step, run
 from fastsample.sampling.noise import agreed_batch, make_identity
-from fastsample.sampling.resolve import Knobs, Steps, make_dtype, make_guidance, make_plan
+from fastsample.sampling.resolve import Resolved, Steps, Wanted, make_dtype, resolve
 from fastsample.schedules.schedule import NoiseSchedule
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def sample(
@@ -30,9 +26,8 @@ def sample(
     steps: Steps = 10,
     *,
     num_samples: int | None = None,
-    method: Literal["auto", "ddim", "ancestral", "fastdpm", "shortcut", "dpm++", "unipc"] = "auto",
+    method: str = "auto",
     grid: str = "auto",
-    eta: float = 0.0,
     seed: int | Sequence[int] = 0,
     sample_index: int | Sequence[int] | Tensor | None = None,
     start: Tensor | None = None,
@@ -40,7 +35,6 @@ def sample(
     shape: Sequence[int] | None = None,
     schedule: NoiseSchedule | None = None,
     clip: Clip | Literal["auto"] = "auto",
-    variance: Any = None,
     guidance: float | Sequence[float] | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
@@ -52,7 +46,7 @@ def sample(
     progress: bool = False,
     callback: Callable[[Step], object] | None = None,
     graph: bool = False,
-    **knobs: Unpack[Knobs],
+    **knobs: Any,
 ) -> Tensor:
     """Draw samples in exactly K network calls, one per row of the plan.
 
@@ -72,12 +66,12 @@ def sample(
             else 1.
         method: the sampler, one of `fastsample.samplers.registry.METHODS`. "auto" is the
             plan that was tuned for this model and number of steps (`Denoiser.with_plans`), if it
-            has one and neither times, knobs nor guidance are given; else "ddim".
+            has one and neither times, knobs nor guidance are given; else the method that the knobs
+            belong to, else "ddim" (`fastsample.sampling.resolve.resolve`).
         grid: how K times are spread when `steps` is a number: one of
             `fastsample.grids.registry.GRIDS`, or "random", drawn from `seed`, or "auto": the best
             for the profile that the model carries (`Denoiser.with_profile`), uniform without one.
-            "fastdpm" chooses its own.
-        eta: DDIM's share of fresh noise, in [0, 1]; 0 is deterministic.
+            Methods that choose their times leave it out.
         seed: 64-bit seed; a sequence gives each sample its own, with index 0.
         sample_index: global index of each sample, or of the first one; None counts from 0.
         start: x_T ``(B, *shape)`` instead of generated noise; it is not modified.
@@ -85,7 +79,6 @@ def sample(
         shape: shape of one sample, for a bare callable.
         schedule: noise schedule for a bare callable; None is ``NoiseSchedule.linear()``.
         clip: range x0 is held in; "auto" is the model's own.
-        variance: reverse variance of "ancestral"; None is the model's own.
         guidance: classifier-free guidance scale w in ``u + w (c - u)``, one or one per row; None
             is off. A network call in a row of another scale than 1 runs 2 B samples.
         guidance_interval: times (low, high); rows called at ``low < t <= high`` are guided.
@@ -103,9 +96,10 @@ def sample(
         graph: capture network and step in a CUDA graph and replay it K times; the capture calls
             the network three times more; every row of a guided run then takes 2 B samples. CUDA
             only.
-        **knobs: what the method takes besides `eta` and `variance`: for "ddim" `sigma_hat`,
-            `rederive`; for "fastdpm" `approximation`, `spacing`, `kappa`, `extended`; for "dpm++"
-            `order`, `stochastic`, `lower_order_final`, `corrected`; for "unipc" `order`.
+        **knobs: what the method takes besides: its keyword arguments, as ``eta=1.0`` of `ddim`,
+            ``variance="large"`` of `ancestral` (the model's own by default), ``order=3`` of
+            `dpm_solver`. `fastsample.samplers.registry` has the list. A knob that one method alone
+            takes selects it when `method` is "auto".
 
     Returns:
         ``(num_samples, *shape)``.
@@ -116,32 +110,37 @@ def sample(
             or infinity (the message names the row and time).
     """
     denoiser = as_denoiser(model, shape, schedule, "sample")
-    chosen = {"eta": eta if eta != 0.0 else None, "variance": variance}
-    chosen = {**{name: value for name, value in chosen.items() if value is not None}, **knobs}
-    # NumPy, once per run: nothing for torch.compile. (As a decorator it would import dynamo, 2 s.)
-    planned: Any = _planned
-    if torch.compiler.is_compiling():
-        planned = torch.compiler.disable(_planned)
-    plan, absent, correct = planned(
-        denoiser,
-        {"steps": steps, "method": method, "grid": grid, "clip": clip, "seed": seed},
-        chosen,
-        (guidance, guidance_interval, uncond),
+    wanted = Wanted(
+        steps,
+        method,
+        grid,
+        clip,
+        knobs,
+        seed,
+        guidance,
+        guidance_interval,
         guidance_rescale,
         threshold,
+        uncond,
     )
+    # NumPy, once per run: nothing for torch.compile. (As a decorator it would import dynamo, 2 s.)
+    resolved: Any = resolve
+    if torch.compiler.is_compiling():
+        resolved = torch.compiler.disable(resolve)
+    run_as: Resolved = resolved("sample", denoiser, wanted)
+    plan, correct = run_as.plan, run_as.correct
     if callback is not None and not callable(callback):
         raise TypeError(f"sample: callback must be callable, got {callback!r}")
-    place = make_device("sample", device) or denoiser.device
-    denoiser.check_device("sample", place)
+    where = make_device("sample", device) or denoiser.device
+    denoiser.check_device("sample", where)
     batch = agreed_batch(num_samples, start, noise, cond, sample_index, seed)
-    kind = make_dtype(dtype, start, denoiser)
-    identity = make_identity("sample", seed, sample_index, batch, place)
-    conditions = Conditions("sample", cond, absent, batch, place)
-    check_tensor("start", start, (batch, *denoiser.shape), kind, place)
-    check_tensor("noise", noise, (len(plan), batch, *denoiser.shape), kind, place)
+    sample_dtype = make_dtype(dtype, start, denoiser)
+    identity = make_identity("sample", seed, sample_index, batch, where)
+    conditions = Conditions("sample", cond, run_as.uncond, batch, where)
+    check_tensor("start", start, (batch, *denoiser.shape), sample_dtype, where)
+    check_tensor("noise", noise, (len(plan), batch, *denoiser.shape), sample_dtype, where)
 
-    given = [t for t in (start, noise, *conditions.arguments.values()) if isinstance(t, Tensor)]
+    given = [t for t in (start, noise, *conditions.tensors()) if t is not None]
     wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     if ops.has_tangent(given):
         raise ValueError(
@@ -157,7 +156,7 @@ def sample(
     def starting() -> Tensor:
         if start is not None:
             return start if wants_grad else start.detach().clone()
-        return ops.noise(identity.seeds, identity.index, denoiser.shape, dtype=kind)
+        return ops.noise(identity.seeds, identity.index, denoiser.shape, dtype=sample_dtype)
 
     def finished(x: Tensor) -> Tensor:
         # The one wait for the device, after the loop.
@@ -192,18 +191,3 @@ def sample(
             watch=(lambda *_: bar.update()) if progress else None,
         )
         return finished(x)
-
-
-def _planned(denoiser, wanted, knobs, guidance, rescale, threshold):
-    """(plan, arguments that mean no condition or None, correction or None) of a run."""
-    own = isinstance(wanted["method"], str) and wanted["method"] == "auto"
-    if own and (guidance[0] is not None or threshold is not None):
-        wanted = {**wanted, "method": "ddim"}  # the model's plans are tuned without either
-    plan = make_plan(denoiser, knobs=knobs, **wanted)
-    plan, absent = make_guidance(denoiser, plan, *guidance)
-    if threshold is None and rescale == 0.0:
-        return plan, absent, None
-    if rescale != 0.0 and not plan.is_guided:
-        raise ValueError("sample: guidance must be given with guidance_rescale, got no guided row")
-    correct = Correction(plan, rescale, threshold)
-    return correct.plan, absent, correct

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
 from fastsample.grids.registry import GRIDS
@@ -14,11 +12,6 @@ from fastsample.planning.multistep_path import MOST_TIMES
 from fastsample.plans.plan import Plan
 from fastsample.samplers.registry import METHODS
 
-_VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
-    "ddim": ({},),
-    "dpm++": ({"order": 2}, {"order": 3}, {"order": 3, "corrected": True}),
-    "unipc": ({"order": 2},),
-}
 _SPACINGS = ("uniform", "quadratic", "log_snr", "karras", "leading")
 
 
@@ -46,15 +39,16 @@ def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:
 
 def check_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
     """The deterministic methods asked for; all of them by default."""
+    known = [name for name, method in METHODS.items() if method.deterministic]
     if methods is None:
-        return tuple(_VARIANTS)
+        return tuple(known)
     names = (methods,) if isinstance(methods, str) else tuple(methods)
     for name in names:
-        if name not in _VARIANTS:
-            kind = "deterministic ones" if name in METHODS else "names"
-            raise ValueError(f"tune: methods must be {kind} of {list(_VARIANTS)}, got {name!r}")
+        if name not in known:
+            rule = "deterministic ones" if name in METHODS else "names"
+            raise ValueError(f"tune: methods must be {rule} of {known}, got {name!r}")
     if not names:
-        raise ValueError(f"tune: methods must be some of {list(_VARIANTS)}, got none")
+        raise ValueError(f"tune: methods must be some of {known}, got none")
     return names
 
 
@@ -63,16 +57,15 @@ def solver_plans(
 ) -> Iterator[Plan]:
     """Every variant of the methods on a grid that its length allows."""
     for name in methods:
-        for knobs in _VARIANTS[name]:
-            if knobs.get("order", 1) > len(grid):
-                continue
-            yield METHODS[name].make(
-                denoiser.schedule,
-                grid,
-                clip=clip,
-                prediction=denoiser.prediction,
-                **knobs,
-            )
+        for setting in METHODS[name].deterministic:
+            if setting.knobs.get("order", 1) <= len(grid):
+                yield METHODS[name].make(
+                    denoiser.schedule,
+                    grid,
+                    clip=clip,
+                    prediction=denoiser.prediction,
+                    **setting.knobs,
+                )
 
 
 def maker_of(
@@ -85,9 +78,3 @@ def maker_of(
         return next(other for other in plans if other.method == plan.method)
 
     return make
-
-
-def coefficients_of(plan: Plan) -> list[list[float]]:
-    """x, x0, h1, h2 of each row, as many as it looks at; the rows have no raw output term."""
-    columns = np.stack([plan.column(name) for name in ("a", "b", "c1", "c2")], axis=1)
-    return [row[: 2 + min(i, 2)].tolist() for i, row in enumerate(columns)]

@@ -7,21 +7,23 @@ are elements of all samples. Row by row that costs exactly one run of the sample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from fastsample import ops
+from fastsample.plans.rows import COLUMNS
 from fastsample.schedules.transition import ddim_terms
 from fastsample.tuning.split import Shares
-from fastsample.tuning.teacher import Network, Teacher
+from fastsample.tuning.teacher import Teacher
 
 Objective: TypeAlias = Literal["endpoint", "robust"]
 
 _RIDGE = 1e-6  # of each feature's own energy, towards the DDIM step
 HISTORY = 2
+_FEATURES = [COLUMNS.index(name) for name in ("a", "b", "c1", "c2")]  # x, x0, h1, h2
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def fit_rows(
         known: a run whose rows are kept as far as they are the same.
         robust: samples that have gone another way than the teacher's count less.
     """
-    first = samples.start or 0
+    conditions = teacher.runner.conditions.select(samples)
     kept = 0
     states, earlier, coefficients = [teacher.start[samples]], [()], []
     if known is not None:
@@ -73,11 +75,11 @@ def fit_rows(
     x, history = states[-1], earlier[-1]
     for row in range(kept, len(chosen)):
         k = chosen[row]
-        x0 = teacher.network.x0(x, k, first)
+        x0, output, uncond = teacher.model.x0(x, k, conditions)
         to = chosen[row + 1] + 1 if row + 1 < len(chosen) else 0
         features = (x, x0, *history)
         target = teacher.states[to][samples]
-        if to == 0 and teacher.network.clips:
+        if to == 0 and teacher.clips:
             # The result is x0 itself, which stays in the range of the data.
             coefficient = torch.tensor([0.0, 1.0, *[0.0] * len(history)], dtype=torch.float64)
         else:
@@ -86,35 +88,29 @@ def fit_rows(
                 wanted = teacher.states[k + 1][samples]
                 weights = _weights(x, wanted, teacher.shares, samples)
             coefficient = _regress(features, target, prior, weights, teacher.shares)
-        x = combined(features, coefficient)
+        x = _stepped(teacher, k, coefficient, x, output, uncond, history)
         history = (x0, *history)[:HISTORY]
         coefficients = [*coefficients, coefficient]
         states, earlier = [*states, x], [*earlier, history]
     return Fitted(chosen, states, earlier, coefficients)
 
 
-def run_rows(
-    network: Network,
-    start: Tensor,
-    chosen: Sequence[int],
-    coefficients: Sequence[Tensor],
-    first: int,
+def _stepped(
+    teacher: Teacher,
+    k: int,
+    coefficient: Tensor,
+    x: Tensor,
+    output: Tensor,
+    uncond: Tensor | None,
+    history: tuple[Tensor, ...],
 ) -> Tensor:
-    """Result `(n, *shape)` of given rows.
-
-    Args:
-        network: the model at numbered times.
-        start: noise `(n, *shape)`.
-        chosen: the number of each row's time.
-        coefficients: of each row.
-        first: number of the first sample.
-    """
-    x, history = start, ()
-    for k, coefficient in zip(chosen, coefficients, strict=True):
-        x0 = network.x0(x, k, first)
-        x = combined((x, x0, *history), coefficient)
-        history = (x0, *history)[:HISTORY]
-    return x
+    """The row's result by the operator that users run."""
+    row = teacher.model.rows[k].copy()
+    row[_FEATURES[: len(coefficient)]] = coefficient.numpy()
+    table = torch.as_tensor(row[None], dtype=ops.rows_dtype(x.device), device=x.device)
+    h1, h2 = (*history, None, None)[:2]
+    number = torch.zeros(1, dtype=torch.int64, device=x.device)
+    return ops.step(x, output, table, number, uncond=uncond, h1=h1, h2=h2)
 
 
 def combined(features: tuple[Tensor, ...], coefficient: Tensor) -> Tensor:
@@ -163,9 +159,9 @@ def _shared(old: tuple[int, ...], new: tuple[int, ...]) -> int:
 
 def _ddim(teacher: Teacher, k: int, to: int) -> tuple[float, float]:
     """(a, b) of the DDIM row between two of the teacher's states."""
-    network = teacher.network
-    level = (network.alpha[to - 1], network.sigma[to - 1]) if to else (1.0, 0.0)
-    a, b = ddim_terms(network.alpha[k], network.sigma[k], *level)
+    model = teacher.model
+    level = (model.alpha[to - 1], model.sigma[to - 1]) if to else (1.0, 0.0)
+    a, b = ddim_terms(model.alpha[k], model.sigma[k], *level)
     return float(a), float(b)
 
 

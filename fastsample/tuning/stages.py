@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,20 +12,18 @@ from torch import Tensor
 
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
-from fastsample.plans.rows import Clip
 from fastsample.samplers.compile import compile_plan
-from fastsample.tuning.baselines import coefficients_of, solver_plans
+from fastsample.tuning.baselines import solver_plans
 from fastsample.tuning.polish import polished
 from fastsample.tuning.regression import (
     Fitted,
     Objective,
     distance,
     fit_rows,
-    run_rows,
 )
 from fastsample.tuning.report import Stage
 from fastsample.tuning.search import nearest_positions, search_times
-from fastsample.tuning.teacher import Network, Teacher
+from fastsample.tuning.teacher import Teacher
 
 Entry: TypeAlias = tuple[Stage, Plan]
 
@@ -42,8 +40,6 @@ class Stages:
     Args:
         teacher: the fine run.
         grids: where to start, by name.
-        clip: range of x0.
-        network_options: of every `Network`.
         objective: how samples count.
         features: what results are compared by; None is themselves.
         tick: called after every run.
@@ -54,33 +50,29 @@ class Stages:
         teacher: Teacher,
         grids: Mapping[str, Grid],
         *,
-        clip: Clip,
-        network_options: Mapping[str, Any],
         objective: Objective,
         features: Callable[[Tensor], Tensor] | None = None,
         tick: Callable[[], object],
     ) -> None:
-        self.teacher, self.grids, self.clip = teacher, grids, clip
-        self.options, self.tick, self.features = network_options, tick, features
+        self.teacher, self.runner, self.grids = teacher, teacher.runner, grids
+        self.clip, self.tick, self.features = teacher.runner.clip, tick, features
         self.objective: Objective = objective
         shares = self.shares = teacher.shares
         self.calibration, self.held_out = shares.calibration, shares.held_out
         self.searched = shares.searched
         self.scale: float | None = None
         self.runs = 0
-        self._other_calls = 0
 
     @property
     def calls(self) -> int:
         """Samples that the networks of all processes have seen."""
-        here = self.teacher.network.calls + self._other_calls
-        return int(self.shares.sum(torch.tensor([float(here)]))[0])
+        return int(self.shares.sum(torch.tensor([float(self.runner.calls)]))[0])
 
     # ---- known samplers ----
 
     def known(self, methods: Sequence[str]) -> list[Entry]:
         """The best of the known samplers on the starting grids, best first."""
-        denoiser = self.teacher.network.denoiser
+        denoiser = self.runner.denoiser
         plans = [
             (f"{plan.method} on {name}", plan)
             for name, grid in self.grids.items()
@@ -153,17 +145,12 @@ class Stages:
     def polished(self, entry: Entry, iterations: int) -> Entry:
         """An entry after gradient steps on its rows."""
         stage, plan = entry
-        plan = self._guided(plan)
         better = polished(self.teacher, plan, self.calibration, iterations)
         result = self._run_plan(better, self.held_out)
         again = self._run_plan(better, self.calibration)
         name = f"{stage.name}, gradients"
         found = Stage(name, self._error(again, self.calibration), self._error(result))
         return found, better
-
-    def _guided(self, plan: Plan) -> Plan:
-        scale = self.teacher.network.guidance
-        return plan if scale is None else plan.with_guidance(scale)
 
     def _fit(self, chosen: tuple[int, ...], known: Fitted | None) -> tuple[Fitted, float]:
         robust = self.objective == "robust"
@@ -176,15 +163,12 @@ class Stages:
         """Rows fitted to all calibration samples, judged on the others."""
         robust = self.objective == "robust"
         fitted = fit_rows(self.teacher, chosen, self.calibration, robust=robust)
-        start, first = self.teacher.start[self.held_out], self.held_out.start
-        result = run_rows(self.teacher.network, start, chosen, fitted.coefficients, first)
-        stage = Stage(
-            label, self._error(fitted.result, self.calibration), self._error(result, self.held_out)
-        )
-        return stage, self._plan(chosen, fitted.coefficients)
+        plan = self._plan(chosen, fitted.coefficients)
+        error = self._error(self._run_plan(plan, self.held_out))
+        return Stage(label, self._error(fitted.result, self.calibration), error), plan
 
     def _plan(self, chosen: tuple[int, ...], coefficients: Sequence[Tensor]) -> Plan:
-        denoiser = self.teacher.network.denoiser
+        denoiser = self.runner.denoiser
         table = np.zeros((len(chosen), 4))
         for row, values in zip(table, coefficients, strict=True):
             row[: len(values)] = values.numpy()
@@ -209,14 +193,8 @@ class Stages:
     # ---- errors ----
 
     def _run_plan(self, plan: Plan, samples: slice) -> Tensor:
-        """Result of any deterministic plan without a raw output term."""
-        network = Network(self.teacher.network.denoiser, plan.times[::-1], **self.options)
-        rows = [torch.tensor(row, dtype=torch.float64) for row in coefficients_of(plan)]
-        positions = range(len(plan) - 1, -1, -1)
-        start = self.teacher.start[samples]
-        x = run_rows(network, start, positions, rows, samples.start)
-        self._other_calls += network.calls
-        return x
+        """Result of any deterministic plan."""
+        return self.runner.run(plan, self.teacher.start[samples], samples.start)
 
     def _error(self, result: Tensor, samples: slice | None = None) -> float:
         wanted = self.teacher.result[self.held_out if samples is None else samples]

@@ -11,16 +11,17 @@ from tqdm import tqdm
 
 from fastsample._support.checks import check_bool, check_integer, check_real
 from fastsample._support.distributed import process
-from fastsample.denoiser.batches import check_cond, chosen_conditions
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
 from fastsample.tuning.baselines import check_methods, maker_of, starting_grids
 from fastsample.tuning.regression import Objective
 from fastsample.tuning.report import Stage, TuneReport, fingerprint
+from fastsample.tuning.runner import Runner
 from fastsample.tuning.split import Shares
 from fastsample.tuning.stages import Stages
-from fastsample.tuning.teacher import Network, Teacher, teacher_times
+from fastsample.tuning.teacher import Teacher, teacher_times
 
 
 def tune(
@@ -59,7 +60,7 @@ def tune(
     Args:
         denoiser: the model.
         steps: K, 2 or more.
-        methods: deterministic samplers to start from; None is all: "ddim", "dpm++", "unipc".
+        methods: deterministic samplers to start from; None is all that the registry has.
         samples: starting noises; a quarter is held out. On targets with many modes few samples
             mislead: 1000 or more.
         rows: fit rows; False chooses times and sampler only.
@@ -112,27 +113,23 @@ def tune(
         raise ValueError("tune: uncond must be given with guidance, got None")
     if scale is None and uncond is not None:
         raise ValueError("tune: guidance must be given with uncond, got None")
-    check_cond("tune", uncond, count)
     shares = Shares.of(count, denoiser.device)
-    check_cond("tune", cond, count)
-    bound = denoiser.clip if isinstance(clip, str) and clip == "auto" else clip
-    options = {
-        "clip": bound,
-        "cond": chosen_conditions(cond, shares.index),
-        "uncond": None if scale is None else chosen_conditions(absent, shares.index),
-        "guidance": scale,
-        "batch_size": check_integer("tune", "batch_size", batch_size, 1),
-    }
+    bound = denoiser.clip_for(clip)
+    conditions = Conditions("tune", cond, None if scale is None else absent, batch=count)
+    runner = Runner(
+        denoiser,
+        conditions.select(shares.index).to(denoiser.device),
+        clip=bound,
+        guidance=scale,
+        batch_size=check_integer("tune", "batch_size", batch_size, 1),
+    )
 
     with torch.inference_mode(), tqdm(disable=not progress, desc="tune", unit="run") as bar:
-        network = Network(denoiser, times, **options)
-        teacher = Teacher(network, shares, first)
+        teacher = Teacher(runner, times, shares, first)
         grids = starting_grids(denoiser, K)
         stages = Stages(
             teacher,
             grids,
-            clip=bound,
-            network_options=options,
             objective=objective,
             features=features,
             tick=bar.update,
@@ -154,7 +151,7 @@ def tune(
         stages=tuple(stage for stage, _ in entries[1:]),
         chosen=stage.name,
         samples=(count - count // 4, count // 4),
-        teacher_steps=len(network.times),
+        teacher_steps=len(times),
         runs=stages.runs,
         network_calls=stages.calls / count,
     )

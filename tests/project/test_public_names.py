@@ -17,7 +17,8 @@ PUBLIC = [
     *("BitsPerDim", "CostTable", "Denoiser", "Grid", "NoiseSchedule", "Plan", "Profile", "Step"),
     *("__version__", "ancestral", "best_path", "best_paths", "bits_per_dim", "build_info", "ddim"),
     *("ddim_inversion", "diffuse", "dpm_solver", "elbo_costs", "fastdpm", "grids", "interpolate"),
-    *("invert", "load", "load_plans", "profile", "sample", "save_plans", "shortcut", "training"),
+    *("invert", "load", "load_plans", "profile", "sample", "save_plans", "shared", "shortcut"),
+    "training",
     *("tune", "unipc"),
 ]
 MOVED = {

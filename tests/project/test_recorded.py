@@ -148,11 +148,10 @@ def profiled(learns: bool) -> dict[str, object]:
         mlp(learns), data(), times=range(25, 1001, 25), batch_size=20, trajectories=8, seed=2
     )
     arrays = {f"sum {name}": value for name, value in profile.sums.items()}
-    for name, value in profile.trajectories.to_arrays().items():
-        arrays[name] = value
     for objective in ("elbo", "mse", "trajectory"):
-        arrays[f"costs {objective}"] = profile.costs(objective).costs
         arrays[f"grid {objective}"] = profile.costs(objective).best_grid(6).times
+    for objective in ("elbo", "mse"):
+        arrays[f"costs {objective}"] = profile.costs(objective).costs
     arrays["auto"] = fs.sample(
         mlp(learns).with_profile(profile), 6, num_samples=4, method="dpm++", seed=1
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from functools import partial
-from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -13,43 +11,42 @@ import torch
 
 import fastsample as fs
 from fastsample import grids
+from fastsample.cli.main import main
+from fastsample.evaluation.compare import compare
 from fastsample.grids.registry import GRIDS
-from fastsample.samplers.registry import METHODS, table
-from fastsample.sampling.resolve import Knobs
+from fastsample.samplers.registry import METHODS, Method, Setting, table
+from fastsample.tuning.baselines import check_methods, solver_plans
 from tests.helpers.networks import LINEAR, Spy, denoiser, halve, halve_wide
 from tests.helpers.refusals import MODEL, START, check_refusal, refusals, sample
 
 K = 12  # FastDPM's variances reach T without a warning
 GRID = grids.uniform(1000, K)
 PLANS = {
-    "ddim": lambda **knobs: fs.ddim(LINEAR, GRID, **knobs),
-    "ancestral": lambda **knobs: fs.ancestral(LINEAR, GRID, **knobs),
-    "fastdpm": lambda **knobs: fs.fastdpm(LINEAR, K, **knobs),
-    "shortcut": lambda **knobs: fs.shortcut(LINEAR, GRID, **knobs),
-    "dpm++": lambda **knobs: fs.dpm_solver(LINEAR, GRID, **knobs),
-    "unipc": lambda **knobs: fs.unipc(LINEAR, GRID, **knobs),
+    name: partial(method.make, LINEAR, K if method.chooses_times else GRID)
+    for name, method in METHODS.items()
 }
-# One entry for each knob, or several: another value than the default.
+# Other values than the default, with what they need beside them.
 KNOBS = {
-    "ddim": [{"eta": 0.4}, {"sigma_hat": True}, {"rederive": False}],
-    "ancestral": [{"variance": "large"}, {"variance": np.linspace(0.3, 0.0, K)}],
-    "fastdpm": [
-        {"approximation": "var"},
-        {"spacing": "quadratic"},
-        {"kappa": 0.6},
-        {"spacing": "quadratic", "extended": True},
-    ],
-    "shortcut": [],
-    "dpm++": [
-        {"order": 1},
-        {"order": 3},
-        {"stochastic": True},
-        {"order": 3, "lower_order_final": False},
-        {"order": 3, "corrected": True},
-    ],
-    "unipc": [{"order": 1}],
+    "eta": [{"eta": 0.4}],
+    "sigma_hat": [{"sigma_hat": True}],
+    "rederive": [{"rederive": False}],
+    "variance": [{"variance": "large"}, {"variance": np.linspace(0.3, 0.0, K)}],
+    "approximation": [{"approximation": "var"}],
+    "spacing": [{"spacing": "quadratic"}],
+    "kappa": [{"kappa": 0.6}],
+    "extended": [{"spacing": "quadratic", "extended": True}],
+    "order": [{"order": 1}],
+    "stochastic": [{"stochastic": True}],
+    "lower_order_final": [{"order": 3, "lower_order_final": False}],
+    "corrected": [{"order": 3, "corrected": True}],
 }
-CASES = [(name, knobs) for name, each in KNOBS.items() for knobs in each]
+CASES = [
+    (name, knobs)
+    for name, method in METHODS.items()
+    for knob in method.knobs
+    for knobs in KNOBS[knob]
+]
+WITH_GRIDS = [name for name, method in METHODS.items() if not method.chooses_times]
 START_12 = torch.linspace(-1.5, 2.0, 12).double().reshape(2, 2, 3)
 
 
@@ -62,18 +59,47 @@ def run(steps=K, network=halve, **options):
 # ---- the registry
 
 
-def test_the_methods_are_those_that_sample_names():
-    annotation = inspect.signature(fs.sample).parameters["method"].annotation
-    named = [*get_args(eval(annotation, {"Literal": Literal}))]
-    assert named == ["auto", *METHODS]
-    assert [*METHODS] == [*PLANS]
+def test_every_knob_is_tried():
+    assert KNOBS.keys() == {knob for method in METHODS.values() for knob in method.knobs}
+    assert all(knobs[knob] is not None for knob, each in KNOBS.items() for knobs in each)
 
 
-def test_every_knob_is_typed_and_tried():
-    known = {name for method in METHODS.values() for name in method.knobs}
-    assert set(Knobs.__annotations__) | {"eta", "variance"} == known
-    for name, method in METHODS.items():
-        assert {knob for knobs in KNOBS[name] for knob in knobs} == set(method.knobs)
+def test_what_the_registry_says_of_a_method_is_so():
+    for method in METHODS.values():
+        chosen = K if method.chooses_times else GRID
+        settings = [setting.knobs for setting in method.deterministic]
+        plans = [method.make(LINEAR, chosen, **knobs) for knobs in settings or ({},)]
+        assert not settings or not any(plan.is_stochastic for plan in plans)
+        # A corrector at no extra call looks back at one x0 more than the order says.
+        assert max(plan.order for plan in plans) in (method.order, method.order + 1)
+
+
+def toy(schedule, grid, *, lean=0.5, clip=None, prediction="epsilon"):
+    """DDIM under another name."""
+    assert 0.0 <= lean <= 1.0
+    return fs.ddim(schedule, grid, clip=clip, prediction=prediction)
+
+
+def test_a_sampler_is_a_function_and_one_entry(monkeypatch, capsys, tmp_path):
+    """Everybody who names samplers reads the registry: no third place has to know."""
+    entry = Method(toy, "a toy", "nobody, arXiv:0000.00000", deterministic=(Setting("Toy"),))
+    monkeypatch.setitem(METHODS, "toy", entry)
+    monkeypatch.delitem(fs.__dict__, "toy", raising=False)
+    same = fs.sample(MODEL, 5, method="ddim")
+    assert torch.equal(fs.sample(MODEL, 5, method="toy", lean=0.25), same)
+    assert torch.equal(fs.sample(MODEL, 5, lean=0.25), same)  # its knob selects it
+    assert fs.toy is toy  # type: ignore[attr-defined]
+    monkeypatch.delitem(fs.__dict__, "toy")
+    assert '| `"toy"`, `fs.toy` | a toy | `lean=0.5` | nobody' in table()
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    assert "toy" in capsys.readouterr().out
+    assert main(["sample", "digits", "--method", "toy", "--out", str(tmp_path / "x.npy")]) == 0
+    assert "toy" in check_methods(None)
+    assert [plan.method for plan in solver_plans(MODEL, GRID, ["toy"], None)] == ["ddim(eta=0.0)"]
+    plan = fs.ddim(LINEAR, GRID)
+    line_up = compare(MODEL, [plan], samples=4)
+    assert any(entry.name.startswith("toy") for entry in line_up.entries)
 
 
 def test_the_table_lists_every_method_with_its_knobs_and_source():
@@ -130,7 +156,7 @@ def test_prediction_and_clip_are_the_models_own(method, prediction):
 
 
 @pytest.mark.parametrize("grid", sorted(GRIDS))
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "fastdpm"])
+@pytest.mark.parametrize("method", WITH_GRIDS)
 def test_methods_take_grids_by_name_or_as_they_are(method, grid):
     named = run(method=method, grid=grid)
     assert torch.equal(named, run(GRIDS[grid](LINEAR, K), method=method))
@@ -147,7 +173,7 @@ def test_learned_variances_run_under_every_method():
 # ---- times drawn from the seed
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "fastdpm"])
+@pytest.mark.parametrize("method", WITH_GRIDS)
 def test_random_times_are_those_of_the_seed(method):
     def told(seed, batch=2):
         spy = Spy(halve)
@@ -246,7 +272,9 @@ WITH_PLAN = {
 @pytest.mark.parametrize("name", ["bogus", "prediction", "num_sample"])
 @pytest.mark.parametrize("call", [fs.sample, partial(fs.invert, x0=START)])
 def test_a_name_that_nothing_has(call, name):
-    with pytest.raises(TypeError, match=rf"{name} must be an argument of it or a method's knob"):
+    with pytest.raises(
+        TypeError, match=rf"arguments must be its own or knobs of a method, got {name}=1"
+    ):
         call(MODEL, steps=3, **{name: 1})
 
 

@@ -206,7 +206,7 @@ INVERT = {
     "plan": (
         lambda: fs.invert(MODEL, START, fs.ddim_inversion(LINEAR, grids.uniform(1000, 3))),
         ValueError,
-        r"invert: steps must be a plan that ends at 0, got an inverting one",
+        r"invert: steps must end at 0, got ddim_inversion, which inverts",
     ),
     "NaN data": (
         lambda: fs.invert(MODEL, START * torch.nan),

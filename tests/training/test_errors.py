@@ -82,8 +82,16 @@ USES = {
     "steps as text": (used("10"), TypeError, "steps must be an integer, got '10'"),
     "method": (used(method="euler"), ValueError, r"method must be one of .*, got 'euler'"),
     "grid": (used(grid="linear"), ValueError, r"grid must be one of .*, got 'linear'"),
-    "knob": (used(order=2), ValueError, 'order must be left out with method="ddim", got 2'),
-    "no knob": (used(speed=2), TypeError, "speed must be an argument of it or a method's knob"),
+    "knob": (
+        used(order=2),
+        ValueError,
+        r"method must be given with \['order'\], which several methods take",
+    ),
+    "no knob": (
+        used(speed=2),
+        TypeError,
+        "keyword arguments must be its own or knobs of a method, got speed=2",
+    ),
     "method of a plan": (used(PLAN, method="ancestral"), ValueError, "left out with a Plan"),
     "noised in one step": (
         used(1, start="noised"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +68,7 @@ def run_chain(
     index: Tensor,
     draws: Draws,
     path: GradientPath,
-    cond: Mapping[str, Any] | None = None,
+    cond: Conditions,
 ) -> Tensor:
     """Samples `(B, *shape)` of a plan, differentiable in the network's weights.
 
@@ -81,15 +80,14 @@ def run_chain(
         index: `(B,)` int64, global numbers of the samples in the iteration.
         draws: of the iteration; noise is fresh in every row and iteration.
         path: how gradients leave.
-        cond: keyword arguments of the network.
+        cond: keyword arguments of the network for these samples.
     """
     seen = copy.copy(denoiser)
     seen.model = _Network(denoiser.model, path, len(plan))
     identity = make_identity(
         "FidelityLoss", draws.key("chain noise"), index, len(index), start.device
     )
-    conditions = Conditions("FidelityLoss", cond, None, len(start), start.device)
-    return run(seen, plan, start, identity=identity, conditions=conditions)
+    return run(seen, plan, start, identity=identity, conditions=cond)
 
 
 def starting_points(
@@ -100,7 +98,7 @@ def starting_points(
     *,
     index: Tensor,
     draws: Draws,
-    cond: Mapping[str, Any] | None = None,
+    cond: Conditions | None = None,
 ) -> Tensor:
     """Samples at the plan's first time `(B, *shape)`, without gradient.
 
@@ -109,7 +107,7 @@ def starting_points(
     """
     seed = draws.key("chain start")
     if kind == "inverted":
-        return invert(denoiser, x0.detach(), Grid(plan.nodes), cond=cond).detach()
+        return invert(denoiser, x0.detach(), Grid(plan.nodes), cond=cond and cond.mapping).detach()
     if kind == "prior":
         identity = make_identity("FidelityLoss", seed, index, len(index), x0.device)
         return ops.noise(*identity, x0.shape[1:], dtype=x0.dtype)

@@ -11,16 +11,8 @@ import numpy as np
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
-from fastsample.plans.rows import Variance
-from fastsample.sampling.resolve import Knobs, Steps, make_plan
+from fastsample.sampling.resolve import Steps, Wanted, resolve
 from fastsample.training.randomness import Draws
-
-
-class ChainKnobs(Knobs, total=False):
-    """All that a method takes."""
-
-    eta: float
-    variance: Variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +85,12 @@ class ChainPlans:
             )
 
     def _made(self, denoiser: Denoiser, steps: Any, grid: str, draws: Draws, **knobs: Any) -> Plan:
-        return make_plan(
-            denoiser,
+        wanted = Wanted(
             steps,
-            method=self.method,
-            grid=grid,
-            clip=self.clip,
-            knobs={**self.knobs, **knobs},
-            seed=draws.key("chain times"),
-            function="FidelityLoss",
+            self.method,
+            grid,
+            self.clip,
+            {**self.knobs, **knobs},
+            draws.key("chain times"),
         )
+        return resolve("FidelityLoss", denoiser, wanted).plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,21 +11,20 @@ from torch import Tensor
 from fastsample._support.checks import check_bool, check_integer, warn_user
 from fastsample._support.distributed import process
 from fastsample._support.tensors import check_tensor
-from fastsample.denoiser.conditions import Conditions, first, others, repeat, repeated
+from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.trees import repeat
 from fastsample.distances.discrepancy import Discrepancy, Features
 from fastsample.distances.names import DISTANCES, PAIRED, Distance
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
+from fastsample.samplers.registry import METHODS
 from fastsample.sampling.resolve import Steps
 from fastsample.training.fidelity.chain import GradientPath, run_chain, starting_points
-from fastsample.training.fidelity.chain_plans import ChainKnobs, ChainPlans
+from fastsample.training.fidelity.chain_plans import ChainPlans
 from fastsample.training.fidelity.names import GRADIENTS, STARTS, Gradient, Start
 from fastsample.training.randomness import Draws
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class Fidelity(NamedTuple):
@@ -108,7 +107,7 @@ class FidelityLoss:
         projections: int = 128,
         clip: Clip | Literal["auto"] = "auto",
         seed: int = 0,
-        **knobs: Unpack[ChainKnobs],
+        **knobs: Any,
     ) -> None:
         for name, value, known in (
             ("distance", distance, DISTANCES),
@@ -157,10 +156,11 @@ class FidelityLoss:
                 "FidelityLoss: steps must be an unguided Plan, got a guided one; the chain is "
                 "trained as conditions are given"
             )
-        if self.start == "noised" and self.plans.method == "fastdpm":
+        chosen = METHODS.get(self.plans.method)
+        if self.start == "noised" and chosen is not None and chosen.chooses_times:
             raise ValueError(
-                'FidelityLoss: method must not be "fastdpm" with start="noised", whose chains '
-                "begin at one of several times"
+                f'FidelityLoss: method must not be "{self.plans.method}" with start="noised", '
+                "whose chains begin at one of several times"
             )
         if self.chains > 1 and self.start == "inverted":
             raise ValueError(
@@ -195,9 +195,9 @@ class FidelityLoss:
         rank, world = process()
         count = self._own_share(x0.shape[0], world)
         plan = self.plan(denoiser, draws)
-        all_cond = Conditions("FidelityLoss", cond, None, len(x0), x0.device).arguments
-        own_cond = first(all_cond, count)
-        chain_cond = repeated(own_cond, self.chains)
+        all_cond = Conditions("FidelityLoss", cond, batch=len(x0), device=x0.device)
+        own_cond = all_cond.select(slice(0, count))
+        chain_cond = own_cond.repeat(self.chains)
         # Numbers by position in the whole batch, which processes share by turns.
         place = torch.arange(count) * world + rank
         index = torch.cat([place + chain * count * world for chain in range(self.chains)])
@@ -219,8 +219,10 @@ class FidelityLoss:
             data, data_cond = own, own_cond
         elif self.start != "prior":
             # Others: a set that holds each sample's own x0 makes copies look best.
-            data, data_cond = x0[count:], others(all_cond, count)
-        loss = self.discrepancy(samples, data, chain_cond, data_cond, draws.key("directions"))
+            data, data_cond = x0[count:], all_cond.select(slice(count, None))
+        loss = self.discrepancy(
+            samples, data, chain_cond.arguments, data_cond.arguments, draws.key("directions")
+        )
         return Fidelity(loss, samples.detach(), data, plan, len(plan) * len(samples))
 
     def plan(self, denoiser: Denoiser, draws: Draws) -> Plan:

@@ -194,7 +194,7 @@ class DiffusionLoss:
         alpha, sigma, mx, me = (rows[:, i].reshape(-1, *[1] * (x0.ndim - 1)) for i in range(4))
         x_t = alpha * x0 + sigma * noise
         if isinstance(model, Denoiser):
-            output = model.call(x_t, told, cond)
+            output = model.at_timestep(x_t, told, cond)
         else:
             output = model(x_t, told, **cond)
         channels = x0.shape[1] * (2 if self.variance == "learned_range" else 1)

@@ -174,7 +174,7 @@ class VDMLoss(nn.Module):
         # Two sigmoids, never 1 - alpha^2: at gamma = -13.3 that would keep 4 digits in float32.
         alpha, sigma = torch.sigmoid(-each).sqrt(), torch.sigmoid(each).sqrt()
         told = -gamma if denoiser.time == "log_snr" else u
-        output = denoiser.call(alpha * x0 + sigma * eps, told, cond)
+        output = denoiser.at_timestep(alpha * x0 + sigma * eps, told, cond)
         error = _noise_error(denoiser.prediction, output, x0, eps, alpha, sigma)
         return 0.5 * self.w.abs() * error.square().flatten(1).sum(1)
 

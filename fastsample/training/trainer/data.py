@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fastsample._support.tensors import check_tensor
-from fastsample.denoiser.batches import check_cond, chosen_conditions
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.training.randomness import Draws
@@ -24,8 +23,8 @@ class Batch(NamedTuple):
 
     x0: Tensor
     """`(n, *shape)` on the model's device."""
-    cond: dict[str, Any]
-    """Keyword arguments of the network, one entry per sample."""
+    cond: Conditions
+    """Keyword arguments of the network for these samples."""
 
 
 class Feeding:
@@ -59,7 +58,7 @@ class Feeding:
         workers: int,
         process: tuple[int, int],
     ) -> None:
-        self.denoiser, self.data, self.cond = denoiser, data, cond
+        self.denoiser, self.data = denoiser, data
         self.dropped, self.batch_size, self.seed = dropped, batch_size, seed
         self.workers, self.process = workers, process
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
@@ -75,7 +74,7 @@ class Feeding:
             raise ValueError("Trainer: data must hold at least one sample, got none")
         if isinstance(data, Tensor):
             self._check(data)
-            check_cond("Trainer", cond, self.count)
+            self.cond = Conditions("Trainer", cond, batch=self.count)
         elif cond is not None:
             raise ValueError(
                 f"Trainer: cond must be None with a data set, got {sorted(cond)}; its items hold "
@@ -108,7 +107,7 @@ class Feeding:
             for iteration in itertools.count(first):  # without end
                 numbers = self.numbers(iteration)
                 x0 = self.data[torch.from_numpy(numbers).to(self.data.device)]
-                yield self._batch(iteration, x0, chosen_conditions(self.cond, numbers))
+                yield self._batch(iteration, x0, self.cond.select(numbers))
         loader = DataLoader(
             cast("Dataset[Any]", self.data),
             batch_sampler=(self.numbers(i).tolist() for i in itertools.count(first)),  # type: ignore[arg-type]
@@ -116,16 +115,19 @@ class Feeding:
             collate_fn=self._collated,
         )
         for iteration, (x0, cond) in zip(itertools.count(first), loader, strict=False):
-            yield self._batch(iteration, x0, cond)
+            yield self._batch(iteration, x0, Conditions("Trainer", cond, batch=len(x0)))
 
-    def _batch(self, iteration: int, x0: Tensor, cond: Mapping[str, Any]) -> Batch:
+    def _batch(self, iteration: int, x0: Tensor, cond: Conditions) -> Batch:
         x0 = x0.to(self.denoiser.device)
         if not isinstance(self.data, Tensor):  # a tensor was looked at once
             self._check(x0)
-        placed = Conditions("Trainer", cond, None, len(x0), x0.device).arguments
-        if self.dropped and placed:
-            placed = self._without_some(iteration, placed, x0)
-        return Batch(x0, dict(placed))
+        cond = cond.part(0, x0)
+        if self.dropped and cond.mapping:
+            rank, world = self.process
+            everyone = Draws(self.seed, iteration).generator("condition").random(self.batch_size)
+            lost = torch.from_numpy(everyone[rank::world] < self.dropped).to(x0.device)
+            cond = cond.replaced(lost, self.denoiser.uncond or {})
+        return Batch(x0, cond)
 
     def _check_absent(self, dropped: float) -> None:
         """Refuse to drop conditions that nothing stands for."""
@@ -134,39 +136,16 @@ class Feeding:
             raise ValueError(
                 f"Trainer: cond_dropout must be 0 for a model without uncond, got {dropped:g}"
             )
-        given = self.cond
-        if not isinstance(self.data, Tensor):
-            given = self._collated([self.data[0]])[1]  # type: ignore[index]
-        if sorted(absent) != sorted(given or {}):
+        if isinstance(self.data, Tensor):
+            given = self.cond.select(slice(0, 1))
+        else:
+            given = Conditions("Trainer", self._collated([self.data[0]])[1], batch=1)  # type: ignore[index]
+        if sorted(absent) != sorted(given.mapping):
             raise ValueError(
                 f"Trainer: cond must have the names of the model's uncond {sorted(absent)} with "
-                f"cond_dropout, got {sorted(given or {})}"
+                f"cond_dropout, got {sorted(given.mapping)}"
             )
-        for name, value in absent.items():
-            if not isinstance(value, (Tensor, int, float, np.ndarray, np.number, list, tuple)):
-                raise TypeError(
-                    f"Trainer: uncond[{name!r}] must hold numbers with cond_dropout, got {value!r}"
-                )
-
-    def _without_some(
-        self, iteration: int, cond: Mapping[str, Any], x0: Tensor
-    ) -> Mapping[str, Any]:
-        rank, world = self.process
-        everyone = Draws(self.seed, iteration).generator("condition").random(self.batch_size)
-        lost = torch.from_numpy(everyone[rank::world] < self.dropped).to(x0.device)
-        found = dict(cond)
-        for name, value in (self.denoiser.uncond or {}).items():
-            given = found[name]
-            # One entry, of a sample or of a batch of one, stands for all.
-            absent = torch.as_tensor(value).to(given)
-            if absent.shape not in ((), given.shape[1:], (1, *given.shape[1:])):
-                raise ValueError(
-                    f"Trainer: uncond[{name!r}] must have the shape of one entry of cond "
-                    f"{tuple(given.shape[1:])}, got {tuple(absent.shape)}"
-                )
-            mask = lost.reshape(-1, *[1] * (given.dim() - 1))
-            found[name] = torch.where(mask, absent, given)
-        return found
+        given.replaced(torch.ones(1, dtype=torch.bool), absent)  # refuses what cannot be mixed
 
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:

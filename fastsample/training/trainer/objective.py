@@ -79,7 +79,7 @@ class Objective:
         whole = torch.zeros((), dtype=wide, device=device)
         for own in parts:
             x0 = batch.x0[own]
-            cond = {k: v[own] if _per_sample(v) else v for k, v in batch.cond.items()}
+            cond = batch.cond.select(own).arguments
             noises = {"noise": _noise(draws.key("noise"), place[own], x0)}
             if isinstance(self.loss, VDMLoss):
                 noises["decoder_noise"] = _noise(draws.key("decoder"), place[own], x0)
@@ -157,7 +157,3 @@ class _Autocast(nn.Module):
 def _noise(key: int, place: Tensor, x0: Tensor) -> Tensor:
     identity = make_identity("Trainer", key, place, len(place), x0.device)
     return ops.noise(*identity, x0.shape[1:], dtype=x0.dtype)
-
-
-def _per_sample(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0

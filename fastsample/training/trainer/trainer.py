@@ -297,7 +297,7 @@ class Trainer:
     def _fidelity(self, batch: Batch) -> Fidelity:
         assert self.fidelity is not None
         denoiser = self.loss.current(self.objective.denoiser)
-        return self.fidelity(denoiser, batch.x0, iteration=self.iteration, cond=batch.cond)
+        return self.fidelity(denoiser, batch.x0, iteration=self.iteration, cond=batch.cond.mapping)
 
     def _noted(self, loss: Tensor, found: Fidelity | None, norms: Norms) -> dict[str, Any]:
         own = summed(loss.double().cpu().reshape(1), loss.device)

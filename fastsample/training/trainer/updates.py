@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from fastsample._support.checks import check_integer, check_real
+from fastsample._support.distributed import running
 from fastsample.training.trainer.optimizer import MakeOptimizer, Stepper
 
 
@@ -108,7 +109,7 @@ class Updates:
             torch.zeros_like(p) if g is None else g
             for p, g in zip(self.parameters, found, strict=True)
         ]
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if running():
             flat = torch.cat([g.flatten() for g in full])  # in the widest of their dtypes
             dist.all_reduce(flat)
             pieces = flat.split([g.numel() for g in full])

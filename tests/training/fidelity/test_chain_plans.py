@@ -103,7 +103,7 @@ def test_check_gives_every_plan_of_a_fixed_loss():
 LEARNING = fs.Denoiser(tiny().model, NoiseSchedule.vdm(), (2,), time="log_snr")
 EARLY = {
     "method": ({"fidelity": FidelityLoss(method="euler")}, "method must be one of"),
-    "knob": ({"fidelity": FidelityLoss(order=2)}, "order must be left out"),
+    "knob": ({"fidelity": FidelityLoss(order=2)}, "method must be given with"),
     "steps": ({"fidelity": FidelityLoss(1001)}, r"steps must be in \[1, 1000\], got 1001"),
     "one of several": ({"fidelity": FidelityLoss((4, 1001))}, r"in \[1, 1000\], got 1001"),
     "subset": ({"fidelity": FidelityLoss(subset=17)}, "at most the batch of 16, got 17"),
@@ -119,7 +119,7 @@ EARLY = {
     "inverted": ({"fidelity": FidelityLoss(start="inverted", eta=1.0)}, "must be deterministic"),
     "plan of another": (
         {"fidelity": FidelityLoss(fs.ddim(NoiseSchedule.cosine(), GRID))},
-        "steps must be a plan for NoiseSchedule.linear",
+        "steps must fit the model's schedule NoiseSchedule.linear",
     ),
     "schedule": (
         {"loss": DiffusionLoss(NoiseSchedule.cosine(), kind="simple", variance="small")},

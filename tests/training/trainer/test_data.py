@@ -85,8 +85,9 @@ def test_data_sets_give_what_tensors_give(form, workers):
     got = batches(feeding(data=Items(form), workers=workers), 6, first=2)
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one.x0, other.x0)
-        assert one.cond.keys() == other.cond.keys() == (labels or {}).keys()
-        assert all(torch.equal(one.cond[name], other.cond[name]) for name in one.cond)
+        mine, theirs = one.cond.arguments, other.cond.arguments
+        assert mine.keys() == theirs.keys() == (labels or {}).keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.parametrize("process", [(0, 1), (1, 2)])
@@ -94,28 +95,28 @@ def test_conditions_follow_their_sample(process):
     many = {"y": torch.arange(10), "z": np.arange(10.0), "w": list(range(10)), "one": 3}
     for batch in batches(feeding(cond=many, process=process), 6):
         own = batch.x0[:, 0]
-        assert torch.equal(batch.cond["y"], own.long())
-        assert torch.equal(batch.cond["z"], own.double())
-        assert torch.equal(batch.cond["w"], own.long())
-        assert torch.equal(batch.cond["one"], torch.full_like(own.long(), 3))
+        assert torch.equal(batch.cond.arguments["y"], own.long())
+        assert torch.equal(batch.cond.arguments["z"], own.double())
+        assert torch.equal(batch.cond.arguments["w"], own.long())
+        assert torch.equal(batch.cond.arguments["one"], torch.full_like(own.long(), 3))
 
 
 def test_a_share_of_the_conditions_is_dropped():
     model = tiny(labels=11)  # 10 means none
     options = {"cond": {"y": torch.arange(10)}, "model": model, "batch_size": 10}
     whole = batches(feeding(dropped=0.3, **options), 200)
-    share = torch.cat([batch.cond["y"] == 10 for batch in whole]).float().mean()
+    share = torch.cat([batch.cond.arguments["y"] == 10 for batch in whole]).float().mean()
     assert float(share) == pytest.approx(0.3, abs=0.04)
     for batch in whole:
-        kept = batch.cond["y"] != 10
-        assert torch.equal(batch.cond["y"][kept], batch.x0[kept, 0].long())
+        kept = batch.cond.arguments["y"] != 10
+        assert torch.equal(batch.cond.arguments["y"][kept], batch.x0[kept, 0].long())
     # The same samples lose it in two processes, and in a run that is taken up again.
     for rank in (0, 1):
         part = batches(feeding(dropped=0.3, process=(rank, 2), **options), 5, first=7)
         for own, batch in zip(part, whole[7:], strict=False):
-            assert torch.equal(own.cond["y"], batch.cond["y"][rank::2])
+            assert torch.equal(own.cond.arguments["y"], batch.cond.arguments["y"][rank::2])
     everything = batches(feeding(dropped=1.0, **options), 3)
-    assert all(bool((batch.cond["y"] == 10).all()) for batch in everything)
+    assert all(bool((batch.cond.arguments["y"] == 10).all()) for batch in everything)
 
 
 EMBEDDED = torch.arange(30.0).reshape(10, 3)
@@ -143,18 +144,17 @@ def test_dropped_conditions_of_several_numbers(uncond):
     lost = []
     for batch in batches(feed, 5):
         own = 3 * batch.x0[:, :1] + torch.arange(3.0)
-        lost.append((batch.cond["y"] == -1).all(1))
-        assert torch.equal(batch.cond["y"][~lost[-1]], own[~lost[-1]])
+        lost.append((batch.cond.arguments["y"] == -1).all(1))
+        assert torch.equal(batch.cond.arguments["y"][~lost[-1]], own[~lost[-1]])
     assert 0 < torch.cat(lost).sum() < 20
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2,), (3, 1), (1, 1, 3)])
 def test_what_stands_for_none_has_the_shape_of_an_entry(shape):
-    feed = feeding(cond={"y": EMBEDDED}, model=vectors(torch.zeros(shape)), dropped=0.5)
     with pytest.raises(
         ValueError, match=r"uncond\['y'\] must have the shape of one .* \(3,\), got"
     ):
-        batches(feed, 1)
+        feeding(cond={"y": EMBEDDED}, model=vectors(torch.zeros(shape)), dropped=0.5)
 
 
 @pytest.mark.parametrize("form", ["tensor", "items"])
@@ -184,7 +184,7 @@ def test_tensor_data_sets_and_arrays():
     for data in (TensorDataset(numbered(10)), Arrays()):
         got, expected = (batches(feed, 4) for feed in (feeding(data=data), feeding()))
         assert all(torch.equal(one.x0, other.x0) for one, other in zip(got, expected, strict=True))
-    assert all(torch.equal(batch.cond["y"], batch.x0[:, 0].long()) for batch in got)
+    assert all(torch.equal(batch.cond.arguments["y"], batch.x0[:, 0].long()) for batch in got)
 
 
 def test_pairs_are_refused_with_a_word_on_mappings():

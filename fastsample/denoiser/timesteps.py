@@ -1,0 +1,65 @@
+"""Timesteps: what a network is told for a project time, by the convention of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample._support.checks import FloatArray
+from fastsample.schedules.schedule import NoiseSchedule
+
+TimeInput: TypeAlias = (
+    Literal["index", "rescaled", "fraction", "log_snr"] | Callable[[FloatArray], Any]
+)
+
+
+def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
+    return (times - 1.0) * (1000.0 / schedule.T)
+
+
+_TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], FloatArray]] = {
+    "index": lambda times, schedule: times - 1.0,
+    "rescaled": _rescaled,
+    "fraction": lambda times, schedule: times / schedule.T,
+    "log_snr": lambda times, schedule: schedule.log_snr(times),
+}
+
+
+def check_time_input(schedule: NoiseSchedule, time: Any) -> None:
+    """Refuse a convention that is unknown, or that the schedule has no numbers for."""
+    if not callable(time) and time not in list(_TIME_INPUTS):
+        raise ValueError(
+            f"Denoiser: time must be one of {list(_TIME_INPUTS)} or a callable, got {time!r}"
+        )
+    if schedule.num_steps is None and time in ("index", "rescaled"):
+        raise ValueError(
+            f"Denoiser: time must not be {time!r} for {schedule!r}, which has no step numbers; "
+            'pass time="fraction", "log_snr" or a callable'
+        )
+
+
+def timesteps(schedule: NoiseSchedule, time: TimeInput, times: FloatArray) -> Tensor:
+    """The timesteps `(K,)` at project times `(K,)`: int64 for whole indices, else float32.
+
+    Raises:
+        ValueError: a callable that does not give one finite value per time.
+    """
+    times = np.asarray(times, dtype=np.float64)
+    if time == "index" and np.all(times == np.rint(times)):
+        return torch.as_tensor(times.astype(np.int64) - 1)
+    values = torch.as_tensor(time(times) if callable(time) else _TIME_INPUTS[time](times, schedule))
+    if values.shape != times.shape:
+        raise ValueError(
+            f"Denoiser: time must give one value per time {times.shape}, got {tuple(values.shape)}"
+        )
+    # On the host, before the upload.
+    if values.is_floating_point() and not np.all(np.isfinite(values.detach().cpu().numpy())):
+        raise ValueError(
+            f"Denoiser: time must give finite values, got {values.tolist()} for times "
+            f"{times.tolist()}"
+        )
+    return values.to(torch.float32) if values.is_floating_point() else values

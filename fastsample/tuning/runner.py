@@ -1,0 +1,106 @@
+"""Runs of plans on the samples of tuning, in batches, guided and clipped as the plan will be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastsample._support.checks import FloatArray
+from fastsample.denoiser.at_times import AtTimes
+from fastsample.denoiser.conditions import Conditions
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip
+from fastsample.sampling.loop import Step, run
+
+
+class Runner:
+    """Runs plans with the sampler's own loop, and counts the network's work.
+
+    Args:
+        denoiser: the model.
+        conditions: of all samples of this process, on the model's device.
+        clip: range of x0.
+        guidance: classifier-free guidance scale; None is none.
+        batch_size: samples per network call.
+
+    Attributes:
+        calls: samples that the network has seen, both halves of a guided batch counted.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        conditions: Conditions,
+        *,
+        clip: Clip,
+        guidance: float | None,
+        batch_size: int,
+    ) -> None:
+        self.denoiser, self.conditions, self.clip = denoiser, conditions, clip
+        self.guidance, self.batch_size = guidance, batch_size
+        self.calls = 0
+
+    def guided(self, plan: Plan) -> Plan:
+        """The plan under the guidance that is tuned for."""
+        return plan if self.guidance is None else plan.with_guidance(self.guidance)
+
+    def run(
+        self,
+        plan: Plan,
+        start: Tensor,
+        first: int,
+        *,
+        rows: Tensor | None = None,
+        history: int | None = None,
+        after_row: Callable[[slice, Step], object] | None = None,
+    ) -> Tensor:
+        """Results of a plan.
+
+        Args:
+            plan: the rows, without guidance.
+            start: noise `(n, *shape)`.
+            first: number of its first sample.
+            rows: coefficients instead of the plan's, as for `loop.run`.
+            history: as for `loop.run`.
+            after_row: told the positions in `start` and the step after each row of each batch.
+        """
+        plan = self.guided(plan)
+        results = []
+        for begin in range(0, len(start), self.batch_size):
+            part = slice(begin, min(begin + self.batch_size, len(start)))
+            x = start[part]
+            results.append(
+                run(
+                    self.denoiser,
+                    plan,
+                    x,
+                    conditions=self.conditions.part(first + begin, x),
+                    rows=rows,
+                    history=history,
+                    callback=None
+                    if after_row is None
+                    else lambda step, part=part: after_row(part, step),
+                )
+            )
+            halves = 2 if plan.is_guided else 1
+            self.calls += halves * len(x) * len(plan)
+        return torch.cat(results) if len(results) > 1 else results[0]
+
+    def at(self, times: FloatArray) -> AtTimes:
+        """The model at fixed times, its calls counted here."""
+
+        def count(samples: int) -> None:
+            self.calls += samples
+
+        return AtTimes(
+            self.denoiser,
+            times,
+            function="tune",
+            clip=self.clip,
+            guidance=self.guidance,
+            batch_size=self.batch_size,
+            called=count,
+        )
