@@ -7,16 +7,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One build folder per configuration: a folder remembers the options it was made with.
 BUILD := build/cuda-$(FASTSAMPLE_CUDA)-$(subst ;,+,$(CUDAARCHS))
+# Tests run in one process per core; a module's tests stay in one, since they share what it makes once.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
 INSTALLED := $(VENV)/.installed-$(notdir $(BUILD))
 
-.PHONY: demo test lint format bench install clean
+.PHONY: demo test test-all lint format bench install clean
 
 demo: install
 	$(BIN)/fastsample demo --out out/demo.png
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+# What trains, starts processes or disassembles kernels too.
+test-all: install
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff format --check .

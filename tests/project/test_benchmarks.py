@@ -1,0 +1,46 @@
+"""The benchmarks still run; no time is looked at."""
+
+import importlib.util
+import shutil
+import sys
+
+import pytest
+import torch
+
+
+def test_bench_step_measures_every_kind(capsys):
+    pytest.importorskip("diffusers")
+    from benchmarks import bench_step
+
+    results = bench_step.run(
+        torch.device("cpu"), torch.float32, [(2, 3, 4, 4)], compiled=False, seconds=0.0
+    )
+    assert [r["kind"] for r in results] == ["deterministic", "noisy", "learned"]
+    for result in results:
+        assert {"fused", "plain torch", "torch.add(out=)"} <= set(result["times"])
+        assert any(name.startswith("diffusers") for name in result["ratio"])
+    assert "x fused" in capsys.readouterr().out
+
+
+def test_bytes_are_those_a_step_must_move():
+    from benchmarks.bench_step import moved_bytes
+
+    assert moved_bytes("deterministic", (2, 3), torch.float32) == 2 * 3 * 12
+    assert moved_bytes("learned", (2, 3), torch.bfloat16) == 2 * 3 * 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.skipif(
+    shutil.which("nvdisasm") is None and importlib.util.find_spec("nvidia") is None,
+    reason="needs nvdisasm",
+)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_cuda_kernels_keep_everything_in_registers(arch, monkeypatch, capsys):
+    from benchmarks import sass
+
+    monkeypatch.setattr(sys, "argv", ["sass", "--arch", arch])
+    sass.main()  # exits with a message when a kernel spills
+    printed = capsys.readouterr().out
+    # 24 step kernels and 4 for channels_last, 12 for the backward pass, 12 for noise.
+    assert len(printed.splitlines()) == 1 + 28 + 12 + 12

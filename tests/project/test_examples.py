@@ -1,0 +1,56 @@
+"""The examples run as their first lines say."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastsample as fs
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def test_compare_samplers_draws_every_method(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "compare.png"
+    monkeypatch.setattr(sys, "argv", ["compare", "--steps", "3", "--digit", "3", "--out", str(out)])
+    names = runpy.run_path(str(EXAMPLES / "compare_samplers.py"), run_name="__main__")["ROWS"]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:28].rstrip() for line in printed[:-1]] == list(names)
+    assert out.stat().st_size > 1000
+
+
+def run(name, monkeypatch, capsys, *arguments):
+    """What an example prints."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_swirl_goes_on_and_draws(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    printed = run(
+        "swirl", monkeypatch, capsys, "--iterations", 3, "--fine-tune", 2, "--out", tmp_path
+    )
+    assert sum("calls" in line and "energy distance" in line for line in printed) == 6
+    for name in ("fig3.png", "fig4.png", "curves.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    again = run(
+        "swirl", monkeypatch, capsys, "--iterations", 3, "--fine-tune", 2, "--out", tmp_path
+    )
+    assert printed == again
+
+
+def test_finetuned_digits_carry_their_plan(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    arguments = ("--steps", 4, "--iterations", 1, "--out", tmp_path)
+    printed = run("finetune_digits", monkeypatch, capsys, *arguments)
+    assert [line.split()[0] for line in printed[:2]] == ["before", "after"]
+    assert (tmp_path / "before-after.png").stat().st_size > 1000
+    model = fs.load(tmp_path / "model.safetensors")
+    assert model.plans == {4: fs.load("digits").plans[4]}
+    assert fs.sample(model, 4, num_samples=2).shape == (2, 1, 8, 8)

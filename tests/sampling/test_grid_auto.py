@@ -1,0 +1,121 @@
+"""`grid="auto"`: times from the profile that a model carries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample as fs
+from tests.helpers.networks import denoiser, halve, model_b
+
+TIMES = [1, 5, *range(20, 1001, 20)]
+
+
+def profiled(**options):
+    model = denoiser(model_b(), 2, 3, clip=1.0)
+    x0 = torch.rand(6, 2, 3) * 2.0 - 1.0
+    options = {"times": TIMES, "trajectories": 6, **options}
+    return model.with_profile(fs.profile(model, x0, **options))
+
+
+def test_sample_takes_the_best_grid():
+    model = profiled()
+    best = model.profile.costs("trajectory").best_grid(5)
+    assert model.profile.best_grid(5) == best != fs.grids.uniform(1000, 5)
+    assert torch.equal(fs.sample(model, 5, grid="auto", seed=1), fs.sample(model, best, seed=1))
+    expected = fs.sample(model, best, method="dpm++", order=3)
+    assert torch.equal(fs.sample(model, 5, grid="auto", method="dpm++", order=3), expected)
+
+
+def test_without_trajectories_the_reweighted_bound_chooses():
+    model = profiled(trajectories=0)
+    assert model.profile.best_grid(5) == model.profile.costs("mse").best_grid(5)
+
+
+def test_without_a_grid_of_that_budget_the_times_are_uniform():
+    uniform = torch.equal(
+        fs.sample(profiled(), len(TIMES) + 1, grid="auto"),
+        fs.sample(profiled(), len(TIMES) + 1),
+    )
+    assert uniform
+    model = denoiser(halve, 2, 3)
+    assert model.profile is None
+    assert torch.equal(fs.sample(model, 4, grid="auto"), fs.sample(model, 4))
+    bare = {"shape": (2, 3)}
+    assert torch.equal(fs.sample(halve, 4, grid="auto", **bare), fs.sample(halve, 4, **bare))
+    assert profiled().with_profile(None).profile is None
+
+
+def test_bits_per_dim_takes_the_grid_of_the_lowest_bound():
+    model = profiled()
+    x0 = torch.rand(6, 2, 3) * 2.0 - 1.0
+    found = fs.bits_per_dim(model, x0, 6, grid="auto")
+    assert found.grid == model.profile.costs("elbo", decoder="respaced").best_grid(6)
+    assert found.total < fs.bits_per_dim(model, x0, 6).total
+    chosen = fs.bits_per_dim(model, x0, 1, grid="auto", decoder_variance=0.1)
+    assert chosen.grid == fs.Grid([1000, 0])
+
+
+def test_invert_takes_it_too():
+    model = profiled().with_profile(profiled().profile)
+    x0 = torch.rand(2, 2, 3) - 0.5
+    best = model.profile.best_grid(6)
+    assert torch.equal(fs.invert(model, x0, 6, grid="auto"), fs.invert(model, x0, best))
+
+
+def test_a_profile_leaves_the_model_alone():
+    model = denoiser(model_b(), 2, 3, clip=1.0)
+    other = model.with_profile(profiled().profile)
+    assert model.profile is None
+    assert other.model is model.model
+    assert other.profile is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": fs.NoiseSchedule.cosine()}, "profile must have the model's schedule .*, got"),
+        ({"shape": (3, 2)}, r"profile must have the model's shape \(3, 2\), got \(2, 3\)"),
+        ({"prediction": "v"}, "profile must have the model's prediction 'v', got 'epsilon'"),
+        ({"variance": "large"}, "profile must have the model's variance 'large', got 'small'"),
+    ],
+)
+def test_a_profile_of_another_model(options, message):
+    given = {"schedule": fs.NoiseSchedule.linear(), "shape": (2, 3), **options}
+    model = fs.Denoiser(halve, given.pop("schedule"), given.pop("shape"), **given)
+    with pytest.raises(ValueError, match=f"^with_profile: {message}"):
+        model.with_profile(profiled().profile)
+    with pytest.raises(TypeError, match=r"^with_profile: profile must be a Profile, got str"):
+        model.with_profile("digits")
+
+
+def test_the_digits_model_brings_its_profile():
+    model = fs.load("digits")
+    assert model.profile.count == 1500
+    samples = {"num_samples": 24, "seed": 3}
+    fine = fs.sample(model, 100, **samples)
+    errors = {
+        grid: float((fs.sample(model, 5, grid=grid, **samples) - fine).square().mean().sqrt())
+        for grid in ("uniform", "auto")
+    }
+    assert errors["auto"] < 0.8 * errors["uniform"], errors
+    # The profile knows the bound that its model was trained to (1.64 on this data, all steps).
+    table = model.profile.costs("elbo")
+    assert 1.5 < table.bits_per_dim(table.best_grid(64)) < 1.64
+    assert np.all(np.diff(model.profile.times) > 0)
+
+
+def test_the_digits_model_brings_tuned_plans():
+    model = fs.load("digits")
+    assert list(model.plans) == [4, 5, 6, 8, 10, 12, 16, 20]
+    samples = {"num_samples": 24, "seed": 3}
+    fine = fs.sample(model, 100, method="dpm++", **samples)
+
+    def error(**options):
+        x = fs.sample(model, 5, **options, **samples)
+        return float((x - fine).square().mean().sqrt())
+
+    known = min(error(method=m, grid=g) for m in ("ddim", "dpm++") for g in ("uniform", "log_snr"))
+    assert error() < 0.7 * known
+    assert "<- this plan" in model.plans[5].describe()
