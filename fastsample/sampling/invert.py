@@ -94,6 +94,8 @@ def invert(
     shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
     denoiser = as_denoiser(model, shape, schedule, "invert")
     clip = "auto" if isinstance(steps, Plan) else None
+    if isinstance(steps, Plan):
+        _check_invertible(steps)
     plan = resolve("invert", denoiser, Wanted(steps, method, grid, clip, knobs)).plan
     _check_invertible(plan)
     check_tensor("x0", x0, (x0.shape[0], *denoiser.shape), x0.dtype, denoiser.device, "invert")

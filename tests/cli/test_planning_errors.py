@@ -33,7 +33,10 @@ def data(tmp_path):
         ("plan {0}", "Profile.load: path must be a fastsample profile"),
         ("plan digits --steps 130", r"steps must be in [1, 129], got 130"),
         ("plan digits --out {1}/p.txt", "plan: out must end in .json"),
-        ("plan digits --decoder forward", 'left out with objective="trajectory"'),
+        (
+            "plan digits --objective trajectory --decoder forward",
+            'left out with objective="trajectory"',
+        ),
         ("plan digits --objective elbo --variance tiny", "variance must be"),
         ("plan digits --picture {1}/p.txt", "save: path must end in"),
         ("bpd digits {0} --steps 0", r"bits_per_dim: steps must be in [1, 1000], got 0"),

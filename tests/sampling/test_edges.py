@@ -64,7 +64,14 @@ def test_a_guided_plan_needs_no_guidance_argument():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_a_dtype_the_network_cannot_take_is_named(dtype):
+def test_samples_of_another_dtype_are_cast_for_the_network_and_back(dtype):
     model = fs.load("digits")
-    with pytest.raises(TypeError, match=r"Denoiser: x must be torch.float32 like the model's"):
-        fs.sample(model, 2, dtype=dtype)
+    spy, seen = model.model.register_forward_pre_hook, []
+    hook = spy(lambda _module, inputs: seen.append(inputs[0].dtype))
+    got = fs.sample(model, 3, num_samples=2, dtype=dtype)
+    hook.remove()
+    assert got.dtype == dtype
+    assert seen == [torch.float32] * 3
+    expected = fs.sample(model, 3, num_samples=2).to(dtype)
+    # Three steps round the samples to float16, where neighbours are 1e-3 apart.
+    torch.testing.assert_close(got, expected, rtol=0.0, atol=0.02 if dtype.itemsize == 2 else 1e-4)

@@ -68,7 +68,7 @@ def run_chain(
     index: Tensor,
     draws: Draws,
     path: GradientPath,
-    cond: Conditions,
+    cond: Conditions | None = None,
 ) -> Tensor:
     """Samples `(B, *shape)` of a plan, differentiable in the network's weights.
 
