@@ -58,7 +58,8 @@ PLANS = {
     "schedule": (
         sample(steps=fs.ddim(COSINE, GRID)),
         ValueError,
-        r"steps must fit the model's schedule .*linear\(.*\), got .* NoiseSchedule\.cosine",
+        r"steps must fit the model's schedule NoiseSchedule\.linear\(.*\), "
+        r"got .* NoiseSchedule\.cosine",
     ),
     "T": (
         sample(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from tests.helpers.mixture import mixture
 from tests.helpers.networks import denoiser
 
 SMALL = {"samples": 64, "teacher_steps": 32, "max_runs": 6}
-HERE = Path(__file__).parent
 
 ELSEWHERE = """
 import hashlib, json, sys
@@ -53,7 +52,8 @@ def test_another_process_draws_the_same_bits(tmp_path):
         torch.set_num_threads(threads)
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(file), str(single)],
-        cwd=HERE, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *there, provenance = done.stdout.splitlines()
