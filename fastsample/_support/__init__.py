@@ -1,1 +1,1 @@
-"""What every room uses: checks of arguments, files, tensors, processes."""
+"""Helpers for the whole package: argument checks, stored files, devices, processes."""

@@ -1,7 +1,7 @@
-"""Checks of arguments that several modules share, in the package's error grammar.
+"""Checks of arguments that several modules share.
 
-``<function>: <argument> must <rule>, got <value>``: TypeError for the kind, ValueError for the
-value.
+Every message reads ``<function>: <argument> must <rule>, got <value>``. A wrong type raises
+TypeError, a wrong value ValueError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 def check_integer(
     function: str, name: str, value: object, low: int, high: int | None = None
 ) -> int:
-    """The value as an int in [low, high]; bool does not count as an integer."""
+    """Return the value as an int in [low, high]; a bool is refused."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -38,7 +38,7 @@ def check_integer(
 def check_real(
     function: str, name: str, value: object, low: float = -math.inf, high: float = math.inf
 ) -> float:
-    """The value as a finite float in [low, high]."""
+    """Return the value as a finite float in [low, high]; a bool is refused."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{function}: {name} must be a real number, got {value!r}")
     number = float(value)
@@ -50,10 +50,13 @@ def check_real(
 
 
 def check_array(function: str, name: str, value: Any, *, infinite: bool = False) -> FloatArray:
-    """The value as a float64 array of any shape without NaN."""
+    """Return the value as a float64 array of any shape, without NaN.
+
+    Infinities pass only with `infinite=True`.
+    """
     try:
         array = np.asarray(value)
-    except ValueError:  # ragged
+    except ValueError:  # the nested lists have different lengths
         raise TypeError(f"{function}: {name} must hold real numbers, got {value!r:.80}") from None
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{function}: {name} must hold real numbers, got {array.dtype} data")
@@ -66,7 +69,7 @@ def check_array(function: str, name: str, value: Any, *, infinite: bool = False)
 
 
 def check_vector(function: str, name: str, value: Any) -> FloatArray:
-    """The value as a new finite float64 vector with at least one entry."""
+    """Return the value as a new finite float64 vector with at least one entry."""
     array = check_array(function, name, value)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(
@@ -76,21 +79,21 @@ def check_vector(function: str, name: str, value: Any) -> FloatArray:
 
 
 def frozen(array: npt.NDArray[np.float64]) -> FloatArray:
-    """A read-only copy: the values of an immutable object must not change under its users."""
-    copy = np.array(array, np.float64)
+    """Return a read-only float64 copy, for the arrays of immutable objects."""
+    copy: FloatArray = np.array(array, np.float64)
     copy.setflags(write=False)
     return copy
 
 
 def check_bool(function: str, name: str, value: object) -> bool:
-    """True or False, nothing that merely counts as one ("false" does)."""
+    """Return the value if it is True or False; others are refused, since "false" counts as true."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{function}: {name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """A warning that points at the line outside the package which called into it."""
+    """Warn, and name the line outside the package that called into it as the source."""
     depth, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("fastsample."):
         depth, frame = depth + 1, frame.f_back

@@ -1,9 +1,12 @@
-"""Work shared by the processes of `torch.distributed`; with one process, nothing happens."""
+"""Sums and checks over the processes of `torch.distributed`.
+
+In a program of one process every function returns its argument or does nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,21 +18,22 @@ Result = TypeVar("Result")
 
 
 def process() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) for one that works alone."""
+    """Return (rank, number of processes), which is (0, 1) for a process that works alone."""
     return (dist.get_rank(), dist.get_world_size()) if running() else (0, 1)
 
 
 def summed(vector: Tensor, device: torch.device) -> Tensor:
-    """The sum of a CPU tensor over all processes."""
+    """Return the sum of a CPU tensor over all processes; NCCL adds it up on `device`."""
     if not running():
         return vector
     return torch.from_numpy(sum_arrays(vector.contiguous(), device).reshape(vector.shape))
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The rows `(n, ...)` of all processes, in their order; gradients reach this process's own.
+    """Concatenate the tensors `(n, ...)` of all processes along the first axis, in rank order.
 
-    Where every process computes the same function of them, gradients of weights are to be summed.
+    Gradients flow only to the part that this process contributed. When every process computes the
+    same loss from the result, the caller must therefore sum the weights' gradients over processes.
     """
     if not running():
         return x
@@ -40,16 +44,17 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def together(function: str, work: Callable[[], Result], device: torch.device) -> Result:
-    """The result of this process's work; if the work of one process fails, all of them raise.
+    """Run this process's work and return its result; if one process fails, all of them raise.
 
-    Without it the others would wait for the failed one for ever.
+    Otherwise the other processes would wait for ever in their next collective call.
 
     Raises:
         RuntimeError: another process failed. The one that failed raises its own error.
     """
     if not running():
         return work()
-    result, failure = None, None
+    result: Result | None = None
+    failure: Exception | None = None
     try:
         result = work()
     except Exception as error:
@@ -59,25 +64,28 @@ def together(function: str, work: Callable[[], Result], device: torch.device) ->
         raise failure
     if failures[0] > 0:
         raise RuntimeError(f"{function}: another process failed; see its message")
-    return result  # type: ignore[return-value]
+    return cast("Result", result)
 
 
 def check_agreement(function: str, name: str, value: float, device: torch.device) -> None:
-    """Refuse processes that do not begin alike: each would wait for the others, or count twice."""
+    """Raise ValueError unless `value` is the same in every process.
+
+    Processes that start from different values would wait for each other or count data twice.
+    """
     if not running():
         return
     world = dist.get_world_size()
     everyone = torch.zeros(world, dtype=torch.float64)
     everyone[dist.get_rank()] = value
-    found = sum_arrays(everyone, device)
-    if not np.allclose(found, found[0], rtol=1e-12, atol=0.0):
+    values = sum_arrays(everyone, device)
+    if not np.allclose(values, values[0], rtol=1e-12, atol=0.0):
         raise ValueError(
-            f"{function}: {name} must be the same in every process, got {found.tolist()}"
+            f"{function}: {name} must be the same in every process, got {values.tolist()}"
         )
 
 
 def sum_arrays(vector: Tensor, device: torch.device) -> npt.NDArray[np.float64]:
-    """The sum over all processes."""
+    """Return the sum of a CPU tensor over all processes as an array."""
     if dist.get_backend() == "nccl":
         vector = vector.to(device)
     dist.all_reduce(vector)
@@ -85,5 +93,5 @@ def sum_arrays(vector: Tensor, device: torch.device) -> npt.NDArray[np.float64]:
 
 
 def running() -> bool:
-    """Whether several processes work together."""
+    """Return whether several processes work together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

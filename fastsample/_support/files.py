@@ -1,8 +1,8 @@
-"""Stored files: written whole or not at all, and read only if they are what was written.
+"""Stored files: written whole or not at all, and refused if damaged.
 
-Every file holds a document, one JSON object: `format` (a name), `version`, what the format itself
-keeps, and `sha256`, the checksum of all the rest. Plans are such a document as text. Profiles and
-checkpoints are safetensors files with the document in the metadata; their checksum covers the
+Every file holds a document, which is one JSON object: `format` (a name), `version`, the format's
+own fields, and `sha256`, the checksum of all the rest. Plans are such a document as text. Profiles
+and checkpoints are safetensors files with the document in the metadata; their checksum covers the
 tensors too. Nothing is pickled.
 """
 
@@ -12,22 +12,25 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from safetensors import SafetensorError, safe_open
 
-_KEY = "fastsample"  # of the document in safetensors' metadata
+_KEY = "fastsample"  # the entry of safetensors' metadata that holds the document
 _LARGEST = 100_000_000  # bytes of a document: safetensors' own bound on its header
-# What code raises that reads values it did not expect.
+# The exceptions that code raises when it reads values it did not expect.
 _FAILURES = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write beside the place, then rename: an interruption leaves what was there before."""
+    """Write a file so that an interruption leaves the old content.
+
+    The data go to a temporary file in the same folder, which is then renamed.
+    """
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -35,7 +38,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; these are to be read by whoever may read the folder.
+        # mkstemp makes files private; these are for everybody who may read the folder.
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except BaseException:
@@ -46,29 +49,29 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of stored file, as text.
+    """A format of stored files that are JSON text.
 
     Args:
-        name: in the file, "fastsample.plan".
-        version: that is written; those from 1 on are read.
-        function: that reads it, for messages.
-        rule: what that wants: "path must be a fastsample profile".
-        bare: the last version that had no checksum.
+        name: the document's `format`, for example "fastsample.plan".
+        version: the version that is written; versions from 1 up to it are read.
+        function: name of the function that reads the file, for messages.
+        rule: what that function demands, for messages: "path must be a fastsample profile".
+        last_without_checksum: the last version whose files had no checksum; 0 if all have one.
     """
 
     name: str
     version: int
     function: str
     rule: str
-    bare: int = 0
+    last_without_checksum: int = 0
 
     def refusal(self, got: object, reason: object) -> ValueError:
-        """The error for something that is no such file."""
+        """Return the error for something that is no file of this format."""
         return ValueError(f"{self.function}: {self.rule}, got {got} ({reason})")
 
     @contextmanager
-    def reading(self, got: object) -> Iterator[None]:
-        """Whatever is wrong with the content becomes a refusal of what was given."""
+    def reading(self, got: object) -> Generator[None]:
+        """Turn the errors of code that parses a file's content into `refusal(got, ...)`."""
         try:
             yield
         except _FAILURES as error:
@@ -76,51 +79,56 @@ class Format:
             raise self.refusal(got, reason) from error
 
     def to_text(self, fields: Mapping[str, Any]) -> str:
-        """Strict JSON: the fields in their order, floats bit for bit."""
+        """Return strict JSON of the fields in their order; floats are kept bit for bit."""
         return json.dumps(self._sealed(fields, {}), allow_nan=False)
 
     def from_text(self, text: str | bytes, got: object) -> dict[str, Any]:
-        """The fields that `to_text` was given, as JSON has them.
+        """Return the fields that `to_text` stored, in JSON's types.
 
         Args:
-            text: whatever is there.
-            got: how messages call it.
+            text: text from any source.
+            got: the name of the text in messages.
 
         Raises:
-            ValueError: it is something else, damaged or cut off, or made by a newer version.
+            ValueError: the text is something else, damaged, cut off or from a newer version.
         """
         with self.reading(got):
             document = self._accepted(_parsed(text))
             return self._unsealed(document, document, {})
 
     def save_text(self, path: str | os.PathLike[str], fields: Mapping[str, Any]) -> Path:
-        """Write the text to a file, whose folder is made if need be."""
+        """Write the text of the fields to a file, and make its folder if need be."""
         return _written(path, self.to_text(fields).encode() + b"\n")
 
     def load_text(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """`from_text` of a file; FileNotFoundError if there is none."""
-        place = self._place(path)
-        if place.stat().st_size > _LARGEST:
-            raise self.refusal(place, f"more than {_LARGEST} bytes")
-        return self.from_text(place.read_bytes(), place)
+        """Read a file as `from_text` does; FileNotFoundError if there is none."""
+        file = self._existing(path)
+        if file.stat().st_size > _LARGEST:
+            raise self.refusal(file, f"more than {_LARGEST} bytes")
+        return self.from_text(file.read_bytes(), file)
 
-    def _place(self, path: Any) -> Path:
+    def _existing(self, path: Any) -> Path:
+        """Return the path of a file that exists."""
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{self.function}: path must be a path, got {type(path).__name__}")
-        if not Path(path).is_file():
+        file = Path(cast("str | os.PathLike[str]", path))
+        if not file.is_file():
             raise FileNotFoundError(f"{self.function}: path must name a file, got {path}")
-        return Path(path)
+        return file
 
     def _sealed(self, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """The document of these fields."""
+        """Return the document of these fields, with its checksum."""
         document = {"format": self.name, "version": self.version, **fields}
-        # Through JSON and back: the checksum is of what a reader will find.
+        # Through JSON and back, so that the checksum is of the values that a reader parses.
         document = json.loads(json.dumps(document))
         return {**document, "sha256": _digest(document, tensors)}
 
     def _accepted(self, document: Any) -> dict[str, Any]:
-        """The document, if name and version are those of this format."""
-        if not isinstance(document, dict) or document.get("format") != self.name:
+        """Return the document if its name and version are those of this format."""
+        if not isinstance(document, dict):
+            raise ValueError(f'no "format": "{self.name}" in it')
+        document = cast("dict[str, Any]", document)
+        if document.get("format") != self.name:
             raise ValueError(f'no "format": "{self.name}" in it')
         version = document.get("version")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -132,29 +140,31 @@ class Format:
     def _unsealed(
         self, document: dict[str, Any], covered: Any, tensors: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The document without its checksum, which must be that of what it covers."""
-        said = document.pop("sha256", None)
-        # One that is there is checked in any version: damage may make a new file look old.
-        if said is None and document["version"] <= self.bare:
+        """Return the document without its checksum, which must match `covered` and the tensors."""
+        stored = document.pop("sha256", None)
+        # Any checksum is verified, even in old versions: damage can make a new file look old.
+        if stored is None and document["version"] <= self.last_without_checksum:
             return document
-        if said != _digest(covered, tensors):
+        if stored != _digest(covered, tensors):
             raise ValueError("damaged: its checksum is not that of its content")
         return document
 
 
 @dataclass(frozen=True)
 class TensorFormat(Format):
-    """One kind of stored file, with tensors.
+    """A format of stored files that hold tensors, in safetensors.
 
     Args:
-        framework: of the tensors: arrays of numpy, or of PyTorch on the CPU.
-        old_key: of version 1 in the metadata, which had no common one.
-        old: from what stood there to (document, what its checksum covers besides the tensors).
+        framework: the library of the tensors: "numpy" arrays, or PyTorch ("pt") tensors on the
+            CPU.
+        version_1_key: the metadata entry that version 1 used instead of the common one.
+        read_version_1: turns the content of that entry into (document, the part of it that the
+            checksum covers besides the tensors).
     """
 
     framework: Literal["numpy", "pt"] = "numpy"
-    old_key: str | None = None
-    old: Callable[[Any], tuple[dict[str, Any], Any]] | None = None
+    version_1_key: str | None = None
+    read_version_1: Callable[[Any], tuple[dict[str, Any], Any]] | None = None
 
     def save(
         self,
@@ -162,14 +172,14 @@ class TensorFormat(Format):
         fields: Mapping[str, Any],
         tensors: Mapping[str, Any],
     ) -> Path:
-        """Write a file, whose folder is made if need be; the same content makes the same bytes.
+        """Write a file, and make its folder if need be; the same content gives the same bytes.
 
-        Holds the tensors twice: as they are, and as the bytes of the file.
+        The tensors are in memory twice meanwhile: as they are, and as the bytes of the file.
 
         Args:
             path: a file to make or to replace.
-            fields: whatever JSON can hold.
-            tensors: contiguous, no two in one memory.
+            fields: values that JSON can hold.
+            tensors: contiguous tensors, no two of which share memory.
         """
         if self.framework == "pt":
             from safetensors.torch import save
@@ -180,38 +190,48 @@ class TensorFormat(Format):
         return _written(path, save(dict(tensors), {_KEY: document}))
 
     def load(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(fields, tensors) of a file.
+        """Return (fields, tensors) of a file.
 
-        Holds the tensors once. The file is mapped while they are copied out of it, so that its
-        pages are the operating system's to keep or to drop. safetensors allocates nothing before
-        it has compared the header with the length of the file.
+        The tensors are in memory once: they are copied out of a mapping of the file, whose pages
+        the operating system may drop. safetensors allocates nothing before it has compared the
+        header with the length of the file.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: it is something else, damaged or cut off, or made by a newer version.
+            ValueError: the file is something else, damaged, cut off or from a newer version.
         """
-        place = self._place(path)
-        with self.reading(place):
+        file = self._existing(path)
+        with self.reading(file):
             try:
-                with safe_open(place, framework=self.framework) as file:
-                    metadata = file.metadata() or {}
-                    if self.old is not None and _KEY not in metadata and self.old_key in metadata:
-                        document, covered = self.old(_parsed(metadata[self.old_key]))
+                # safetensors has no types.
+                with cast("Any", safe_open)(file, framework=self.framework) as content:
+                    metadata: dict[str, str] = content.metadata() or {}
+                    if (
+                        self.read_version_1 is not None
+                        and self.version_1_key is not None
+                        and _KEY not in metadata
+                        and self.version_1_key in metadata
+                    ):
+                        header = _parsed(metadata[self.version_1_key])
+                        document, covered = self.read_version_1(header)
                     else:
                         document = covered = _parsed(metadata.get(_KEY, "null"))
                     document = self._accepted(document)
-                    tensors = {k: _copied(file.get_tensor(k)) for k in file.keys()}  # noqa: SIM118
+                    names: list[str] = content.keys()
+                    tensors = {name: _copied(content.get_tensor(name)) for name in names}
             except SafetensorError as error:
                 raise ValueError(f"cut off, or no safetensors file: {error}") from None
             return self._unsealed(document, covered, tensors), tensors
 
 
 def _written(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write a file atomically, and make its folder if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return write_atomically(path, data)
 
 
 def _parsed(text: str | bytes) -> Any:
+    """Parse JSON; every failure is a ValueError."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -219,22 +239,22 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def _canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: one text for one value."""
+    """Return JSON with sorted keys and no spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _digest(content: Any, tensors: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON and of every tensor's name, dtype, shape and bytes."""
+    """Return the SHA-256 of JSON and of every tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(_canonical(content).encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(_memory(value))
+        digest.update(_byte_view(value))
     return digest.hexdigest()
 
 
-def _memory(tensor: Any) -> Any:
-    """The bytes of a contiguous tensor, where they are."""
+def _byte_view(tensor: Any) -> Any:
+    """Return the bytes of a contiguous tensor without a copy."""
     flat = tensor.reshape(-1)
     if not hasattr(flat, "numpy"):
         return flat.view("u1")
@@ -244,11 +264,14 @@ def _memory(tensor: Any) -> Any:
 
 
 def _copied(tensor: Any) -> Any:
-    """PyTorch's are views of the file, and whoever writes into that would change them."""
+    """Copy a PyTorch tensor, which safetensors returns as a view of the file.
+
+    A program that writes into the file would otherwise change the tensor.
+    """
     if not hasattr(tensor, "numpy"):
         return tensor
     import torch
 
-    # As bytes: a bool's would be made 0 or 1, and damage to them not be seen.
+    # As bytes: cloning a bool tensor would make its bytes 0 or 1, which hides damage.
     flat = tensor.reshape(-1).view(torch.uint8).clone()
     return flat.view(tensor.dtype).reshape(tensor.shape)

@@ -1,33 +1,41 @@
-"""Devices and tensors as arguments: named or given by users, and checked."""
+"""Checks of the devices and tensors that users pass."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def make_device(function: str, device: torch.device | str | None) -> torch.device | None:
-    """The device, with its index, checked to be there; None stays None."""
+    """Return the device with its index, checked to be available; None stays None."""
     if device is None:
         return None
     try:
-        place = torch.device(device)
+        named = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(
             f"{function}: device must be the name of a device, got {device!r}"
         ) from None
-    if place.type == "cpu":
-        return torch.device("cpu")  # "cpu:0" is the same place, but compares unequal
-    if place.type == "meta":
+    if named.type == "cpu":
+        return torch.device("cpu")  # "cpu:0" is the same device, but compares unequal
+    if named.type == "meta":
         raise ValueError(f"{function}: device must hold values, got meta")
     try:
-        return torch.empty(0, device=place).device  # with the index that tensors there report
+        return torch.empty(0, device=named).device  # with the index that its tensors report
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{function}: device must be there, got {device}; {reason}") from None
 
 
-def check_tensor(name, tensor, shape, dtype, device, function="sample") -> None:
-    """Refuse a tensor of another shape, dtype or device; None passes."""
+def check_tensor(
+    name: str,
+    tensor: Tensor | None,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    function: str = "sample",
+) -> None:
+    """Raise unless the tensor has this shape, dtype and device; None passes."""
     if tensor is None:
         return
     if tuple(tensor.shape) != shape:

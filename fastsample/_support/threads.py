@@ -1,4 +1,4 @@
-"""How many threads a kernel may use."""
+"""The number of threads that a kernel may use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def num_threads() -> int:
-    """Torch's number where torch is loaded, so that one setting governs; else one per processor.
+    """Return torch's number of threads if torch is loaded, else the number of processors.
 
-    Planning needs no torch: it must not import it to ask.
+    The planner runs without torch and must not import it only to ask.
     """
     torch = sys.modules.get("torch")
     return (os.cpu_count() or 1) if torch is None else torch.get_num_threads()

@@ -25,8 +25,8 @@ _FORMAT = TensorFormat(
     "load_checkpoint",
     "path must be a file of save_checkpoint",
     framework="pt",
-    old_key="fastsample-checkpoint",
-    old=_first,
+    version_1_key="fastsample-checkpoint",
+    read_version_1=_first,
 )
 
 

@@ -10,7 +10,13 @@ from fastsample._support.files import Format
 from fastsample.plans.plan import Plan
 
 # Every entry is a whole plan, as `Plan.to_json` writes it.
-_FORMAT = Format("fastsample.plans", 2, "load_plans", "path must be a file of save_plans", bare=1)
+_FORMAT = Format(
+    "fastsample.plans",
+    2,
+    "load_plans",
+    "path must be a file of save_plans",
+    last_without_checksum=1,
+)
 
 
 def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> Path:

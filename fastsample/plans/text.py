@@ -14,7 +14,11 @@ from fastsample._support.files import Format
 from fastsample.plans.rows import COLUMNS, NEUTRAL
 
 PLAN = Format(
-    "fastsample.plan", 2, "Plan.from_json", "text must be a plan written by to_json", bare=1
+    "fastsample.plan",
+    2,
+    "Plan.from_json",
+    "text must be a plan written by to_json",
+    last_without_checksum=1,
 )
 ARRAYS = ("nodes", "alphas", "sigmas", "rows")
 _MEASURES = {"endpoint": "root mean square", "robust": "pseudo-Huber"}

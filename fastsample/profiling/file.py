@@ -20,10 +20,10 @@ FORMAT = TensorFormat(
     2,
     "Profile.load",
     "path must be a fastsample profile",
-    bare=1,
+    last_without_checksum=1,
     framework="numpy",
-    old_key="fastsample_profile",
-    old=_first,
+    version_1_key="fastsample_profile",
+    read_version_1=_first,
 )
 
 

@@ -45,7 +45,7 @@ TENSORS = {
 
 
 def bits(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {k: (v.dtype, v.shape, files._memory(v).tobytes()) for k, v in tensors.items()}
+    return {k: (v.dtype, v.shape, files._byte_view(v).tobytes()) for k, v in tensors.items()}
 
 
 def profile() -> fs.Profile:
