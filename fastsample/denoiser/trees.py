@@ -1,8 +1,12 @@
 """Trees of conditions: dictionaries and tuples are structure, everything else is a leaf.
 
 A leaf is a tensor with one entry per sample, a list with one entry per sample, a tensor without
-axes that stands for every sample, a `Shared` value, or anything else, which is passed as it is.
+axes that applies to every sample, a `Shared` value, or anything else, which is passed as it is.
 """
+
+# Leaves have any type: isinstance narrows them to containers whose elements are unknown.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ Index: TypeAlias = slice | npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Shared:
-    """A condition that every sample shares; made by `shared`."""
+    """A condition that is the same for every sample; made by `shared`."""
 
     value: Any
 
@@ -33,15 +37,18 @@ def shared(value: Any) -> Shared:
     tables of FLUX: ``cond={"img_ids": fs.shared(img_ids)}``.
 
     Args:
-        value: a tensor, or anything that the network takes; dictionaries, tuples and lists of
-            tensors are looked through.
+        value: a tensor of any shape, or anything else that the network takes; tensors inside
+            dictionaries, tuples and lists are moved too.
+
+    Returns:
+        The marked value, for use in ``cond=`` and ``uncond=``.
     """
     return Shared(value)
 
 
-def batch_of(cond: Mapping[str, Any] | None) -> int | None:
-    """How many samples the conditions are for; None when they do not say."""
-    if not isinstance(cond, Mapping):  # `Conditions` says what is wrong with anything else
+def batch_size_of(cond: Mapping[str, Any] | None) -> int | None:
+    """The number of samples that the conditions are for; None when no entry determines it."""
+    if not isinstance(cond, Mapping):  # `Conditions` raises the error for anything else
         return None
     for _, leaf in leaves(cond, "cond"):
         size = len(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim else entry_count(leaf)
@@ -60,79 +67,100 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def _tuple_like(like: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
-    """A tuple of the same kind, also a named one."""
+    """A tuple of the same class, which may be a named tuple."""
     return type(like)(*values) if hasattr(like, "_fields") else tuple(values)
 
 
 def map_pairs(
-    function: str, where: str, combine: Callable[[str, Any, Any], Any], one: Any, other: Any
+    function: str, path: str, combine: Callable[[str, Any, Any], Any], one: Any, other: Any
 ) -> Any:
-    """Both trees leaf by leaf; ValueError where their structures differ."""
+    """Two trees combined leaf by leaf.
+
+    Args:
+        function: the caller's name, for messages.
+        path: where the trees are, for messages, such as ``cond['text']``.
+        combine: ``(path, leaf of one, leaf of other) -> leaf``.
+        one: the first tree.
+        other: the second tree.
+
+    Raises:
+        ValueError: the structures of the trees differ.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             raise ValueError(
-                f"{function}: {where} must have the same names in cond and uncond, "
+                f"{function}: {path} must have the same names in cond and uncond, "
                 f"got {sorted(one)} and {sorted(other)}"
             )
         return {
-            name: map_pairs(function, f"{where}[{name!r}]", combine, one[name], other[name])
+            name: map_pairs(function, f"{path}[{name!r}]", combine, one[name], other[name])
             for name in one
         }
     if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
         pairs = enumerate(zip(one, other, strict=True))
         return _tuple_like(
-            one, [map_pairs(function, f"{where}[{i}]", combine, *pair) for i, pair in pairs]
+            one, [map_pairs(function, f"{path}[{i}]", combine, *pair) for i, pair in pairs]
         )
     if isinstance(one, (dict, tuple)) or isinstance(other, (dict, tuple)):
         raise ValueError(
-            f"{function}: {where} must have the same structure in cond and uncond, "
+            f"{function}: {path} must have the same structure in cond and uncond, "
             f"got {type(one).__name__} and {type(other).__name__}"
         )
-    return combine(where, one, other)
+    return combine(path, one, other)
 
 
-def leaves(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Every leaf, and where it is, for messages."""
+def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every leaf with its path, for messages."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
-            yield from leaves(value, f"{where}[{name!r}]")
+            yield from leaves(value, f"{path}[{name!r}]")
     elif isinstance(tree, tuple):
         for i, value in enumerate(tree):
-            yield from leaves(value, f"{where}[{i}]")
+            yield from leaves(value, f"{path}[{i}]")
     else:
-        yield where, tree
+        yield path, tree
 
 
-def normalised(function: str, where: str, tree: Any, device: torch.device | None) -> Any:
-    """Leaves as tensors, lists, `Shared` or whatever else; numbers as tensors without axes."""
-    if where in ("cond", "uncond") and not isinstance(tree, Mapping):
+def normalised(function: str, path: str, tree: Any, device: torch.device | None) -> Any:
+    """The tree with numbers and arrays as tensors on a device; other leaves as they are.
+
+    Args:
+        function: the caller's name, for messages.
+        path: where the tree is, for messages: "cond" and "uncond" must be mappings.
+        tree: what the user passed.
+        device: where tensors are moved to; None leaves them where they are.
+
+    Raises:
+        TypeError: conditions that are no mapping, or a list that mixes numbers with other things.
+    """
+    if path in ("cond", "uncond") and not isinstance(tree, Mapping):
         raise TypeError(
-            f"{function}: {where} must be a mapping of keyword arguments, got {type(tree).__name__}"
+            f"{function}: {path} must be a mapping of keyword arguments, got {type(tree).__name__}"
         )
     if isinstance(tree, Mapping):
         return {
-            name: normalised(function, f"{where}[{name!r}]", value, device)
+            name: normalised(function, f"{path}[{name!r}]", value, device)
             for name, value in tree.items()
         }
     if isinstance(tree, tuple):
         parts = enumerate(tree)
         return _tuple_like(
-            tree, [normalised(function, f"{where}[{i}]", v, device) for i, v in parts]
+            tree, [normalised(function, f"{path}[{i}]", value, device) for i, value in parts]
         )
     if isinstance(tree, list) and not all(map(_is_numeric, tree)):
         if any(map(_is_numeric, tree)) and not all(map(_is_array, tree)):
             raise TypeError(
-                f"{function}: {where} must hold numbers or none in a list, got {tree!r:.80}"
+                f"{function}: {path} must hold numbers or none in a list, got {tree!r:.80}"
             )
-        tensors = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in tree]
-        if all(isinstance(value, Tensor) and value.dim() == 0 for value in tensors):
-            return moved(torch.stack(tensors), device)
-        return moved(tensors, device)
-    return moved(_as_tensor(function, where, tree), device)
+        entries = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in tree]
+        if all(isinstance(value, Tensor) and value.dim() == 0 for value in entries):
+            return to_device(torch.stack(entries), device)
+        return to_device(entries, device)
+    return to_device(_as_tensor(function, path, tree), device)
 
 
 def _is_numeric(value: Any) -> bool:
-    """Numbers, also in lists: a list of these is one tensor."""
+    """Whether the value is a number or nested lists of numbers, which become one tensor."""
     if isinstance(value, list):
         return all(map(_is_numeric, value))
     return isinstance(value, (bool, int, float, np.number))
@@ -142,38 +170,41 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (np.ndarray, Tensor))
 
 
-def _as_tensor(function: str, where: str, value: Any) -> Any:
-    """Numbers as a tensor, a copy since the caller may write to theirs; anything else as it is."""
+def _as_tensor(function: str, path: str, value: Any) -> Any:
+    """Numbers and arrays as a tensor; anything else as it is.
+
+    Arrays are copied, since the caller may write to them later.
+    """
     if not isinstance(value, (int, float, list, np.ndarray, np.number)) or isinstance(value, bool):
         return value
     try:
         return torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"{function}: {where} must hold numbers, got {value!r:.80} ({error})"
+            f"{function}: {path} must hold numbers, got {value!r:.80} ({error})"
         ) from None
 
 
-def moved(leaf: Any, device: torch.device | None) -> Any:
-    """The leaf with its tensors on a device."""
+def to_device(leaf: Any, device: torch.device | None) -> Any:
+    """The leaf with its tensors on a device; None leaves them where they are."""
     if device is None:
         return leaf
     if isinstance(leaf, Tensor):
         return leaf.to(device)
     if isinstance(leaf, Shared):
-        return Shared(map_leaves(lambda value: moved(value, device), leaf.value))
+        return Shared(map_leaves(lambda value: to_device(value, device), leaf.value))
     if isinstance(leaf, list):
-        return [map_leaves(lambda value: moved(value, device), entry) for entry in leaf]
+        return [map_leaves(lambda value: to_device(value, device), entry) for entry in leaf]
     return leaf
 
 
 def unwrapped(leaf: Any) -> Any:
-    """What the network is passed for a leaf."""
+    """The leaf as the network takes it: shared values without their mark."""
     return leaf.value if isinstance(leaf, Shared) else leaf
 
 
-def for_all(leaf: Any, batch: int | None) -> Any:
-    """An entry for every sample from a single one."""
+def broadcast_entry(leaf: Any, batch: int | None) -> Any:
+    """A leaf of a single entry with that entry for every sample; other leaves as they are."""
     if batch is None or entry_count(leaf) != 1:
         return leaf
     return leaf * batch if isinstance(leaf, list) else leaf.expand(batch, *leaf.shape[1:])
@@ -190,14 +221,14 @@ def tensors_in(leaf: Any) -> Iterator[Tensor]:
 
 
 def entry_count(leaf: Any) -> int | None:
-    """Entries of a leaf that has one per sample; None for the others."""
+    """The number of entries of a leaf with one per sample; None for other leaves."""
     if isinstance(leaf, Tensor):
         return leaf.shape[0] if leaf.dim() else None
     return len(leaf) if isinstance(leaf, list) else None
 
 
-def entries_of(leaf: Any, index: Index) -> Any:
-    """The entries of some samples; what stands for all stays."""
+def select_entries(leaf: Any, index: Index) -> Any:
+    """The entries of some samples; a leaf that applies to every sample as it is."""
     if entry_count(leaf) is None:
         return leaf
     if isinstance(leaf, list):
@@ -205,35 +236,36 @@ def entries_of(leaf: Any, index: Index) -> Any:
     return leaf[index if isinstance(index, slice) else torch.from_numpy(index).to(leaf.device)]
 
 
-def repeated(leaf: Any, times: int) -> Any:
-    """The entries again and again, all of them each time."""
+def repeated(leaf: Any, count: int) -> Any:
+    """All entries of a leaf, `count` times in a row."""
     if entry_count(leaf) is None:
         return leaf
-    return leaf * times if isinstance(leaf, list) else repeat(leaf, times)
+    return leaf * count if isinstance(leaf, list) else repeat(leaf, count)
 
 
-def repeat(x: Tensor, times: int) -> Tensor:
-    """The samples again and again, all of them each time."""
-    return x if times == 1 else x.repeat(times, *[1] * (x.dim() - 1))
+def repeat(x: Tensor, count: int) -> Tensor:
+    """All samples of a batch `(B, ...)`, `count` times in a row: `(count B, ...)`."""
+    return x if count == 1 else x.repeat(count, *[1] * (x.dim() - 1))
 
 
-def doubled(function: str, where: str, given: Any, absent: Any) -> Any:
-    """One leaf of both halves, the unconditional one first."""
-    if isinstance(absent, Tensor) and isinstance(given, Tensor):
-        if absent.shape[1:] != given.shape[1:]:
+def doubled(function: str, path: str, conditional: Any, unconditional: Any) -> Any:
+    """One leaf for both halves of a guided batch, the unconditional half first."""
+    if isinstance(unconditional, Tensor) and isinstance(conditional, Tensor):
+        if unconditional.shape[1:] != conditional.shape[1:]:
             raise ValueError(
-                f"{function}: {where} must have the entries of uncond {tuple(absent.shape[1:])}, "
-                f"got {tuple(given.shape[1:])}"
+                f"{function}: {path} must have the entries of uncond "
+                f"{tuple(unconditional.shape[1:])}, got {tuple(conditional.shape[1:])}"
             )
-        return torch.cat((absent, given))
-    if isinstance(absent, list) and isinstance(given, list):
-        return [*absent, *given]
-    if not _equal(given, absent):
+        return torch.cat((unconditional, conditional))
+    if isinstance(unconditional, list) and isinstance(conditional, list):
+        return [*unconditional, *conditional]
+    if not _equal(conditional, unconditional):
         raise ValueError(
-            f"{function}: {where} must be a tensor, or equal in cond and uncond, under guidance, "
-            f"got {given!r:.40} and {absent!r:.40}; both halves of the batch share one call"
+            f"{function}: {path} must be a tensor, or equal in cond and uncond, under guidance, "
+            f"got {conditional!r:.40} and {unconditional!r:.40}; both halves of the batch share "
+            "one call"
         )
-    return given
+    return conditional
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -251,21 +283,34 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def mixed(function: str, where: str, given: Any, absent: Any, lost: Tensor) -> Any:
-    """The entry of "no condition" where `lost`, else the sample's own."""
-    if isinstance(given, list):
-        single = absent[0] if isinstance(absent, list) and len(absent) == 1 else absent
-        return [single if gone else own for own, gone in zip(given, lost.tolist(), strict=True)]
-    if not isinstance(given, Tensor):
-        return given
-    if not isinstance(absent, Tensor):
+def with_dropped(
+    function: str, path: str, conditional: Any, unconditional: Any, dropped: Tensor
+) -> Any:
+    """The leaf with the entries of dropped samples replaced by the unconditional entry.
+
+    Args:
+        function: the caller's name, for messages.
+        path: where the leaf is, for messages.
+        conditional: the leaf with one entry per sample; other leaves stay as they are.
+        unconditional: one entry, with or without a batch axis of 1, or a number.
+        dropped: `(B,)` bool.
+    """
+    if isinstance(conditional, list):
+        single = unconditional
+        if isinstance(unconditional, list) and len(unconditional) == 1:
+            single = unconditional[0]
+        pairs = zip(conditional, dropped.tolist(), strict=True)
+        return [single if drop else entry for entry, drop in pairs]
+    if not isinstance(conditional, Tensor):
+        return conditional
+    if not isinstance(unconditional, Tensor):
         raise TypeError(
-            f"{function}: {where} must hold numbers with cond_dropout, got {absent!r:.80}"
+            f"{function}: {path} must hold numbers with cond_dropout, got {unconditional!r:.80}"
         )
-    if absent.shape not in ((), given.shape[1:], (1, *given.shape[1:])):
+    if unconditional.shape not in ((), conditional.shape[1:], (1, *conditional.shape[1:])):
         raise ValueError(
-            f"{function}: {where} must have the shape of one entry of cond "
-            f"{tuple(given.shape[1:])}, got {tuple(absent.shape)}"
+            f"{function}: {path} must have the shape of one entry of cond "
+            f"{tuple(conditional.shape[1:])}, got {tuple(unconditional.shape)}"
         )
-    mask = lost.reshape(-1, *[1] * (given.dim() - 1))
-    return torch.where(mask, absent.to(given), given)
+    mask = dropped.reshape(-1, *[1] * (conditional.dim() - 1))
+    return torch.where(mask, unconditional.to(conditional), conditional)

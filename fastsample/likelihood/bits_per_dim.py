@@ -15,7 +15,7 @@ from fastsample import ops
 from fastsample._support.checks import FloatArray, check_real
 from fastsample._support.tensors import check_tensor
 from fastsample.denoiser.at_times import AtTimes
-from fastsample.denoiser.batches import batches_of, check_range, check_width
+from fastsample.denoiser.batches import batches_of, check_bin_width, check_data_range
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.fit import check_variance
@@ -134,7 +134,7 @@ def bits_per_dim(
     if bounds[0] != -bounds[1]:
         raise ValueError(f"{name}: clip must be symmetric, got {bounds}")
     bound = None if math.isinf(bounds[1]) else bounds[1]
-    width = check_width(name, bin_width)
+    width = check_bin_width(name, bin_width)
     if decoder_variance is not None:
         decoder_variance = check_real(name, "decoder_variance", decoder_variance)
     given = len(data) if isinstance(data, Tensor) and data.dim() else None
@@ -156,7 +156,7 @@ def bits_per_dim(
     sums, squares, prior, seen = torch.zeros(len(times), dtype=torch.float64), 0.0, 0.0, 0
     with torch.inference_mode(), tqdm(disable=not progress, desc=name, unit="call") as bar:
         for x0 in batches_of(name, denoiser, data, batch_size):
-            check_range(name, x0)
+            check_data_range(name, x0)
             batch = x0.shape[0]
             here = conditions.part(seen, x0)
             identity = make_identity(name, seed, seen, batch, x0.device)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fastsample._support.checks import FloatArray, check_integer, check_vector
 from fastsample._support.distributed import check_agreement
-from fastsample.denoiser.batches import batches_of, check_range, check_width
+from fastsample.denoiser.batches import batches_of, check_bin_width, check_data_range
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
@@ -95,7 +95,7 @@ def profile(
         raise TypeError(f"profile: denoiser must be a Denoiser, got {type(denoiser).__name__}")
     measured = _checked_times(denoiser.schedule, times)
     if bin_width is not None:
-        bin_width = check_width("profile", bin_width)
+        bin_width = check_bin_width("profile", bin_width)
     learned = denoiser.variance == "learned_range"
     settings = Settings(
         prediction=denoiser.prediction,
@@ -181,7 +181,7 @@ class _Counted:
 def _check_data(x0: Tensor, bin_width: float | None) -> None:
     """Refuse what the decoder has no bins for, or no density."""
     if bin_width is not None:
-        check_range("profile", x0)
+        check_data_range("profile", x0)
     elif not torch.isfinite(x0).all():
         raise ValueError("profile: data must be finite, got NaN or infinity")
 

@@ -45,7 +45,7 @@ class Measurement:
     ) -> None:
         schedule, device = denoiser.schedule, denoiser.device
         self.denoiser, self.times, self.settings, self.called = denoiser, times, settings, called
-        self.model = AtTimes(denoiser, times, function="profile", called=lambda _: called())
+        self.model = AtTimes(denoiser, times, function="profile", on_call=lambda _: called())
         self.alpha, self.sigma = self.model.alpha, self.model.sigma
         terms = (
             function("profile", settings.prediction, self.alpha, self.sigma)
@@ -67,7 +67,7 @@ class Measurement:
         table = eps.new_empty(len(self.times), self._width, dtype=torch.float64)
         for k in range(len(self.times)):
             x = torch.add(clean * float(self.alpha[k]), eps, alpha=float(self.sigma[k]))
-            x = self.model.seen(x)
+            x = self.model.rounded(x)
             output, _ = self.model.output(x, k, conditions)
             sums = ops.elbo_sums(
                 clean,

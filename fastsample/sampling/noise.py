@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import check_integer
-from fastsample.denoiser.trees import batch_of
+from fastsample.denoiser.trees import batch_size_of
 
 
 class Identity(NamedTuple):
@@ -24,7 +24,7 @@ class Identity(NamedTuple):
 
 def agreed_batch(num_samples, start, noise, cond, sample_index, seed) -> int:
     """The number of samples that the arguments agree on."""
-    sizes = {"num_samples": num_samples, "cond": batch_of(cond)}
+    sizes = {"num_samples": num_samples, "cond": batch_size_of(cond)}
     if num_samples is not None:
         sizes["num_samples"] = check_integer("sample", "num_samples", num_samples, 0)
     for name, tensor, axis in (("start", start, 0), ("noise", noise, 1)):

@@ -102,5 +102,5 @@ class Runner:
             clip=self.clip,
             guidance=self.guidance,
             batch_size=self.batch_size,
-            called=count,
+            on_call=count,
         )
