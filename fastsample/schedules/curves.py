@@ -52,7 +52,7 @@ class LinearCurve:
         return self._rising(total) - self._rising(total - t)
 
     def time_at(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """Return times by bisection: Newton fails where beta reaches 1 and the slope is infinite."""
+        """Return times by bisection: Newton fails where beta reaches 1, with infinite slope."""
         low = np.zeros_like(log_alpha_bar)
         high = np.full_like(log_alpha_bar, self.num_steps)
         for _ in range(64):
