@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import fastsample as fs
 from fastsample.grids.registry import grid_names
 from fastsample.plans.plan import COLUMNS
 from fastsample.samplers.registry import METHODS
@@ -138,6 +139,16 @@ def test_every_page_is_in_the_contents():
     for page in PAGES:
         name = Path(page).name
         assert not page.startswith("docs/") or name == "index.md" or f"]({name})" in contents
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_names_in_the_text_exist(page):
+    for code in re.findall(r"`([^`\n]+)`", text_of(page)):
+        path = re.match(r"(?:csrc|fastsample|tests|benchmarks|examples|docs)/[\w./-]*", code)
+        if path and "<" not in code:
+            assert (ROOT / path[0]).exists(), f"{page} names {code}"
+        for name in re.findall(r"\bfs\.(\w+)", code):
+            assert name == "name" or hasattr(fs, name), f"{page} names {code}"
 
 
 # ---- what was measured
@@ -284,12 +295,12 @@ def test_the_list_of_rooms_is_the_real_one():
 
 
 def formula(lines: list[str]) -> dict[str, str]:
-    """Right side by left side, without spaces, explanations and comment signs."""
-    found = {}
+    """Right side by left side where it stands first, without spaces, explanations, comment signs."""
+    found: dict[str, str] = {}
     for line in lines:
         match = re.match(r"^(?://)?\s*(m|x0|sd|x_next)\s+= (.*)$", line)
         if match:
-            found[match[1]] = re.split(r"\s{2,}", match[2])[0].replace(" ", "")
+            found.setdefault(match[1], re.split(r"\s{2,}", match[2])[0].replace(" ", ""))
     return found
 
 
