@@ -78,9 +78,6 @@ class Resolved:
     correct: Correction | None = None
 
 
-Wanted = PlanRequest
-
-
 def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved:
     """The plan of a run, checked against the model.
 

@@ -11,7 +11,7 @@ import numpy as np
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
-from fastsample.sampling.resolve import Steps, Wanted, resolve
+from fastsample.sampling.resolve import PlanRequest, Steps, resolve
 from fastsample.training.fidelity.names import Start
 from fastsample.training.randomness import RandomStreams
 
@@ -99,7 +99,7 @@ class ChainPlans:
     def _resolve(
         self, denoiser: Denoiser, steps: Any, grid: str, streams: RandomStreams, **knobs: Any
     ) -> Plan:
-        wanted = Wanted(
+        request = PlanRequest(
             steps,
             self.method,
             grid,
@@ -107,4 +107,4 @@ class ChainPlans:
             {**self.knobs, **knobs},
             streams.key("chain times"),
         )
-        return resolve("FidelityLoss", denoiser, wanted).plan
+        return resolve("FidelityLoss", denoiser, request).plan
