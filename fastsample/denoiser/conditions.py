@@ -157,7 +157,7 @@ class Conditions:
 
         Args:
             dropped: `(B,)` bool, on the tensors' device: whose conditions are replaced.
-            uncond: what stands for no condition: an entry of one sample, with or without a batch
+            uncond: the value that means "no condition": an entry of one sample, with or without a batch
                 axis of 1, or a number.
         """
 

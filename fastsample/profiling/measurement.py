@@ -91,8 +91,7 @@ class Measurement:
         self._check_finite(table, self.times)
         n = self.settings.nodes
         columns = {"error_square": 0, "error": 1, "eps_square": 2, "v": 3}
-        vectors: dict[str, FloatArray] = {name: table[:, i] for name, i in columns.items()}
-        vectors = {name: np.array(vector) for name, vector in vectors.items()}
+        vectors = {name: np.array(table[:, i]) for name, i in columns.items()}
         rest = np.split(table[:, len(columns) :], [n, 2 * n], axis=1)
         return vectors | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
@@ -108,7 +107,7 @@ class Measurement:
         return total
 
     def _trajectories(self, identity: Identity, conditions: Conditions) -> Trajectories:
-        """The same for samples that fit in memory at once.
+        """Inner products along the trajectories of samples that fit in memory at once.
 
         The trajectories are those of Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0.
         """

@@ -147,7 +147,7 @@ class Profile(Statistics):
     ) -> CostTable | SecondOrderTable:
         """Costs of every step between two of the times.
 
-        - "elbo": the step's term of the bound, in nats: what Watson et al. 2021 (arXiv:2106.03802)
+        - "elbo": the step's term of the bound in nats, which Watson et al. 2021 (arXiv:2106.03802)
           minimise. Best for likelihood; its grids crowd near the data, and samples suffer.
         - "mse": ``(t - s) / T E||x0 - x0hat_t||^2``, their reweighted objective.
         - "trajectory": mean squared distance of one DDIM step from a fine DDIM trajectory. Best
