@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -199,7 +199,7 @@ class CollapseDetector:
         self._collapsed, self._tracks = state["collapsed"], tracks
 
     def _measure(self, samples: list[float], data: list[float], count: int) -> None:
-        """Add the statistics of one batch of `count` samples, and warn if one of them has fallen."""
+        """Add the statistics of a batch of `count` samples, and warn if one has fallen."""
         if not all(map(math.isfinite, samples + data)):
             self._ignored += count  # the squares overflow float32, or the data are not finite
             return
@@ -236,5 +236,4 @@ def _rate(count: int, memory: int) -> float:
 def _spread(x: Tensor) -> list[float]:
     """The statistics of a set `(n, D)`, in the order of `_STATISTICS`."""
     statistics = torch.stack([x.var(dim=0).mean().sqrt(), mean_pairwise_distance(x)])
-    values: list[float] = statistics.tolist()  # pyright: ignore[reportUnknownMemberType]
-    return values  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return cast("list[float]", statistics.tolist())  # pyright: ignore[reportUnknownMemberType]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
