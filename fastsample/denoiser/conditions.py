@@ -10,16 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.denoiser.trees import (
+from fastsample.denoiser.leaves import (
     Index,
-    Shared,
     broadcast_entry,
     doubled,
     entry_count,
-    leaves,
-    map_leaves,
-    map_pairs,
-    normalised,
     repeated,
     select_entries,
     tensors_in,
@@ -27,6 +22,8 @@ from fastsample.denoiser.trees import (
     unwrapped,
     with_dropped,
 )
+from fastsample.denoiser.normalise import normalised
+from fastsample.denoiser.trees import Shared, leaves, map_leaves, map_pairs
 
 
 class Conditions:
@@ -157,8 +154,8 @@ class Conditions:
 
         Args:
             dropped: `(B,)` bool, on the tensors' device: whose conditions are replaced.
-            uncond: the value that means "no condition": an entry of one sample, with or without a batch
-                axis of 1, or a number.
+            uncond: the values that mean "no condition": an entry of one sample, with or without a
+                batch axis of 1, or a number.
         """
 
         def replace(path: str, conditional: Any, unconditional: Any) -> Any:

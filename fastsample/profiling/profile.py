@@ -15,8 +15,8 @@ from fastsample.planning.multistep_path import SecondOrderTable
 from fastsample.profiling.analytic_variance import analytic_variance
 from fastsample.profiling.file import FORMAT, settings_from_header, settings_to_header
 from fastsample.profiling.objectives import DecoderChoice, cost_table
-from fastsample.profiling.statistics import Settings, Statistics, empty_sums
-from fastsample.profiling.trajectories import Trajectories
+from fastsample.profiling.statistics import Settings, Statistics, check_same, empty_sums
+from fastsample.profiling.trajectories import Trajectories, sum_of_trajectories
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -218,13 +218,13 @@ class Profile(Statistics):
         """
         if not isinstance(other, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"merge: other must be a Profile, got {type(other).__name__}")
-        _check_same("merge", self, other)
+        check_same("merge", self, other)
         sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
         return replace(
             self,
             count=self.count + other.count,
             sums=sums,
-            trajectories=_sum(self.trajectories, other.trajectories),
+            trajectories=sum_of_trajectories(self.trajectories, other.trajectories),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -276,26 +276,3 @@ class Profile(Statistics):
             ).with_arrays(arrays)
             profile.check_arrays()
             return profile
-
-
-def _sum(one: Trajectories | None, other: Trajectories | None) -> Trajectories | None:
-    """The sum of trajectories, of which one profile may have none."""
-    if one is None or other is None:
-        return one or other
-    return one + other
-
-
-def _check_same(function: str, one: Profile, other: Profile) -> None:
-    """ValueError unless two profiles were measured alike and may be added."""
-    pairs: dict[str, tuple[Any, Any]] = {
-        "schedule": (one.schedule, other.schedule),
-        "shape": (one.shape, other.shape),
-        "settings": (one.settings, other.settings),
-    }
-    for name, (expected, actual) in pairs.items():
-        if expected != actual:
-            raise ValueError(f"{function}: {name} must be {expected!r}, got {actual!r}")
-    if not np.array_equal(one.times, other.times):
-        raise ValueError(
-            f"{function}: times must be the same {len(one.times)}, got {len(other.times)} others"
-        )

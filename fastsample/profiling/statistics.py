@@ -187,3 +187,19 @@ def log_scales(schedule: NoiseSchedule, times: FloatArray, bin_width: float | No
     alpha, sigma = schedule.levels(times)
     pair = transition(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     return decoder_log_scales(bin_width, pair.posterior_variance)
+
+
+def check_same(function: str, one: Statistics, other: Statistics) -> None:
+    """ValueError unless two profiles were measured alike and may be added."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "schedule": (one.schedule, other.schedule),
+        "shape": (one.shape, other.shape),
+        "settings": (one.settings, other.settings),
+    }
+    for name, (expected, actual) in pairs.items():
+        if expected != actual:
+            raise ValueError(f"{function}: {name} must be {expected!r}, got {actual!r}")
+    if not np.array_equal(one.times, other.times):
+        raise ValueError(
+            f"{function}: times must be the same {len(one.times)}, got {len(other.times)} others"
+        )

@@ -161,3 +161,12 @@ class Trajectories:
             )
             errors[t, 1:t, t + 1 :] = np.maximum(total, 0.0) / self.count
         return errors
+
+
+def sum_of_trajectories(
+    one: Trajectories | None, other: Trajectories | None
+) -> Trajectories | None:
+    """The sum of the trajectories of two profiles; None if neither has any."""
+    if one is None or other is None:
+        return one or other
+    return one + other

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import check_integer
-from fastsample.denoiser.trees import batch_size_of
+from fastsample.denoiser.normalise import batch_size_of
 
 
 class Identity(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 
 import fastsample as fs
 from fastsample.denoiser.conditions import Conditions
-from fastsample.denoiser.trees import batch_size_of
+from fastsample.denoiser.normalise import batch_size_of
 from tests.helpers.networks import LINEAR
 from tests.helpers.refusals import check_refusal, refusals
 

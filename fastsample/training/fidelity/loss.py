@@ -13,7 +13,7 @@ from fastsample._support.distributed import process
 from fastsample._support.tensors import check_tensor
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
-from fastsample.denoiser.trees import repeat
+from fastsample.denoiser.leaves import repeat
 from fastsample.distances.discrepancy import Discrepancy, Features
 from fastsample.distances.names import DISTANCES, Distance
 from fastsample.grids.grid import Grid
