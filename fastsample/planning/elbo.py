@@ -182,7 +182,7 @@ class SeparableCosts:
                 word = "rise" if rising > 0 else "fall"
                 raise ValueError(f"SeparableCosts: {name} must {word}, got a step that does not")
         # noise rounds to 1 long before alpha_bar reaches 0, and alpha_bar rounds to 1 long before
-        # noise reaches 0; times whose levels agree in both cannot be told apart.
+        # noise reaches 0; times with equal levels in both are not distinct.
         if self.edge != "mse" and np.any(
             (np.diff(self.noise) == 0) & (np.diff(self.alpha_bar) == 0)
         ):
