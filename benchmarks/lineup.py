@@ -3,9 +3,11 @@
 Some combinations are left out. FastDPM chooses its own times. On the digits, whose network takes
 most of the time, stochastic methods and the corrected 3M run on a few grids (`DIGITS_FEW`), random
 times run only with the shortcut method, which they were made for, and some settings of diffusers do
-not run. `ddim(eta=1)` and `ddim(sigma_hat=True)` are left out too, because their rows equal those of
-`ancestral(variance="small")` and `ancestral(variance="large")`. "auto" are the best times for the
-trajectory objective on the model's profile. Equal plans, such as those of "trailing" and "uniform" if K divides T, run once.
+not run. `ddim(eta=1)` and `ddim(sigma_hat=True)` are left out, because their rows equal those of
+`ancestral(variance="small")` and `ancestral(variance="large")`.
+
+"auto" are the best times for the trajectory objective on the model's profile. Equal plans, such as
+those of "trailing" and "uniform" if K divides T, run once.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ def main() -> None:
         folder = options.out / label.replace(" ", "-")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", CollapseWarning)
-            found = fine_tuned(start, folder, arm, options.fine_tune, options.seed)
-        models[label], logs[label] = found
+            result = fine_tuned(start, folder, arm, options.fine_tune, options.seed)
+        models[label], logs[label] = result
         for warning in caught:
             print(f"{label}: {warning.message}")
 
