@@ -8,8 +8,8 @@ The experiment of Chen 2023, "Fast sampling of diffusion models by shortcut MCMC
 layers on Fourier features, trained as a variational diffusion model (arXiv:2107.00630), and sampled
 in K = 10 of T = 200 steps (which are 11 network calls) and in all 200. The trained model is trained
 further in three ways: with the diffusion loss alone, with the paper's paired squared error, and
-with the energy distance between samples from noise and the data. The squared error is least where each
-sample is the mean of the data given z_T, and the samples collapse towards these means.
+with the energy distance between samples from noise and the data. The squared error is least where
+each sample is the mean of the data given z_T, and the samples collapse towards these means.
 
 A run that was interrupted goes on. Writes fig3.png (estimates of x0 at calls k of the short chain),
 fig4.png (of the long chain) and curves.png, and prints distances to 4096 fresh points.
