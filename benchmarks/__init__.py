@@ -1,1 +1,1 @@
-"""Benchmarks: run them as modules, ``python -m benchmarks.bench_step``."""
+"""Holds the benchmarks; run them as modules, as in ``python -m benchmarks.bench_step``."""

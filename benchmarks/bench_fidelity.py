@@ -9,7 +9,7 @@ The swirl is trained for 3000 iterations, then for 300 more in several ways, cal
 (`benchmarks.swirl.arms`). All arms of a seed start with the same weights, see the same batches, and
 are sampled with the moving average of their weights and the same noise. They are compared with
 samplers that need no training: every method and grid of this package and a plan of `fs.tune`, of
-which the tables show the best by the figure in question. Writes benchmarks/results/fidelity.json
+which the tables show the best by each distance. Writes benchmarks/results/fidelity.json
 and .md.
 """
 
@@ -33,7 +33,7 @@ PARTS = ("cost", "swirl", "digits")
 
 
 def cost(iterations: int = 40) -> dict[str, Any]:
-    """CPU and wall time of an iteration with and without the term, measured in turns."""
+    """Measure CPU and wall time of an iteration with and without the fidelity term, in turns."""
     recipe, base = swirl.trained(0, 10)
     fine = _fine_recipe(recipe, base)
     known = swirl.arms(fine, 1.0)
@@ -60,7 +60,7 @@ def cost(iterations: int = 40) -> dict[str, Any]:
 
 
 def one_swirl(seed: int, ratio: float, *, trained: int, fine_tuned: int) -> dict[str, Any]:
-    """All results of one training seed."""
+    """Train the swirl model with one seed, fine-tune it in all ways, and return all results."""
     recipe, base = swirl.trained(seed, trained)
     fine = _fine_recipe(recipe, base)
     judge, large = swirl.Judge(), swirl.Judge(swirl.LARGE)
@@ -93,7 +93,7 @@ def one_swirl(seed: int, ratio: float, *, trained: int, fine_tuned: int) -> dict
 
 
 def _training_free(judge: swirl.Judge, model: fs.Denoiser) -> dict[str, Any]:
-    """The best sampler without training at each number of calls, for each distance."""
+    """Find the best sampler that needs no training, by number of calls and distance."""
     best_samplers: dict[str, Any] = {}
     for K in swirl.CALLS:
         entries = swirl.known_samplers(model, K)
@@ -112,7 +112,7 @@ def _training_free(judge: swirl.Judge, model: fs.Denoiser) -> dict[str, Any]:
 
 
 def _fine_recipe(recipe: Any, base: fs.Denoiser) -> Any:
-    """The recipe for training a model further, which is read from a file as users do."""
+    """Return the recipe to train a model further, after saving and loading it as users do."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ TABLE_STEPS, BUDGETS, LONG = 4000, 256, 100_000
 
 
 def numpy_paths(table: np.ndarray, budgets: int) -> float:
-    """Cost of the best path with `budgets` steps; keeps the argmins as a planner must."""
+    """Return the cost of the best path of `budgets` steps; keep the argmins as a planner must."""
     size = len(table)
     best = np.full(size, np.inf)
     best[0] = 0.0
@@ -40,7 +40,7 @@ def numpy_paths(table: np.ndarray, budgets: int) -> float:
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Median time of a call."""
+    """Return the median time of a call in seconds."""
     times = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -50,7 +50,7 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def long_costs(n: int) -> SeparableCosts:
-    """Costs of a perfect network on Gaussian data, with small ripples as real profiles have."""
+    """Make costs of a perfect network on Gaussian data, with ripples as real profiles have."""
     log = -np.cumsum(np.append(0.0, np.linspace(1e-6, 2e-4, n)))
     noise = -np.expm1(log)
     ripple = 1 + 0.01 * np.sin(0.7 * np.arange(n + 1))

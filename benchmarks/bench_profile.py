@@ -29,7 +29,7 @@ TERMS = {"x0_terms": (1.2, -0.6), "eps_terms": (0.0, 1.0), "clip": (-1.0, 1.0)}
 
 
 def operands(batch: int, dims: int, dtype: torch.dtype, device: torch.device):
-    """Data, noisy data, and an output whose variance v is spread over [0, 1]."""
+    """Make data, noisy data, and a network output whose variance v is spread over [0, 1]."""
     x0 = (torch.randint(0, 256, (batch, 1, dims), device=device) / 127.5 - 1.0).to(dtype)
     x = (x0 + 0.5 * torch.randn_like(x0)).to(dtype)
     eps = torch.randn_like(x0)
@@ -38,7 +38,7 @@ def operands(batch: int, dims: int, dtype: torch.dtype, device: torch.device):
 
 
 def kernel(device: torch.device, seconds: float) -> list[dict[str, object]]:
-    """Rates of the kernel alone."""
+    """Time the kernel of `ops.elbo_sums` alone, and return its rates for each size."""
     batch, dims = (256, 3072) if device.type == "cpu" else (4096, 12288)
     rows = []
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
@@ -68,14 +68,14 @@ def kernel(device: torch.device, seconds: float) -> list[dict[str, object]]:
 
 
 def plain_column(v: torch.Tensor, error2: torch.Tensor, a: torch.Tensor, drop: torch.Tensor):
-    """Costs of every step from one time, in plain torch."""
+    """Return the costs of all steps that start at one time, in plain torch."""
     x = a[:, None, None] * v
     decay = torch.exp(-x)
     return 0.5 * (x - 1 + decay + drop[:, None, None] * error2 * decay).sum(2).mean(1)
 
 
 def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dict[str, object]:
-    """Seconds for the table of T = 1000 in three ways, and how far the results are apart."""
+    """Time the cost table of T = 1000 in three ways, and return how far the results differ."""
     schedule = fs.NoiseSchedule.cosine(1000)
     times = np.arange(1.0, 1001.0)
     alpha_bar, noise = vp_levels(schedule, times)
@@ -102,7 +102,7 @@ def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dic
         pieces = []
         for t in sample:
             a, drop = every[t, :t], torch.from_numpy(drops[t, :t].copy()).to(device)
-            # Blocks of s: the whole product would not fit in memory.
+            # The times s are cut into blocks: the whole product would not fit in memory.
             block = max(1, 2**24 // (batch * dims))
             pieces.append(
                 torch.cat(
@@ -137,7 +137,7 @@ def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dic
     few_seconds, few_table = timed(few)
     lower = np.tri(1000, k=-1, dtype=bool)
     apart = np.abs(few_table[lower] / exact_table[lower] - 1).max()
-    # Only far from the diagonal: near it the plain formula loses its digits.
+    # They are compared far from the diagonal only: near it the plain formula loses digits.
     far = [(t, p) for t, p in zip(sample, pieces, strict=True) if t > 10]
     plain_apart = max(
         float(np.abs(exact_table[t, : t // 2] / p[: t // 2].cpu().numpy() - 1).max())
@@ -160,7 +160,7 @@ def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dic
 
 
 def overhead(device: torch.device, samples: int, num_times: int) -> dict[str, float]:
-    """Seconds of a profile of the digits model and of its network calls alone, in turns."""
+    """Time a profile of the digits model and its network calls alone, in turns."""
     model = fs.load("digits", device=device)
     x = torch.randint(0, 17, (samples, *model.shape)).float() / 8 - 1
     times = np.linspace(1, 1000, num_times).round()
@@ -199,7 +199,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Run the measurements, print them, and write them to a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="fewer measurements; writes nothing")

@@ -1,16 +1,16 @@
-"""Quality against network calls: every method x grid here and diffusers' schedulers, in one run.
+"""Measures sample quality over network calls: every method x grid here and diffusers' schedulers.
 
     python -m benchmarks.bench_quality            # all models, about 20 minutes on two cores
     python -m benchmarks.bench_quality --quick    # a minute or two, writes nothing
     python -m benchmarks.bench_quality --render   # only tables and plot, from quality.json
 
-Measures distances of samples to true data (`benchmarks.quality`) for K = 5, 8, 10, 15, 20 and 50
+Computes distances of samples to true data (`benchmarks.quality`) for K = 5, 8, 10, 15, 20 and 50
 network calls, on models that predict the exact noise and on the digits (`benchmarks.models`), for
-the entries of `benchmarks.lineup`. K = 10 has three seeds, the other K have one, and the best entry
-of either side at K = 10 has twenty more. All entries of a seed share the starting noise and the
-true data. Deterministic ones are also compared with their limit: the 1000-step DDIM result of the
-same noise. Writes benchmarks/results/quality.json, .md and .png; `--models` keeps the results of
-the other models in the JSON.
+the entries of `benchmarks.lineup`. K = 10 has three seeds, the other K have one, and at K = 10 the
+best entry of this package and the best of diffusers have twenty more. All entries of a seed share
+the starting noise and the true data. Deterministic ones are also compared with their limit: the
+1000-step DDIM result of the same noise. Writes benchmarks/results/quality.json, .md and .png;
+`--models` keeps the results of the other models in the JSON.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from benchmarks.quality import Classifier, Judge, rmse, train_classifier
 from benchmarks.timing import RESULTS, facts
 
 STEPS = (5, 8, 10, 15, 20, 50)
-SEVERAL = quality_results.VERDICT_AT  # the number of calls that is run with several seeds
+SEVERAL = quality_results.VERDICT_AT  # This number of calls is run with several seeds.
 LIMIT_STEPS = 1000
 NAME = "quality.json"
 
 
 class Trial:
-    """One model and seed: the starting noise, the judge, and the results so far."""
+    """Runs samplers on one model and seed, and keeps the noise, the judge and the results."""
 
     def __init__(
         self, model: Model, count: int, seed: int, classifier: Classifier | None = None
@@ -54,14 +54,14 @@ class Trial:
         self._results: dict[Hashable, tuple[str, dict[str, Any]]] = {}
 
     def find_limit(self, steps: int) -> dict[str, float]:
-        """Draw the result that deterministic samplers converge to, and judge it."""
+        """Draw the samples that deterministic samplers converge to, and return their distances."""
         schedule = self.model.denoiser.schedule
         grid = fs.grids.uniform(int(schedule.T), steps)
         self.limit = fs.sample(self.model.denoiser, grid, start=self.start)
         return self.judge(self.limit)
 
     def run(self, entry: Contestant, steps: int) -> dict[str, Any]:
-        """Distances and calls of an entry; `same_as` names an entry with equal samples, if any."""
+        """Measure an entry's distances and calls; `same_as` names an entry with equal samples."""
         key = entry.key(self.model, steps, self.seed)
         if key in self._results:
             name, result = self._results[key]
@@ -117,7 +117,7 @@ def run_model(
             chosen = trials if K == SEVERAL else trials[:1]
             try:
                 entry.key(model, K, 0)
-            except ValueError as error:  # the method has no plan of this number of steps
+            except ValueError as error:  # The method has no plan for K.
                 runs[str(K)] = {"refused": str(error)}
                 continue
             runs[str(K)] = _joined([trial.run(entry, K) for trial in chosen])
@@ -143,7 +143,7 @@ def run_model(
 def _finals(
     result: dict[str, Any], entries: Sequence[Contestant], trials: Sequence[Trial]
 ) -> dict[str, Any]:
-    """The best entry of each side and metric, measured again with seeds that did not choose it.
+    """Measure the best of this package and of diffusers by each metric again, with fresh seeds.
 
     The best of many noisy figures is too good: the more entries, the luckier the best of them.
     """
@@ -163,7 +163,7 @@ def _finals(
 
 
 def _joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The runs of several seeds as one: distances are lists with a value per seed."""
+    """Merge the runs of several seeds: each distance becomes a list with a value per seed."""
     joined: dict[str, Any] = {}
     refused = [one for one in runs if "refused" in one]
     if refused:

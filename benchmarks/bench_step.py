@@ -1,4 +1,4 @@
-"""One sampler step: the fused kernel against plain torch, torch.compile and diffusers, in one run.
+"""Times one sampler step: the fused kernel, plain torch, torch.compile and diffusers in one run.
 
     python -m benchmarks.bench_step [--device cuda] [--dtype bfloat16] [--quick] [--no-compile]
 
@@ -25,7 +25,7 @@ from fastsample.ops import reference
 
 SIZES = [(64, 3, 32, 32), (16, 3, 256, 256), (64, 3, 256, 256)]
 GPU_SIZES = [(256, 3, 32, 32), (64, 3, 256, 256), (256, 3, 256, 256), (64, 4, 1024, 1024)]
-ROW = 3  # the row of the plan that is timed: neither the first nor the last of ten
+ROW = 3  # The timed row is neither the first nor the last of ten.
 
 
 def make_plans() -> dict[str, fs.Plan]:
@@ -38,7 +38,7 @@ def make_plans() -> dict[str, fs.Plan]:
 
 
 def buffers(shape, dtype, device, channels=1):
-    """Several (x, output) pairs, so that on a GPU repeated calls do not read them from a cache."""
+    """Make (x, output) pairs, several on a GPU so that repeated calls do not hit its cache."""
     size = torch.Size(shape).numel() * torch.finfo(dtype).bits // 8
     count = 1 if device.type == "cpu" else max(2, min(8, int(2**28 // size)))
     wide = (shape[0], shape[1] * channels, *shape[2:])
@@ -48,7 +48,7 @@ def buffers(shape, dtype, device, channels=1):
 
 
 def peers(job: str):
-    """The step of diffusers that does the same, by name, as a function of (output, x)."""
+    """Return the equivalent step of diffusers, {name: function of (output, x)}."""
     try:
         from diffusers import DDIMScheduler, DDPMScheduler
     except ImportError:
@@ -82,7 +82,7 @@ def candidates(job: str, plan: fs.Plan, shape, dtype, device, compiled: bool):
         return pairs[i % len(pairs)]
 
     def plain(out, x):
-        # Noise from torch's generator: this package's Philox in plain torch would be slower.
+        # Noise comes from torch's generator: the Philox here would be slower in plain torch.
         noise = torch.randn_like(x) if stochastic else None
         return reference.step_x0(x, out, rows, row, noise=noise)[0]
 
@@ -111,7 +111,7 @@ def run(device: torch.device, dtype: torch.dtype, sizes, compiled: bool, seconds
     results = []
     for job, plan in make_plans().items():
         for shape in sizes:
-            torch.compiler.reset()  # so that every size and job is compiled for itself
+            torch.compiler.reset()  # Every size and job is compiled on its own.
             with torch.inference_mode():
                 times = in_turns(
                     candidates(job, plan, shape, dtype, device, compiled),
@@ -158,7 +158,7 @@ def show(result: dict) -> None:
 
 
 def overhead(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Host time per call in microseconds, on tensors so small that the kernel takes none."""
+    """Measure host microseconds per call, on tensors so small that the kernel takes no time."""
     plans = make_plans()
     x, out = (torch.randn(1, 16, device=device, dtype=dtype) for _ in range(2))
     row = torch.tensor(ROW, device=device)

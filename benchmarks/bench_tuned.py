@@ -1,4 +1,4 @@
-"""Tuned plans against every scheduler of diffusers, on noise that no plan was tuned with.
+"""Compares tuned plans with every scheduler of diffusers, on noise unused in tuning.
 
     python -m benchmarks.bench_tuned            # about half an hour of one idle core
     python -m benchmarks.bench_tuned --quick    # fewer measurements, writes nothing
@@ -9,11 +9,11 @@ samplers of `fastsample.evaluation.diffusers_schedulers`, here called peers. Mea
 the 1000-step DDIM result of the same noise over three seeds, and the distances to true samples
 (`benchmarks.quality`) over ten more. `bench_quality` uses other seeds.
 
-The comparison favours the peers: the best one of a cell is chosen by its mean RMSE over the same
-seeds that are shown, or, for distances, from two finalists that were chosen on other seeds. Also
-shown are the distances of the plan's limit, the fine deterministic run that it was tuned to follow:
-if that is far from the data, so is a plan without error. Writes benchmarks/results/tuned.json and
-tuned.md.
+The comparison favours the peers: the best one for a model and number of calls is chosen by its mean
+RMSE over the same seeds that are shown, or, for distances, from two finalists that were chosen on
+other seeds. Also shown are the distances of the plan's limit, the fine deterministic run that it
+was tuned to follow: if that is far from the data, so is a plan without error. Writes
+benchmarks/results/tuned.json and tuned.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STEPS = (5, 8, 10, 20)
 SEEDS = range(100, 103)
 FINAL_SEEDS = range(200, 210)
 FINALISTS = 2
-FINE_STEPS = 100  # of order 3, for the limit's distance: closer to the limit than 1000 of DDIM
+FINE_STEPS = 100  # of order 3, which end closer to the limit than 1000 of DDIM
 NAME = "tuned.json"
 
 
@@ -57,7 +57,7 @@ def run_model(
     limit_steps: int = LIMIT_STEPS,
     entries: Sequence[Peer] | None = None,
 ) -> dict[str, Any]:
-    """All results of a model."""
+    """Run the tuned plans and all peers on a model, and return all results."""
     begin = time.perf_counter()
     count = count or model.samples
     known = facts(torch.device("cpu")) | {"diffusers": version("diffusers")}
@@ -106,7 +106,7 @@ def run_model(
 
 
 def lineup(model: Model) -> list[Peer]:
-    """All peers; on models that clip x0, some of them without clipping too."""
+    """Return all peers; if the model clips x0, some of them without clipping too."""
     learned = model.denoiser.variance == "learned_range"
     samplers = [
         *diffusers_schedulers.deterministic_samplers(),
@@ -120,7 +120,7 @@ def lineup(model: Model) -> list[Peer]:
 def _finalists(
     rows: Sequence[dict[str, Any]], entries: Sequence[Peer], K: int
 ) -> dict[str, list[Peer]]:
-    """The best peers by each distance, among the deterministic ones and among all."""
+    """Return the best peers by each distance, among the deterministic ones and among all."""
     finalists: dict[str, list[Peer]] = {}
     for metric in ("sw2", "frechet"):
         for group in ("deterministic", "any"):
@@ -139,7 +139,7 @@ def _finalists(
 
 
 def _limits(model: Model, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Distances of the fine deterministic run that the plans were tuned to follow."""
+    """Measure the distances of the fine deterministic run that the plans were tuned to follow."""
     schedule = model.denoiser.schedule
     plan = fs.dpm_solver(
         schedule,
@@ -158,7 +158,7 @@ def _named(peer: Peer) -> dict[str, str]:
 
 
 def _joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The runs of several seeds as one: distances and errors are lists with a value per seed."""
+    """Merge the runs of several seeds: distances and errors become lists, a value per seed."""
     for run in runs:
         if "refused" in run:
             return run

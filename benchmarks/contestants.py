@@ -1,4 +1,4 @@
-"""The samplers in the quality benchmark: methods on grids, tuned plans, diffusers' schedulers."""
+"""Defines what the quality benchmark compares: methods on grids, tuned plans, diffusers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fastsample.samplers.registry import METHODS
 
 @dataclass(frozen=True)
 class Ours:
-    """A method of this package on a grid.
+    """Samples with a method of this package on a grid.
 
     Attributes:
-        family: the group that it is compared in, one line of the plot.
+        family: the solver that it is a setting of, one line of the plot.
         method: name in `fastsample.samplers.registry.METHODS`.
         knobs: options of the method.
         grid: name of the grid, "random" or "auto"; for a method that chooses its times, a name for
@@ -37,11 +37,11 @@ class Ours:
 
     @property
     def label(self) -> str:
-        """The method with its knobs."""
+        """Return the method with its options as text."""
         return diffusers_schedulers.call_text(self.method, self.knobs)
 
     def plan(self, model: Model, steps: int, seed: int) -> fs.Plan:
-        """The plan of a run; ValueError if there is none of this number of steps."""
+        """Return the plan of a run; raise ValueError without one of this number of steps."""
         schedule = model.denoiser.schedule
         method = METHODS[self.method]
         chosen: int | fs.Grid = steps
@@ -54,7 +54,7 @@ class Ours:
             chosen = best
         elif not method.chooses_times:
             chosen = GRIDS[self.grid](schedule, steps)
-        with warnings.catch_warnings():  # some grids start below T on purpose
+        with warnings.catch_warnings():  # Some grids start below T.
             warnings.simplefilter("ignore", UserWarning)
             return method.make(
                 schedule,
@@ -65,25 +65,25 @@ class Ours:
             )
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
-        """A key that is equal for runs with equal samples, up to rounding."""
+        """Return a key that is equal for runs with equal samples, up to rounding."""
         plan = self.plan(model, steps, seed)
         return np.round(plan.nodes, 6).tobytes(), np.round(plan.rows, 9).tobytes()
 
     def deterministic(self, model: Model, steps: int) -> bool:
-        """Whether the samples depend on the starting noise alone."""
+        """Return whether the samples depend on the starting noise alone."""
         return not self.plan(model, steps, 0).is_stochastic
 
     def draw(self, model: Model, steps: int, start: Tensor, seed: int) -> Tensor:
-        """Samples from the starting noise."""
+        """Draw samples, shaped as `start`, from this starting noise."""
         plan = self.plan(model, steps, seed)
         return fs.sample(model.denoiser, plan, start=start, seed=seed)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The plan of `fastsample.tune` for the model and the number of steps.
+    """Samples with the plan of `fastsample.tune` for the model and the number of steps.
 
-    It was tuned on other noise than the benchmark's.
+    The plan was tuned on other noise than the benchmark's.
     """
 
     family: str = "tuned"
@@ -93,44 +93,44 @@ class Tuned:
 
     @property
     def label(self) -> str:
-        """The name in tables."""
+        """Return the name in tables."""
         return "fs.tune"
 
     def plan(self, model: Model, steps: int) -> fs.Plan:
-        """The model's plan; ValueError if there is none of this number of steps."""
+        """Return the model's plan; raise ValueError without one of this number of steps."""
         plan = model.tuned(steps)
         if plan is None:
             raise ValueError(f"contestants: model must have a plan of {steps} steps, got none")
         return plan
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
-        """A key that is equal for runs with equal samples."""
+        """Return a key that is equal for runs with equal samples, so that one can stand for all."""
         return self.plan(model, steps)
 
     def deterministic(self, model: Model, steps: int) -> bool:
-        """Whether the samples depend on the starting noise alone."""
+        """Return whether the samples depend on the starting noise alone."""
         return True
 
     def draw(self, model: Model, steps: int, start: Tensor, seed: int) -> Tensor:
-        """Samples from the starting noise."""
+        """Draw samples, shaped as `start`, from this starting noise."""
         return fs.sample(model.denoiser, self.plan(model, steps), start=start)
 
 
 class Peer(diffusers_schedulers.DiffusersSampler):
-    """A scheduler of diffusers with its settings."""
+    """Samples with a scheduler of diffusers."""
 
     peer = True
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
-        """A key that is equal for runs with equal samples."""
+        """Return a key that is equal for runs with equal samples, so that one can stand for all."""
         return self, steps
 
     def deterministic(self, model: Model, steps: int) -> bool:
-        """Whether the samples depend on the starting noise alone."""
+        """Return whether the samples depend on the starting noise alone."""
         return not self.is_stochastic
 
     def draw(self, model: Model, steps: int, start: Tensor, seed: int) -> Tensor:
-        """Samples from the starting noise."""
+        """Draw samples, shaped as `start`, from this starting noise."""
         return self.run(model.denoiser, steps, start, generator=generator("noise", seed))
 
 

@@ -1,4 +1,4 @@
-"""The bundled digits model, fine-tuned so that 4 and 8 network calls are enough."""
+"""Fine-tunes the bundled digits model for 4 and 8 network calls, and measures the gain."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fastsample.training import FidelityLoss
 
 CALLS = (4, 8)
 SAMPLES, SEEDS = 3000, (201, 202)
-# The shortlist too needs many samples: the Frechet distance of few mostly reflects their number.
+# The Frechet distance of few samples mostly reflects their number: the shortlist needs many too.
 SHORTLISTED, SHORTLIST_SEED = 1000, 200
 TRAINING_SEEDS = {4: (0, 1), 8: (0,)}
 
 
 class Judge:
-    """Frechet distance of digits drawn with even labels, or without, to all 1797."""
+    """Computes Frechet distances between drawn digits and all 1797 real ones."""
 
     def __init__(self) -> None:
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -39,7 +39,7 @@ class Judge:
             self.distance.update(images, real=True)
 
     def __call__(self, samples: Tensor) -> float:
-        """The distance of one set."""
+        """Return the Frechet distance of samples `(N, 1, 8, 8)` to the real digits."""
         with torch.inference_mode():
             self.distance.update(samples, real=False)
             distance = float(self.distance.compute())
@@ -49,7 +49,7 @@ class Judge:
     def of(
         self, denoiser: fs.Denoiser, plan: fs.Plan, conditioning: str, seeds: Any, count: int
     ) -> list[float]:
-        """One distance per seed; `conditioning` is "labels" or "free" (without labels)."""
+        """Return one distance per seed; `conditioning` is "labels" or "free" (without labels)."""
         labels = torch.arange(count) % 10 if conditioning == "labels" else torch.full((count,), 10)
         return [self(fs.sample(denoiser, plan, cond={"y": labels}, seed=seed)) for seed in seeds]
 
@@ -58,7 +58,7 @@ CONDITIONINGS = ("labels", "free")
 
 
 def run(*, calls: Sequence[int] = CALLS, quick: bool = False) -> dict[str, Any]:
-    """The best training-free sampler of each number of calls, and the fine-tuned models."""
+    """Measure the fine-tuned models and, by number of calls, the best sampler without training."""
     count, short, seeds = (40, 40, SEEDS[:1]) if quick else (SAMPLES, SHORTLISTED, SEEDS)
     judge = Judge()
     bundled = fs.load("digits")
@@ -88,7 +88,7 @@ def run(*, calls: Sequence[int] = CALLS, quick: bool = False) -> dict[str, Any]:
 
 
 def _known(judge: Judge, steps: int) -> dict[str, fs.Plan]:
-    """Plans of every sampler of this package that runs on the digits, by name."""
+    """Return the plans of every sampler of this package that runs on the digits, by name."""
     plans: dict[str, fs.Plan] = {}
     for entry in contestants(judge.model):
         if not isinstance(entry, Ours | Tuned):
@@ -96,7 +96,7 @@ def _known(judge: Judge, steps: int) -> dict[str, fs.Plan]:
         try:
             plan = entry.plan(judge.model, steps, 0) if isinstance(entry, Ours) else None
             plan = entry.plan(judge.model, steps) if isinstance(entry, Tuned) else plan
-        except ValueError:  # there is no plan of this number of steps
+        except ValueError:  # The method has no plan of this number of steps.
             continue
         if plan is not None and len(plan) == steps:
             plans[f"{entry.label}, {entry.grid}"] = plan

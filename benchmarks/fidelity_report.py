@@ -1,4 +1,4 @@
-"""The tables of the fidelity benchmark, from its JSON alone."""
+"""Writes the tables of the fidelity benchmark from its JSON alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ seed and two other sampling seeds: 4.23 (fs.tune) to 2.51 with labels, 22.0 to 1
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables of all parts that have results."""
+    """Return the Markdown tables of all parts that have results."""
     parts = [_HEAD]
     if "swirl" in result:
         parts += [_summary(result["swirl"]), _swirl(result["swirl"]), _free(result["swirl"])]
@@ -35,7 +35,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _summary(results: dict[str, Any]) -> str:
-    """The table of means over the seeds, which the documentation shows too."""
+    """Return the table of means over the seeds, which the documentation shows too."""
     seeds = list(results["seeds"].values())
 
     def mean(get: Callable[[dict[str, Any]], float], form: str, name: str) -> str:
@@ -182,7 +182,7 @@ def _cost(results: dict[str, Any]) -> str:
 
 
 def _cell(values: Sequence[float], form: str) -> str:
-    """The mean with the range; or for the form "count", how many values are positive."""
+    """Return the mean with the range as text; for the form "count", how many are positive."""
     if form == "count":
         return f"{sum(value > 0 for value in values)} of {len(values)}"
     ends = (statistics.fmean(values), min(values), max(values))

@@ -1,4 +1,4 @@
-"""The entries of the quality benchmark: every method x grid here, and diffusers' schedulers.
+"""Lists what the quality benchmark runs: every method x grid here, and diffusers' schedulers.
 
 Some combinations are left out. FastDPM chooses its own times. On the digits, whose network takes
 most of the time, stochastic methods and the corrected 3M run on a few grids (`DIGITS_FEW`), random
@@ -6,8 +6,8 @@ times run only with the shortcut method, which they were made for, and some sett
 not run. `ddim(eta=1)` and `ddim(sigma_hat=True)` are left out, because their rows equal those of
 `ancestral(variance="small")` and `ancestral(variance="large")`.
 
-"auto" are the best times for the trajectory objective on the model's profile. Equal plans, such as
-those of "trailing" and "uniform" if K divides T, run once.
+The grid "auto" has the best times for the trajectory objective on the model's profile. Equal plans,
+such as those of "trailing" and "uniform" if K divides T, run once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DIGITS_GRIDS = (*DIGITS_FEW, "quadratic", "log_snr", "karras", "ddim_quadratic")
 
 
 def contestants(model: Model) -> list[Contestant]:
-    """All entries for a model."""
+    """Return all samplers to run on a model."""
     learned = model.denoiser.variance == "learned_range"
     digits = model.labelled is not None
     return [Tuned(), *_ours(learned, digits), *_peers(learned, digits)]
@@ -86,7 +86,7 @@ def _peers(learned: bool, digits: bool) -> list[Contestant]:
 
 
 def _affordable(peer: diffusers_schedulers.DiffusersSampler) -> bool:
-    """Whether it runs on the digits, where the network takes most of the time."""
+    """Return whether a scheduler runs on the digits too, where network calls are slow."""
     if peer.family == "DDPM":
         return peer.grid != "linspace"
     third = peer.options.get("solver_order") == 3

@@ -1,4 +1,4 @@
-"""The models of the quality benchmark: Gaussian mixtures with their exact noise, and the digits."""
+"""Makes the models of the benchmarks: Gaussian mixtures with their exact noise, and the digits."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch import Tensor
 
 import fastsample as fs
 
-TUNED = 4096  # starting noises to tune a mixture's plans with
-PROFILED = 256  # samples and trajectories of a mixture's profile
+TUNED = 4096  # A mixture's plans are tuned on this many starting noises.
+PROFILED = 256  # A mixture's profile has this many samples and trajectories.
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:
-    """A generator for one purpose: equal seeds for two purposes would give equal numbers."""
+    """Return a generator seeded by name and number, so that two uses of a seed differ."""
     return torch.Generator().manual_seed(zlib.crc32(purpose.encode()) + seed)
 
 
 class Mixture:
-    """A Gaussian mixture, whose diffused densities and scores are known in closed form.
+    """Gives samples, diffused densities and scores of a Gaussian mixture in closed form.
 
     A trained network has errors that hide those of a sampler; this exact prediction has none.
     ``x_t = alpha x0 + sigma eps`` is a mixture again, with means ``alpha mu`` and variances ``v =
@@ -49,17 +49,17 @@ class Mixture:
 
     @property
     def dim(self) -> int:
-        """D, the number of coordinates."""
+        """Return D, the number of coordinates."""
         return self.means.shape[1]
 
     def sample(self, count: int, source: torch.Generator, *, even: bool = False) -> Tensor:
-        """Exact samples ``(count, D)``, float32.
+        """Draw exact samples ``(count, D)``, float32.
 
         Args:
             count: number of samples.
             source: source of the random numbers.
             even: whether each mode gets its expected number of samples, rounded, instead of a
-                random one. As a reference this is less noisy.
+                random one. Such a set of true samples is less noisy.
         """
         if even:
             ends = (self.weights.cumsum(0) * count).round().long()
@@ -70,43 +70,43 @@ class Mixture:
         return (self.means[which] + self.variances[which].sqrt() * z).float()
 
     def log_density(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Log density of x_t ``(B,)``."""
+        """Return the log density ``(B,)`` of x_t at points `x` ``(B, D)``."""
         return self._joint(x.double(), alpha, sigma)[0].logsumexp(1)
 
     def epsilon(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """``E[eps | x_t = x]`` in float64, returned in the dtype of `x`."""
+        """Compute ``E[eps | x_t = x]`` in float64, and return it in the dtype of `x`."""
         wide = x.double()
         joint, precision, pulled = self._joint(wide, alpha, sigma)
         share = joint.softmax(1)
         return (sigma * (wide * (share @ precision) - share @ pulled)).to(x.dtype)
 
     def _joint(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Log of weight times density ``(B, M)``; ``1 / v`` and ``alpha mu / v`` ``(M, D)``."""
+        """Return log(weight times density) ``(B, M)``; ``1 / v``, ``alpha mu / v`` ``(M, D)``."""
         precision = 1.0 / (alpha**2 * self.variances + sigma**2)
         centre = alpha * self.means
         pulled = centre * precision
-        # The square is expanded into two matrix products; float64 has digits for the cancellation.
+        # The square is expanded into two matrix products, whose cancellation float64 can bear.
         distance = x.square() @ precision.T - 2.0 * x @ pulled.T + (centre * pulled).sum(1)
         constant = self.weights.log() + 0.5 * (precision / (2 * math.pi)).log().sum(1)
         return constant - 0.5 * distance, precision, pulled
 
 
 class Counted:
-    """A network that counts its calls."""
+    """Wraps a network and counts its calls."""
 
     def __init__(self, network: Callable[..., Any]) -> None:
         self.network = network
         self.calls = 0
 
     def __call__(self, x: Tensor, index: Tensor) -> Any:
-        """Call the network."""
+        """Count a call, and return the network's output."""
         self.calls += 1
         return self.network(x, index)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the benchmark, and true samples to compare its samples with.
+    """Holds a model of the benchmark, and the true samples to compare its samples with.
 
     Attributes:
         name: short name.
@@ -115,7 +115,7 @@ class Model:
         network: the network, which counts its calls.
         data: ``(count, seed) -> (reference, fresh)``: two disjoint sets of true samples; `fresh`
             holds `count`, `reference` at least as many.
-        samples: number of samples that makes the noise of the distances small enough.
+        samples: number of samples, large enough that the distances have little noise.
         labelled: all real data and their labels, to train a classifier on, or None.
         tuned: gives the tuned plan of a number of steps, or None if there is none.
     """
@@ -131,7 +131,7 @@ class Model:
 
 
 def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) -> Model:
-    """The model of a mixture, on the linear schedule of 1000 steps."""
+    """Make the model of a mixture, on the linear schedule of 1000 steps."""
     schedule = fs.NoiseSchedule.linear()
 
     def exact(x: Tensor, index: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) 
 
     network = Counted(exact)
     denoiser = fs.Denoiser(network, schedule, (mixture.dim,))
-    # The seeds are not those of the benchmark.
+    # Profiling and tuning use other seeds than the benchmark.
     x0 = mixture.sample(PROFILED, generator("profile", 0))
     times = [1, *range(5, 1001, 5)]
     profile = fs.profile(
@@ -169,7 +169,7 @@ def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) 
 
 
 def ring() -> Model:
-    """Eight narrow modes on a circle."""
+    """Make the model of a mixture of eight narrow Gaussians on a circle."""
     angles = np.arange(8) * (math.pi / 4)
     means = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 1.4
     mixture = Mixture(means, np.full((8, 1), 0.1**2), np.ones(8))
@@ -177,7 +177,7 @@ def ring() -> Model:
 
 
 def modes(dim: int, count: int = 10) -> Model:
-    """Random modes with unequal weights, and with widths that differ between coordinates."""
+    """Make the model of a mixture of random Gaussians with unequal weights and widths."""
     source = np.random.default_rng(dim)
     means = 0.9 * source.standard_normal((count, dim))
     deviations = np.geomspace(0.05, 0.5, count)[:, None] * source.uniform(0.7, 1.3, (count, dim))
@@ -187,7 +187,7 @@ def modes(dim: int, count: int = 10) -> Model:
 
 
 def digits(*, labels: bool) -> Model:
-    """The bundled digits model against scikit-learn's 1797 digits.
+    """Return the bundled digits model, with scikit-learn's 1797 digits as true samples.
 
     Without labels the noise decides which digits are drawn, and the Frechet distance of a few
     hundred samples mostly measures their proportions: it varies ten times as much over the seeds

@@ -1,17 +1,18 @@
-"""The likelihood table of Watson et al. 2021 (arXiv:2106.03802) for models trained on digits.
+"""Makes the likelihood table of Watson et al. 2021 (arXiv:2106.03802) for models of digits.
 
     python -m benchmarks.paper_tables --device cuda        # trains three models first
     python -m benchmarks.paper_tables --render             # the tables again from the JSON
 
-Rows: a model trained with L_simple, L_vlb or L_hybrid (`examples/train_digits.py`), times even,
-quadratic or chosen by the dynamic program. Columns: network calls. Figures: bits/dim on held-out
-digits. Grids and the decoder's variance at each time are chosen on the training digits alone; the
-test figures are read off a second profile. L_simple uses the posterior's variance, as the paper
-does, the others their learned one. The last step's variance is the best single one of its time
-(the paper does not say what it uses).
+Each row is a model trained with L_simple, L_vlb or L_hybrid (`examples/train_digits.py`), on even
+times, quadratic times or those of the dynamic program. Each column is a number of network calls;
+the entries are bits/dim on held-out digits. Grids and the decoder's variance at each time are
+chosen on the training digits alone; the test figures are read off a second profile. L_simple uses
+the posterior's variance, as the paper does, the others their learned one. The last step's variance
+is the best single one of its time (the paper does not say what it uses).
 
-Also: what 32 steps lose against all of them (the paper: "at most 0.1 bits/dim"), what choosing on
-128 images instead of all costs, and one grid measured again by `fastsample.bits_per_dim`.
+It also gives what 32 steps lose against all of them (the paper: "at most 0.1 bits/dim"), what
+choosing on 128 images instead of all costs, and one grid measured again by
+`fastsample.bits_per_dim`.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ UNLABELLED = 10
 
 
 def train(loss: str, path: Path, steps: int, device: str) -> subprocess.Popen[bytes]:
-    """Start training; the three models train side by side."""
+    """Start training a model in a process of its own, so that the three train side by side."""
     command = [sys.executable, str(ROOT / "examples" / "train_digits.py"), "--loss", loss]
     command += ["--steps", str(steps), "--out", str(path), "--device", device]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def measure(model: fs.Denoiser, loss: str, train_set, test_set) -> dict[str, object]:
-    """All results of one model."""
+    """Measure a model's bits/dim in all rows of the table, and return all results."""
     variance, bin_width = LOSSES[loss], DIGITS_BIN_WIDTH
     whole = int(model.schedule.num_steps or 0)
 
@@ -57,7 +58,7 @@ def measure(model: fs.Denoiser, loss: str, train_set, test_set) -> dict[str, obj
 
     seen, few, unseen = (profiled(x) for x in (train_set, train_set[:FEW], test_set))
     chosen = seen.costs(variance=variance)
-    # The decoder's variance is a part of the sampler, as the grid is: it comes from training data.
+    # The decoder's variance, like the grid, is part of the sampler: both come from training data.
     test = unseen.costs(variance=variance, decoder=chosen.decoder_variance)
     best = chosen.best_grids(BUDGETS)
     rows = {
@@ -111,7 +112,7 @@ def measure(model: fs.Denoiser, loss: str, train_set, test_set) -> dict[str, obj
 
 
 def render(result: dict) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     ks = [str(k) for k in BUDGETS]
     lines = [
         "# Bits per dimension on held-out digits, by network calls",

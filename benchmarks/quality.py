@@ -1,4 +1,4 @@
-"""Distances between samples and true data: sliced Wasserstein-2, Frechet distance, RMSE."""
+"""Measures how far samples are from true data: sliced Wasserstein-2, Frechet distance, RMSE."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from benchmarks.models import Model, generator
 
-PROJECTIONS = 128  # at most; there are 16 directions per dimension
+PROJECTIONS = 128  # at most; up to there, 16 directions per dimension
 
 
 class SlicedWasserstein:
-    """Sliced Wasserstein-2 distance to a reference set, over fixed random directions.
+    """Computes the sliced Wasserstein-2 distance to a reference set over fixed random directions.
 
     In one dimension the distance of two sets of equal size is that of their sorted values. As the
     reference is projected and sorted only once, this takes a fifth of the time of POT's
@@ -31,7 +31,7 @@ class SlicedWasserstein:
         self._sorted = self._sort(reference)
 
     def __call__(self, samples: Tensor) -> float:
-        """The distance of `(N, *shape)` samples."""
+        """Return the distance of samples `(N, *shape)` to the reference set."""
         difference = self._sort(samples) - self._sorted
         return float(difference.square_().mean(dtype=torch.float64).sqrt())
 
@@ -40,14 +40,14 @@ class SlicedWasserstein:
 
 
 def rmse(x: Tensor, y: Tensor) -> float:
-    """Root mean square difference per element."""
+    """Return the root mean square difference per element."""
     return float((x.double() - y.double()).square().mean().sqrt())
 
 
 class Classifier(nn.Module):
-    """A small convolutional network for 8 x 8 digits, whose features are compared."""
+    """Classifies 8 x 8 digits; the Frechet distance compares its features."""
 
-    num_features = 32  # read by torchmetrics
+    num_features = 32  # torchmetrics reads this attribute.
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,18 +62,18 @@ class Classifier(nn.Module):
         self.head = nn.Linear(self.num_features, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The features ``(B, 32)``, before any nonlinearity."""
+        """Return the features ``(B, 32)``, before any nonlinearity."""
         return self.features(images)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Scores of the ten labels ``(B, 10)``."""
+        """Return the logits of the ten labels ``(B, 10)``."""
         return self.head(functional.relu(self.features(images)))
 
 
 def train_classifier(
     images: Tensor, labels: Tensor, *, epochs: int = 20, seed: int = 0
 ) -> tuple[Classifier, float]:
-    """A trained classifier and its accuracy on the fifth of the digits it was not trained on."""
+    """Train a classifier on four fifths of the digits; return it and its accuracy on the rest."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Classifier()
@@ -97,7 +97,7 @@ class Judge:
 
     Args:
         model: the model, which gives the true data.
-        count: number of samples of a set.
+        count: number of samples in the sets to compare.
         seed: seed of the choice of true samples.
         classifier: network for the Frechet distance of its features; None leaves that out.
     """
@@ -114,7 +114,7 @@ class Judge:
                 self.frechet.update(reference, real=True)
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
-        """Distances of a set of samples to the true data, by name."""
+        """Return the distances of a set of samples to the true data, by name."""
         distances = {"sw2": self.sliced(samples)}
         if self.frechet is not None:
             with torch.inference_mode():
@@ -124,5 +124,5 @@ class Judge:
         return distances
 
     def floor(self) -> dict[str, float]:
-        """The distances of true samples, which samplers fall below only by chance."""
+        """Return the distances of true samples, which samplers fall below only by chance."""
         return self(self.fresh)

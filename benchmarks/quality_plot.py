@@ -1,4 +1,4 @@
-"""The plot of the quality benchmark, from its JSON alone."""
+"""Draws the plot of the quality benchmark from its JSON alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLOURS = (
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Plot one panel per model: the best grid of each family by the main distance."""
+    """Plot one panel per model, with a line for each solver on its best grid at each K."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""The tables of the quality benchmark, from its JSON alone."""
+"""Writes the tables of the quality benchmark from its JSON alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TUNED_AT = (5, 8, 10, 20)
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """All tables."""
+    """Return all tables as Markdown."""
     lines = [
         "# Quality against network calls",
         "",
@@ -61,7 +61,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _tuned(result: dict[str, Any]) -> list[str]:
-    """Tuned plans against the best scheduler of diffusers, by model and calls."""
+    """Return the table of tuned plans and the best schedulers of diffusers, by model and calls."""
     head = " | ".join(f"{K} calls" for K in TUNED_AT)
     lines = [
         "## Tuned plans",
@@ -93,7 +93,7 @@ def _tuned(result: dict[str, Any]) -> list[str]:
 
 
 def _chosen_times(result: dict[str, Any]) -> list[str]:
-    """DDIM on even times and on the times of `grid="auto"`."""
+    """Return the table of DDIM on even times and on the times of `grid="auto"`."""
     lines = [
         "## DDIM on chosen times",
         "",
@@ -166,7 +166,7 @@ def _facts(model: dict[str, Any]) -> str:
 
 
 def _by_calls(model: dict[str, Any], metric: str, columns: list[str]) -> list[str]:
-    """The best grid of each family at each K, of the first seed."""
+    """Return a table of each solver's best grid at each number of calls K, by the first seed."""
     table = {
         (family, peer): [best_of_family(model, family, metric, int(K), peer=peer) for K in columns]
         for family in FAMILIES

@@ -1,4 +1,4 @@
-"""Reads the results of the quality benchmark: the best entries, and the better side."""
+"""Finds the best entries in the results of the quality benchmark, here and in diffusers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import scipy.stats
 
 METRICS = {"frechet": "Frechet distance", "sw2": "sliced W2"}
-"""Names of the metrics; the first that a model has is its main one."""
+"""Maps metrics to their names; the first that a model has results for is its main one."""
 VERDICT_AT = 10
 FAMILIES = (
     "tuned",
@@ -26,12 +26,12 @@ FAMILIES = (
 
 
 def metrics(model: dict[str, Any]) -> list[str]:
-    """The metrics of a model, the main one first."""
+    """Return the metrics that a model has results for, the main one first."""
     return [metric for metric in METRICS if metric in model["floor"]]
 
 
 def candidates(model: dict[str, Any], steps: int, *, peer: bool | None = None) -> list[dict]:
-    """Entries with a run of at most this number of calls; of entries with equal runs, the first."""
+    """Return the entries with a run of at most `steps` calls, one for each set of equal runs."""
     rows = []
     for row in model["rows"]:
         run = row["runs"].get(str(steps), {})
@@ -43,7 +43,7 @@ def candidates(model: dict[str, Any], steps: int, *, peer: bool | None = None) -
 
 
 def best(model: dict[str, Any], metric: str, steps: int, *, peer: bool) -> dict[str, Any]:
-    """The row of one side with the least mean over the seeds at this number of calls."""
+    """Return the row, of this package or (`peer`) diffusers, with the least mean over the seeds."""
     rows = candidates(model, steps, peer=peer)
     chosen = min(rows, key=lambda row: statistics.fmean(row[metric]))
     return next(
@@ -54,9 +54,9 @@ def best(model: dict[str, Any], metric: str, steps: int, *, peer: bool) -> dict[
 
 
 def verdict(model: dict[str, Any], metric: str) -> dict[str, Any]:
-    """The finalists of both sides, and the 95% interval of their difference over the seeds.
+    """Compare the best entries of this package and diffusers, with a 95% interval over the seeds.
 
-    The differences are paired by seed: both sides start from the same noise and are compared with
+    The differences are paired by seed: both entries start from the same noise and are compared with
     the same true samples. Few pairs give a wide interval, by Student's t: 4.3 standard errors for
     three seeds.
     """
@@ -76,6 +76,6 @@ def verdict(model: dict[str, Any], metric: str) -> dict[str, Any]:
 def best_of_family(
     model: dict[str, Any], family: str, metric: str, steps: int, *, peer: bool
 ) -> dict[str, Any] | None:
-    """The best entry of a family at this number of calls, by the first seed, or None."""
+    """Return a solver's best entry at this number of calls by the first seed, or None."""
     rows = [row for row in candidates(model, steps, peer=peer) if row["family"] == family]
     return min(rows, key=lambda row: row[metric][0], default=None)

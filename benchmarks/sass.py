@@ -1,4 +1,4 @@
-"""Registers, spills and instructions per element of the CUDA kernels, read without a GPU.
+"""Lists registers, spills and instructions per element of the CUDA kernels, without a GPU.
 
     python benchmarks/sass.py [--arch sm_90] [--json FILE] [--mix KERNEL]
 
@@ -47,7 +47,7 @@ def find_nvdisasm() -> str:
 
 
 def describe(mangled: str) -> tuple[str, int] | None:
-    """('step float32 noisy vector', elements per pass) from a mangled kernel name."""
+    """Return (name such as 'step float32 noisy vector', elements per pass) of a mangled name."""
     match = re.search(
         r"\d+(step|noise|backward)_kernelI(?:NS_)?(f|d|8BFloat16|7Float16)E?(.*)", mangled
     )
@@ -63,7 +63,7 @@ def describe(mangled: str) -> tuple[str, int] | None:
 
 
 def resources(log: str) -> dict[str, dict[str, int]]:
-    """Registers, stack frame and spills of every kernel, from the output of ``ptxas -v``."""
+    """Read registers, stack frame and spills of every kernel from the output of ``ptxas -v``."""
     used = {}
     for block in log.split("Compiling entry function")[1:]:
         name = re.search(r"'(\S+)'", block).group(1)
@@ -77,7 +77,7 @@ def resources(log: str) -> dict[str, dict[str, int]]:
 
 
 def loops(sass: str) -> dict[str, list[str]]:
-    """The opcodes of the longest loop of every kernel, by its mangled name."""
+    """Return the opcodes of the longest loop of every kernel, by its mangled name."""
     longest = {}
     for section in re.split(r"\n\s*\.section\s+\.text\.", sass)[1:]:
         name = section.split(",", 1)[0]

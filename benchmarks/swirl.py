@@ -1,4 +1,4 @@
-"""The swirl experiment: a trained model, ways to train it further, and distances of samples."""
+"""Trains swirl models, fine-tunes them in several ways (arms), and measures their samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastsample.grids.registry import GRIDS
 from fastsample.samplers.registry import METHODS
 from fastsample.training import FidelityLoss, FidelityTerm, Trainer, VDMLoss
 
-TRAINED = 3000  # iterations of the model that is fine-tuned
+TRAINED = 3000  # iterations before fine-tuning
 FINE_TUNED = 300
 CALLS = (10, 5)
 MANY = 200
@@ -37,7 +37,7 @@ class SteppedTwice(AdamW):
     """
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """Make both steps."""
+        """Step with the gradient, and again with a gradient of zero."""
         super().step(closure)
         for group in self.param_groups:
             for p in group["params"]:
@@ -48,7 +48,7 @@ class SteppedTwice(AdamW):
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train the model further.
+    """Describes one way to train the model further.
 
     Attributes:
         label: name in tables.
@@ -64,7 +64,7 @@ class Arm:
 
 
 def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
-    """All arms by name; `ratio` is the cost of an iteration with the term over one without."""
+    """Return all arms by name; `ratio` is the cost of an iteration with / without fidelity."""
     ours = recipe.fidelity
     paper: dict[str, Any] = {
         "method": "shortcut",
@@ -86,7 +86,7 @@ def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
                 )
             },
         ),
-        # "K = 10" of the paper is 11 network calls.
+        # The paper's K = 10 (Chen 2023) means 11 network calls.
         "paper": Arm("paired MSE, as the paper means it", lambda: FidelityLoss(11, **paper)),
         "paired": Arm(
             "paired MSE that is followed (Jacobian-free, rate 1e-3)",
@@ -98,13 +98,13 @@ def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
 
 
 def trained(seed: int, iterations: int = TRAINED) -> tuple[Recipe, fs.Denoiser]:
-    """The recipe, and a newly trained model (the moving average) that all arms start from."""
+    """Train the model that all arms start from; return the recipe and the averaged model."""
     recipe = recipe_of("swirl", seed=seed)
     return recipe, recipe.trainer(None, seed=seed).run(iterations)
 
 
 def trainer_of(recipe: Recipe, base: fs.Denoiser, arm: Arm, seed: int) -> Trainer:
-    """The trainer of an arm, from a trained model; `recipe` is for training further."""
+    """Make an arm's trainer on a copy of a trained model; `recipe` is for training further."""
     denoiser = copy.copy(base)
     denoiser.model = copy.deepcopy(base.model).requires_grad_()  # type: ignore[attr-defined]
     loss = VDMLoss.of(denoiser, levels=swirl_data().levels)
@@ -113,20 +113,20 @@ def trainer_of(recipe: Recipe, base: fs.Denoiser, arm: Arm, seed: int) -> Traine
     return own.trainer(fidelity, seed=seed, **arm.options)
 
 
-# ---- distances of samples
+# ---- Distances between samples and true points.
 
 _FRESH = 12345
 
 
 class Judge:
-    """Distances of samples to fresh points of the swirl, encoded like the training set."""
+    """Compares samples with fresh points of the swirl, encoded like the training set."""
 
     def __init__(self, count: int = 4096) -> None:
         self.fresh = swirl_data(count, _FRESH).x0
         self.directions = random_directions(128, 2, torch.Generator().manual_seed(0))
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
-        """Energy distance, sliced W2, mean nearest-neighbour distances both ways, deviation."""
+        """Return energy distance, sliced W2, nearest-neighbour distances, standard deviation."""
         away = torch.cdist(samples, self.fresh[:2048])
         return {
             "ed": float(energy_distance(samples, self.fresh)),
@@ -138,7 +138,7 @@ class Judge:
 
 
 def judged(judge: Judge, model: fs.Denoiser, steps: Any, **options: Any) -> dict[str, float]:
-    """Mean distances over the sampling seeds, which all arms share."""
+    """Return the mean distances over the sampling seeds, which all arms share."""
     distances = [
         judge(fs.sample(model, steps, num_samples=SAMPLES, seed=seed, **options))
         for seed in SAMPLING_SEEDS
@@ -147,7 +147,7 @@ def judged(judge: Judge, model: fs.Denoiser, steps: Any, **options: Any) -> dict
 
 
 def known_samplers(model: fs.Denoiser, steps: int) -> list[tuple[str, Any, dict[str, Any]]]:
-    """(label, steps, options) of every method on every grid for continuous schedules."""
+    """Return (label, steps, options) of every method on every grid for continuous schedules."""
     samplers: list[tuple[str, Any, dict[str, Any]]] = []
     for grid in ("uniform", "quadratic", "log_snr", "karras"):
         try:
@@ -155,7 +155,7 @@ def known_samplers(model: fs.Denoiser, steps: int) -> list[tuple[str, Any, dict[
         except ValueError:
             continue
         for method in METHODS:
-            if method == "fastdpm":  # discrete schedules only
+            if method == "fastdpm":  # It needs a discrete schedule.
                 continue
             samplers.append((f"{method}, {grid}", steps, {"method": method, "grid": grid}))
         samplers.append((f"dpm++ 3, {grid}", steps, {"method": "dpm++", "grid": grid, "order": 3}))
@@ -164,7 +164,7 @@ def known_samplers(model: fs.Denoiser, steps: int) -> list[tuple[str, Any, dict[
 
 @torch.inference_mode()
 def bits_per_dim(model: fs.Denoiser, loss: VDMLoss, draws: int = 8) -> float:
-    """The bound in bits per dimension on the training set, by the same noise for every model."""
+    """Estimate the bits/dim bound on the training set, with the same noise for every model."""
     data = swirl_data().x0
     generator = torch.Generator().manual_seed(7)
     total = 0.0

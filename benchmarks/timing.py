@@ -1,4 +1,4 @@
-"""The timer of all benchmarks, and facts about the machine."""
+"""Times functions for all benchmarks, and gathers facts about the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 import fastsample as fs
 
-_BURST, _WARM_UP = 8, 2  # calls in a burst, and how many of them only warm up
+_BURST, _WARM_UP = 8, 2  # calls in a burst, of which some only warm up
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -27,7 +27,7 @@ def in_turns(
     seconds: float = 1.0,
     least: int = 3,
 ) -> dict[str, list[float]]:
-    """Seconds per call of several candidates, which take turns in short bursts.
+    """Measure seconds per call of several candidates, which take turns in short bursts.
 
     Because they take turns, a drift of the machine's speed affects all alike. The first calls of a
     burst do not count, so that no candidate pays for the caches that the one before it left.
@@ -42,7 +42,7 @@ def in_turns(
     times: dict[str, list[float]] = {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
     for function in candidates.values():
-        function(0)  # compilation, first allocations
+        function(0)  # Compile, and allocate memory.
     _synchronise(device)
     turn = 0
     while turn < least or any(total < seconds for total in spent.values()):
@@ -57,13 +57,13 @@ def in_turns(
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles in microseconds."""
+    """Return the median and quartiles in microseconds."""
     low, middle, high = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     return {"median_us": middle * 1e6, "low_us": low * 1e6, "high_us": high * 1e6}
 
 
 def host_cost(function: Callable[[], object], calls: int = 2000, repeats: int = 9) -> float:
-    """Microseconds of host time per call, the least of several repeats."""
+    """Measure microseconds of host time per call, and return the least of several repeats."""
     best = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -74,7 +74,7 @@ def host_cost(function: Callable[[], object], calls: int = 2000, repeats: int = 
 
 
 def facts(device: torch.device) -> dict[str, object]:
-    """Facts about machine and versions, without which a result has no meaning."""
+    """Return facts about machine and versions, without which a result has no meaning."""
     result: dict[str, object] = {
         "date": datetime.date.today().isoformat(),
         "commit": _command("git", "rev-parse", "--short", "HEAD"),
@@ -95,7 +95,7 @@ def facts(device: torch.device) -> dict[str, object]:
 
 
 def write(name: str, result: dict[str, object]) -> Path:
-    """Write a result to benchmarks/results/<name>.json; its path."""
+    """Write a result to benchmarks/results/<name>.json, and return the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")

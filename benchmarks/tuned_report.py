@@ -1,4 +1,4 @@
-"""The tables of the tuned plans' benchmark, from its JSON alone."""
+"""Writes the tables of the benchmark of tuned plans from its JSON alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import scipy.stats
 
 from benchmarks.quality_results import METRICS
 
-UNLABELLED = "digits-labels"  # labelled digits use plans that were tuned without labels
+UNLABELLED = "digits-labels"  # Its plans were tuned without labels.
 
 _GROUPS = {
     "deterministic": "the best deterministic peer",
@@ -19,7 +19,7 @@ _GROUPS = {
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """All tables."""
+    """Return all tables as Markdown."""
     lines = [
         "# Tuned plans against diffusers",
         "",
@@ -36,7 +36,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def best_peer(cell: dict[str, Any], metric: str, K: int) -> dict[str, Any]:
-    """The deterministic peer of at most K calls with the least mean over the seeds."""
+    """Return the deterministic scheduler of diffusers with the least mean in at most K calls."""
     rows = [
         row
         for row in cell["peers"]
@@ -46,7 +46,7 @@ def best_peer(cell: dict[str, Any], metric: str, K: int) -> dict[str, Any]:
 
 
 def best_line(cell: dict[str, Any], K: int) -> str:
-    """The RMSEs of one cell as text, ``tuned / peer = ratio``."""
+    """Return the RMSEs of a model at K calls as text, ``tuned / peer = ratio``."""
     mine = statistics.fmean(cell["tuned"]["rmse"])
     peer = statistics.fmean(best_peer(cell, "rmse", K)["rmse"])
     return f"{mine:.3g} / {peer:.3g} = {mine / peer:.2f}"
@@ -93,7 +93,7 @@ def _errors(result: dict[str, Any]) -> list[str]:
 
 
 def _summary(models: list[dict[str, Any]]) -> str:
-    """The geometric mean of the ratios and how many of them are below 1, as text."""
+    """Return a text: the geometric mean of the ratios, and how many of them are below 1."""
     means, singles = [], []
     for model in models:
         for K, cell in model["cells"].items():
@@ -163,7 +163,7 @@ def _distances(result: dict[str, Any]) -> list[str]:
 
 
 def _verdict(mine: list[float], peer: list[float]) -> tuple[float, float, str]:
-    """Mean of the paired differences, half its 95% interval, and the word for it."""
+    """Return the mean paired difference, half its 95% interval, and a word such as "better"."""
     pairs = [a - b for a, b in zip(mine, peer, strict=True)]
     difference, noise = statistics.fmean(pairs), 0.0
     if len(pairs) > 1:
@@ -195,7 +195,7 @@ def _who(cell: dict[str, Any], K: int) -> str:
 
 
 def _short(row: dict[str, Any]) -> str:
-    """The name of a scheduler without "Multistep" and "Scheduler", and its times."""
+    """Return a scheduler's name without "Multistep" and "Scheduler", and its timestep spacing."""
     for name in ("MultistepScheduler", "Scheduler"):
         row = {**row, "method": row["method"].replace(name, "")}
     return f"{row['method']} {row['grid']}"
