@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f)
 INSTALLED := $(VENV)/.installed-$(notdir $(BUILD))
 
-.PHONY: demo test test-all lint format bench install clean
+.PHONY: demo test test-all lint types format sanitize bench install clean
 
 demo: install
 	$(BIN)/fastsample demo --out out/demo.png
@@ -29,12 +29,29 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/typos
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+
+types: install
+	$(BIN)/pyright
 
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format -i
+
+# The native code under AddressSanitizer and UndefinedBehaviorSanitizer: a build of its own, CPU only, -O1, which
+# the editable install does not see. torch.compile starts processes and compilers that cannot be preloaded.
+SANITIZED := build/sanitized
+SANITIZED_TESTS ?= tests/native tests/ops --ignore tests/ops/test_compile.py
+
+sanitize: install
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFASTSAMPLE_SANITIZE=ON \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF \
+	  -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=sanitized
+	$(BIN)/cmake --build $(SANITIZED)
+	$(BIN)/python .ci/sanitize.py $(SANITIZED) -q -n 0 -m "not slow" $(SANITIZED_TESTS)
 
 bench: install
 	$(BIN)/python -m benchmarks.bench_step

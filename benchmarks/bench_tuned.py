@@ -37,7 +37,7 @@ from benchmarks.models import MODELS, Model
 from benchmarks.quality import train_classifier
 from benchmarks.timing import RESULTS, facts
 from fastsample import grids
-from fastsample.evaluation import diffusers_schedulers as peers
+from fastsample.evaluation import diffusers_schedulers
 
 STEPS = (5, 8, 10, 20)
 SEEDS = range(100, 103)
@@ -108,9 +108,12 @@ def run_model(
 def lineup(model: Model) -> list[Peer]:
     """All peers; those that know clipping under another name also without it."""
     learned = model.denoiser.variance == "learned_range"
-    found = [*peers.deterministic_peers(), *peers.stochastic_peers(learned=learned)]
+    found = [
+        *diffusers_schedulers.deterministic_samplers(),
+        *diffusers_schedulers.stochastic_samplers(learned=learned),
+    ]
     if model.denoiser.clip is not None:
-        found += peers.unclipped_peers()
+        found += diffusers_schedulers.unclipped_samplers()
     return [Peer(**vars(peer)) for peer in found]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fastsample as fs
 from benchmarks.models import Model, generator
-from fastsample.evaluation import diffusers_schedulers as peers
+from fastsample.evaluation import diffusers_schedulers
 from fastsample.grids.registry import GRIDS, noisiest
 from fastsample.samplers.registry import METHODS
 
@@ -37,7 +37,7 @@ class Ours:
     @property
     def label(self) -> str:
         """The method with its knobs."""
-        return peers.call_text(self.method, self.knobs)
+        return diffusers_schedulers.call_text(self.method, self.knobs)
 
     def plan(self, model: Model, steps: int, seed: int) -> fs.Plan:
         """The table of a run; ValueError where there is none of so many steps."""
@@ -115,7 +115,7 @@ class Tuned:
         return fs.sample(model.denoiser, self.plan(model, steps), start=start)
 
 
-class Peer(peers.Peer):
+class Peer(diffusers_schedulers.DiffusersSampler):
     """A scheduler of diffusers with its settings."""
 
     peer = True

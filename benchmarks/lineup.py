@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.contestants import Contestant, Ours, Peer, Tuned
 from benchmarks.models import Model
-from fastsample.evaluation import diffusers_schedulers as peers
+from fastsample.evaluation import diffusers_schedulers
 
 ALL_GRIDS = (
     "uniform",
@@ -72,13 +72,18 @@ def _ours(learned: bool, digits: bool) -> list[Contestant]:
 
 
 def _peers(learned: bool, digits: bool) -> list[Contestant]:
-    found = [*peers.deterministic_peers(), *peers.stochastic_peers(learned=learned)]
+    found = [
+        *diffusers_schedulers.deterministic_samplers(),
+        *diffusers_schedulers.stochastic_samplers(learned=learned),
+    ]
     if digits:
-        found = [peer for peer in found if _affordable(peer)] + peers.unclipped_peers()
+        found = [
+            peer for peer in found if _affordable(peer)
+        ] + diffusers_schedulers.unclipped_samplers()
     return [Peer(**vars(peer)) for peer in found]
 
 
-def _affordable(peer: peers.Peer) -> bool:
+def _affordable(peer: diffusers_schedulers.DiffusersSampler) -> bool:
     """Whether it is run on the digits, where the network takes most of the time."""
     if peer.family == "DDPM":
         return peer.grid != "linspace"

@@ -18,7 +18,7 @@ from fastsample.bundled.recipes import Recipe, recipe_of
 from fastsample.distances.distances import energy_distance, random_directions, sliced_wasserstein
 from fastsample.grids.registry import GRIDS
 from fastsample.samplers.registry import METHODS
-from fastsample.training import FidelityLoss, Trainer, VDMLoss
+from fastsample.training import FidelityLoss, FidelityTerm, Trainer, VDMLoss
 
 TRAINED = 3000  # iterations of the model that is fine-tuned
 FINE_TUNED = 300
@@ -57,7 +57,7 @@ class Arm:
     """
 
     label: str
-    fidelity: Callable[[], FidelityLoss] | None = None
+    fidelity: Callable[[], FidelityLoss | FidelityTerm] | None = None
     compute: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -78,16 +78,18 @@ def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
         "zero": Arm(
             "diffusion loss, second step of zero gradient",
             options={
-                "optimizer": partial(SteppedTwice, weight_decay=recipe.options["weight_decay"]),
-                "weight_decay": 0.0,
+                "optimizer": replace(
+                    recipe.optimizer,
+                    weight_decay=0.0,
+                    make=partial(SteppedTwice, weight_decay=recipe.optimizer.weight_decay),
+                )
             },
         ),
         # "K = 10" of the paper is 11 network calls.
         "paper": Arm("paired MSE, as the paper means it", lambda: FidelityLoss(11, **paper)),
         "paired": Arm(
             "paired MSE that is followed (Jacobian-free, rate 1e-3)",
-            lambda: FidelityLoss(11, **paper, gradient="jacobian_free"),
-            options={"fidelity_lr": 1e-3},
+            lambda: FidelityTerm(FidelityLoss(11, **paper, gradient="jacobian_free"), lr=1e-3),
         ),
         "energy": Arm("energy distance, DDIM in 10 calls", lambda: FidelityLoss(10, **ours)),
         "energy5": Arm("energy distance, DDIM in 5 calls", lambda: FidelityLoss(5, **ours)),

@@ -30,8 +30,8 @@ import fastsample as fs
 from fastsample.bundled.datasets import swirl_data
 from fastsample.bundled.recipes import recipe_of
 from fastsample.distances.distances import energy_distance, random_directions, sliced_wasserstein
-from fastsample.training import CollapseWarning, FidelityLoss
-from fastsample.training.trainer.run_folder import Journal
+from fastsample.training import CollapseWarning, FidelityLoss, FidelityTerm
+from fastsample.training.trainer.run_folder import RunLog
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -74,8 +74,8 @@ def fine_tuned(
     options: dict[str, Any] = {"folder": folder, "resume": True, "seed": seed, "progress": True}
     fidelity = None
     if arm is not None:
-        options["fidelity_lr"] = RATES[arm]
-        fidelity = FidelityLoss(CALLS, subset=256, seed=seed, **ARMS[arm])
+        loss = FidelityLoss(CALLS, subset=256, seed=seed, **ARMS[arm])
+        fidelity = FidelityTerm(loss, lr=RATES[arm])
     trainer = recipe.trainer(fidelity, **options)
     return trainer.run(iterations), folder / "log.jsonl"
 
@@ -138,7 +138,7 @@ def curves(path: Path, logs: dict[str, Path]) -> None:
     )
     for ax, (title, name, labels) in zip(axes, panels, strict=True):
         for label in labels:
-            values = torch.tensor([line[name] for line in Journal.read(logs[label])])
+            values = torch.tensor([line[name] for line in RunLog.read(logs[label])])
             width = min(10, len(values))
             mean = values.unfold(0, width, 1).mean(1)
             ax.plot(range(width, len(values) + 1), mean, color=COLOURS[label], label=label)

@@ -15,7 +15,7 @@ class Arguments {
   explicit Arguments(const pybind11::args& values) : values_(values.ptr()) {}
 
   // Fills the fields one after the other. An integer becomes a pointer where the field is one: it
-  // is an address as torch gives it, 0 for an operand that was not given.
+  // is an address from torch, 0 for an operand that was not passed.
   template <typename... Fields>
   void read(Fields&... fields) {
     (read_one(fields), ...);

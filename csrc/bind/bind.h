@@ -1,4 +1,4 @@
-// Each file of bind/ registers its functions with one of these.
+// The functions by which each file of bind/ adds its bindings to the module.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// Binding of the sums of core/elbo.h.
+// The binding of the sums in core/elbo.h.
 #include "core/elbo.h"
 
 #include "bind/bind.h"

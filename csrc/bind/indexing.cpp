@@ -1,5 +1,5 @@
-// Bindings of gpu/indexing.h for tests: which elements each GPU thread visits and where they lie in
-// memory. No sampler calls these.
+// Bindings of gpu/indexing.h for tests: the elements that each GPU thread visits, and their
+// positions in memory. No sampler calls these.
 #include "gpu/indexing.h"
 
 #include <pybind11/stl.h>
@@ -24,7 +24,7 @@ Pack pack_of(const Cut& cut, uint32_t item, int width) {
   return width == 4 ? contiguous_pack<4>(cut, item) : contiguous_pack<8>(cut, item);
 }
 
-// What each item of a launch visits, lane by lane.
+// The elements that each item of a launch visits, lane by lane.
 std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int64_t channels,
                                                int64_t pixels, bool channels_last, int width) {
   if (width != 4 && (width != 8 || channels_last)) {
@@ -44,8 +44,7 @@ std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int6
   return packs;
 }
 
-// Memory position within a sample of one half of a tensor that holds [prediction | v],
-// channels_last.
+// The memory positions, within a sample, of one half of a channels_last tensor [prediction | v].
 std::vector<int64_t> half_positions(int64_t channels, int64_t pixels, int half) {
   const Cut cut = Cut::of({1, channels * pixels, channels, pixels, true}, 4);
   std::vector<int64_t> positions(static_cast<size_t>(channels * pixels), -1);

@@ -1,4 +1,4 @@
-// The Python module `fastsample._native`: how it was built, and its functions.
+// The Python module `fastsample._native`.
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"

@@ -1,5 +1,5 @@
 // Bindings of the step, its gradients and the noise. The order of the fields below is the order of
-// the arguments in fastsample/ops/native.py.
+// the arguments in fastsample/ops/launch.py and native.py.
 #include <pybind11/stl.h>
 
 #include <array>
@@ -22,7 +22,7 @@ void read_identity(Identity& identity, Arguments& arguments) {
   arguments.read(identity.seeds, identity.seed_per_sample, identity.index);
 }
 
-// The operands that a step has in common with its gradients.
+// Reads the operands that a step and its gradients have in common.
 void read_forward(StepOperands& o, Arguments& arguments) {
   arguments.read(o.dtype);
   read_layout(o.layout, arguments);

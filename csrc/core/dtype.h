@@ -1,5 +1,4 @@
-// The element types of the package, the codes by which Python names them, and the type that each is
-// computed in.
+// The element types of tensors, their codes in Python, and the type that each is computed in.
 #pragma once
 
 #include <stdexcept>
@@ -23,6 +22,7 @@ struct Arithmetic<double> {
 template <typename T>
 using arithmetic_t = typename Arithmetic<T>::type;
 
+// Carries a type as an argument of a generic lambda.
 template <typename T>
 struct Tag {
   using type = T;

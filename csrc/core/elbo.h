@@ -6,8 +6,9 @@
 //   S_j      sum (x0 - x0hat)^2 e^(-a_j v)            nll_j  decoder at log standard deviation j
 //
 // With a learned variance (Nichol and Dhariwal 2021, arXiv:2102.09672) a step whose variances lie
-// a = log(beta / beta-tilde) apart costs (H + (SNR_s - SNR_t) S) / 2. H is never formed as that
-// difference: e^r = 1 + r + r^2 phi(r), and between neighbouring times a v is about 1e-6.
+// a = log(beta / beta-tilde) apart costs (H + (SNR_s - SNR_t) S) / 2. The sum e^(-a v) - 1 + a v
+// would cancel, since a v is about 1e-6 between neighbouring times; e^r = 1 + r + r^2 phi(r) gives
+// its value without a difference.
 #pragma once
 
 #include "core/dtype.h"
@@ -18,6 +19,7 @@ namespace fastsample {
 
 constexpr int fixed_sums = 3;  // error, epsilon, v: the first columns of a row of sums
 
+// T is the dtype of the call.
 struct ElboOperands {
   DType dtype;
   int64_t batch, size;  // elements of a sample, contiguous
@@ -28,7 +30,7 @@ struct ElboOperands {
   double p, q;          // x0hat = clamp(p x + q m, lo, hi)
   double r, g;          // eps = r x + g m
   double lo, hi;
-  const double* nodes;  // (num_nodes,) the a_j
+  const double* nodes;  // (num_nodes,) a_j
   int64_t num_nodes;
   const double* log_scales;  // (num_scales,)
   int64_t num_scales;

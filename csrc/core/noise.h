@@ -2,9 +2,9 @@
 // Box-Muller.
 //
 // Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". One call turns a
-// 128-bit counter and a 64-bit key into four words, which make the four normals of elements 4*block
-// .. 4*block+3. Only integer, add, multiply, fma and square root are used, each exact or correctly
-// rounded, so every back end gives the same bits.
+// 128-bit counter and a 64-bit key into four words, which become the four normals of elements
+// 4*block .. 4*block+3. Only integer, add, multiply, fma and square root are used, each exact or
+// correctly rounded, so every back end gives the same bits.
 #pragma once
 
 #include "core/platform.h"
@@ -19,7 +19,8 @@ struct Words {
   uint32_t r0, r1, r2, r3;
 };
 
-// What one sample's noise depends on besides the element: the seed (key), its index and the draw.
+// Everything but the element that one sample's noise depends on: the seed (key), its index and the
+// draw.
 struct Stream {
   uint32_t key0, key1, index_low, index_high, draw;
 };
@@ -70,7 +71,7 @@ FS_HD Words philox(const Stream& stream, uint32_t block) {
                 stream.key1);
 }
 
-// The upper or lower 16 bits of `word` under 16 other bits; one instruction on CUDA.
+// The upper or lower 16 bits of `word`, below the 16 bits of `top`; one instruction on CUDA.
 FS_HD uint32_t upper_half(uint32_t word, uint32_t top) {
 #if defined(__CUDA_ARCH__)
   return __byte_perm(word, top, 0x5432);

@@ -1,6 +1,6 @@
 // The operands of each operator, as they cross from the bindings to the loops: plain pointers and
 // sizes, the same for every back end. Sizes and strides are in elements, never bytes. A null
-// pointer means that an operand was not given. T is the dtype of the call, F its arithmetic type.
+// pointer means that an operand was not passed. T is the dtype of the call, F its arithmetic type.
 #pragma once
 
 #include "core/dtype.h"
@@ -22,7 +22,7 @@ struct Layout {
 struct Rows {
   const double* table;
   int64_t count;
-  const int64_t* number;  // one, or one per sample
+  const int64_t* number;  // one for the batch, or one per sample
   bool number_per_sample;
 
   template <typename Index>
@@ -31,9 +31,10 @@ struct Rows {
   }
 };
 
-// What makes a sample's noise its own; in memory of the device that makes the noise.
+// The seeds and sample indices that determine the noise of each sample, whatever its batch; in
+// memory of the device that generates the noise.
 struct Identity {
-  const int64_t* seeds;  // null: no generated noise
+  const int64_t* seeds;  // one for the batch, or one per sample; null: no generated noise
   bool seed_per_sample;
   const int64_t* index;  // one per sample
 
@@ -50,7 +51,7 @@ struct StepOperands {
   Identity identity;
   bool learned;        // out holds [prediction | v], 2 * channels
   const void* x;       // T
-  const void* out;     // T, conditional output when `uncond` is given
+  const void* out;     // T, conditional output if `uncond` is not null
   const void* uncond;  // T, as out
   const void* noise;   // T, instead of generated noise
   const void* h1;      // F
@@ -59,8 +60,9 @@ struct StepOperands {
   void* x0;            // F
 };
 
-// The operands of a step whose samples may be cut anywhere: as one long sample, which has no cut at
-// each boundary, unless samples make noise or have rows of their own.
+// The same operands with the batch as one long sample, which can be cut into tiles across the
+// boundaries of samples. Steps whose samples draw noise, have their own rows or learn the variance
+// are returned unchanged.
 FS_HD StepOperands joined(const StepOperands& o) {
   StepOperands result = o;
   if (o.identity.seeds || o.rows.number_per_sample || o.learned) return result;
@@ -87,7 +89,7 @@ struct RowGradientOperands {
   StepOperands forward;   // next and x0 unused
   const void* grad_next;  // T
   const void* grad_x0;    // F
-  int64_t chunks;         // parts of a sample that have sums of their own; 1 on a CPU
+  int64_t chunks;         // parts that a sample is summed in; 1 on a CPU
   double* sums;           // (batch, chunks, columns of a row)
 };
 

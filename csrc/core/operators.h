@@ -1,20 +1,20 @@
-// The package's operators, and the table in which a back end says what it runs. An instruction set
-// of the CPU, CUDA, and the host loop over a GPU's threads have one such table each.
+// The package's operators, and the table of the functions that implement them. Each instruction set
+// of the CPU, CUDA, and the emulation of CUDA on the host has one such table.
 #pragma once
 
 #include <cstdint>
 
 namespace fastsample {
 
-// Where an operator runs.
+// The device and the resources that an operator runs on.
 struct Target {
   int device;        // number of a CUDA device, or one of the two below
   uintptr_t stream;  // CUDA: torch's raw stream handle
-  int threads;       // CPU: how many to use
+  int threads;       // CPU: number of threads to use
 };
 
 constexpr int cpu_device = -1;
-constexpr int emulated_device = -2;  // tests only: the CUDA threads' code in a loop on the host
+constexpr int emulated_device = -2;  // for tests: the code of CUDA threads in a loop on the host
 
 struct StepOperands;
 struct BackwardOperands;
@@ -26,7 +26,7 @@ struct TablePathOperands;
 template <typename Operands>
 using Operator = void(const Operands&, const Target&);
 
-// Null where a back end does not have an operator.
+// An entry is null if the back end does not have the operator.
 struct Operators {
   Operator<StepOperands>* step;
   Operator<BackwardOperands>* step_backward;

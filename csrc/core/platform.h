@@ -1,5 +1,5 @@
-// What the native code needs from the compiler and the machine: the marker for functions that run
-// on host and device, bit casts, and the few operations that must round alike everywhere.
+// Everything that depends on the compiler and the machine: the marker for functions that run on
+// host and device, bit casts, and the few operations that must round alike everywhere.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Derivatives of the step of core/step.h with respect to the coefficients of its row. Each is a sum
-// over elements of the terms below; g = dL/dx_next, g0 = b g + dL/dx0, both of one element.
+// Derivatives of the step in core/step.h with respect to the coefficients of its row. Each one is a
+// sum over elements of the terms below, with g = dL/dx_next and g0 = b g + dL/dx0 of the element.
 //
 //   p   g0 x inside the clamp     a   g x      c1  g h1      w      dL/dm (c - u)
 //   q   g0 m inside the clamp     b   g x0     c2  g h2      d      g z sd/d

@@ -2,13 +2,13 @@
 //
 //   m      = u + w (c - u)
 //   x0     = clamp(p x + q m, lo, hi)
-//   sd     = d exp((lv_lo + (v+1)/2 (lv_hi - lv_lo)) / 2)
+//   sd     = d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo)) / 2)
 //   x_next = a x + b x0 + e m + c1 h1 + c2 h2 + sd z
 //
 // x is the current sample, c and u are the network's conditional and unconditional outputs, v is
 // the half of the output that predicts the variance, h1 and h2 are the x0's of the two steps
-// before, and z is standard normal noise. Without guidance m = c; without a learned variance sd =
-// d.
+// before, and z is standard normal noise. Without guidance m = c; without a learned variance
+// sd = d.
 //
 // The loops over elements are in cpu/ and gpu/. F is float or double.
 #pragma once
@@ -45,7 +45,7 @@ FS_HD Row<F> load_row(const double* rows, int64_t num_rows, int64_t number) {
           F(row[Column::lv_hi])};
 }
 
-// A row that looks back at x0's which the caller did not give makes every output NaN.
+// A row that reads an earlier x0 which the caller did not pass makes every output NaN.
 template <typename F>
 FS_HD void require_history(Row<F>& row, bool h1, bool h2) {
   if ((!h1 && row.c1 != 0) || (!h2 && row.c2 != 0)) row.b = not_a_number<F>();
@@ -59,19 +59,19 @@ FS_HD bool reads_variance(const Row<F>& row) {
 
 // ---- the formula ----
 
-// m
+// Returns m, the model output after guidance.
 template <typename F>
 FS_HD F guide(const Row<F>& row, F c, F u) {
   return fused(row.w, c - u, u);
 }
 
-// p x + q m, which is x0 before the clamp
+// Returns p x + q m, which is x0 before the clamp.
 template <typename F>
 FS_HD F unclamped_x0(const Row<F>& row, F x, F m) {
   return fused(row.q, m, row.p * x);
 }
 
-// x0 from what it is before the clamp
+// Returns x0, the clamped value.
 template <typename F>
 FS_HD F clamped_x0(const Row<F>& row, F unclamped) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -85,47 +85,49 @@ FS_HD F clamped_x0(const Row<F>& row, F unclamped) {
   return clamp(unclamped, row.lo, row.hi);
 }
 
-// a x + b x0 + e m; history and noise are added to it
+// Returns a x + b x0 + e m, to which the caller adds history and noise.
 template <typename F>
 FS_HD F mean(const Row<F>& row, F x, F x0, F m) {
   return fused(row.e, m, fused(row.b, x0, row.a * x));
 }
 
 // The learned range of variances of Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15, with v in
-// [-1, 1]: which share of the range, and sd / d.
+// [-1, 1]: the share (v + 1)/2 of the range.
 template <typename F>
 FS_HD F variance_share(F v) {
   return fused(F(0.5), v, F(0.5));
 }
 
+// Returns sd / d.
 template <typename F>
 FS_HD F relative_deviation(const Row<F>& row, F v) {
   const F log_variance = fused(variance_share(v), row.lv_hi - row.lv_lo, row.lv_lo);
   return exponential(F(0.5) * log_variance);
 }
 
-// sd
+// Returns sd.
 template <typename F>
 FS_HD F learned_deviation(const Row<F>& row, F v) {
   return row.d * relative_deviation(row, v);
 }
 
-// ---- its derivatives: `grad` is dL/dx_next; `grad_x0` is dL/dx0 where x0 is a result too, else 0
-// ----
+// ---- the derivatives of the formula ----
 
-// dL/dx0, the way through x_next included
+// `grad` is dL/dx_next, and `grad_x0` is dL/dx0 if the call returns x0 as well, else 0.
+
+// Returns the whole dL/dx0, with the part that x_next contributes.
 template <typename F>
 FS_HD F total_grad_x0(const Row<F>& row, F grad, F grad_x0) {
   return fused(row.b, grad, grad_x0);
 }
 
-// The bounds themselves let gradients pass, as in torch.clamp's backward.
+// Gradients pass at the bounds themselves, as in torch.clamp's backward.
 template <typename F>
 FS_HD bool inside_clamp(const Row<F>& row, F unclamped) {
   return unclamped >= row.lo && unclamped <= row.hi;
 }
 
-// dL/dx and dL/dm
+// dL/dx and dL/dm.
 template <typename F>
 struct Gradients {
   F x, m;
@@ -137,7 +139,7 @@ FS_HD Gradients<F> differentiate(const Row<F>& row, F unclamped, F grad, F grad_
   return {fused(row.p, through, row.a * grad), fused(row.q, through, row.e * grad)};
 }
 
-// dL/dv, by d log(sd) / dv = (lv_hi - lv_lo) / 4
+// Returns dL/dv, which follows from d log(sd) / dv = (lv_hi - lv_lo) / 4.
 template <typename F>
 FS_HD F variance_gradient(const Row<F>& row, F sd, F z, F grad) {
   const F slope = F(0.25) * (row.lv_hi - row.lv_lo);

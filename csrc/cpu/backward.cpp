@@ -1,5 +1,5 @@
-// Gradients of the fused step on CPU: one pass over the operands of the forward step, nothing saved
-// but them. Noise is made again from its counter.
+// Gradients of the fused step on the CPU: one pass over the operands of the forward step, which are
+// all that autograd keeps. Noise is generated again from its counter.
 #include "cpu/operators.h"
 #include "cpu/view.h"
 
@@ -9,7 +9,7 @@ namespace FASTSAMPLE_ISA {
 
 namespace {
 
-// Writes one half of dL/d(model output): packed in place, or through a buffer when channels_last
+// Writes one half of dL/d(model output): directly, or through a buffer when channels_last
 // interleaves the halves.
 template <typename T, typename Value>
 void write_half(const StepOperands& o, const Tile& tile, int64_t half, void* gradient, T* packed,

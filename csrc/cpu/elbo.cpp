@@ -1,5 +1,5 @@
-// The sums of core/elbo.h on the CPU, in double whatever the inputs: one read of a tile of elements
-// serves every node and scale while it lies in the first cache.
+// The sums of core/elbo.h on the CPU, in double for inputs of every dtype. A tile of elements is
+// read once and serves every node and scale while it stays in the first-level cache.
 #include "core/elbo.h"
 
 #include <algorithm>

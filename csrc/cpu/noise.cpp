@@ -1,4 +1,4 @@
-// Noise alone on CPU: what the step adds, as a tensor of its own.
+// The noise operator on the CPU: the noise that a step would add, as a tensor.
 #include "cpu/operators.h"
 #include "cpu/view.h"
 

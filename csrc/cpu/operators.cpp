@@ -1,4 +1,4 @@
-// The table of one instruction set.
+// The operator table of one instruction set.
 #include "cpu/operators.h"
 
 namespace fastsample {

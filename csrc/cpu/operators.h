@@ -1,4 +1,4 @@
-// The operators compiled for one instruction set: FASTSAMPLE_ISA, its name, comes from CMake.
+// The operators compiled for one instruction set, whose name CMake defines as FASTSAMPLE_ISA.
 #pragma once
 
 #include "core/operators.h"

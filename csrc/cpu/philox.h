@@ -1,10 +1,10 @@
-// Philox words for many consecutive blocks of one stream: the integer half of core/noise.h, by
-// hand.
+// Philox words for many consecutive blocks of one stream: the integer half of core/noise.h, written
+// in vector instructions.
 //
-// Compilers do not find the form that x86 wants, each 32-bit word alone in a 64-bit lane: there one
-// multiplication gives both halves of a product and the upper half of a lane may hold anything.
-// Measured on a 2-core AMD EPYC (AVX-512), ns per normal: 0.83 as compiled from core/noise.h, 0.32
-// like this.
+// Compilers do not arrive at the form that suits x86, where each 32-bit word is alone in a 64-bit
+// lane: one multiplication then gives both halves of a product, and the upper half of a lane may
+// hold anything. Measured on a 2-core AMD EPYC (AVX-512), in ns per normal: 0.83 as compiled from
+// core/noise.h, 0.32 as written here.
 #pragma once
 
 #include "core/noise.h"
@@ -81,7 +81,7 @@ struct Lanes {
 
 constexpr int64_t philox_group = Lanes::count * Lanes::unroll;
 
-// The blocks to compute: a run, or any list (readable up to a multiple of philox_group).
+// The blocks to compute: consecutive ones, or a list (readable up to a multiple of philox_group).
 struct Run {
   int64_t first;
   Lanes operator()(int64_t i) const { return Lanes::from(first + i); }

@@ -1,4 +1,4 @@
-// Gradients of the rows on CPU: a thread sums whole samples, in double.
+// Gradients of the rows on the CPU: a thread sums whole samples, in double.
 #include "core/row_gradients.h"
 
 #include "cpu/operators.h"

@@ -1,4 +1,4 @@
-// The step on CPU, compiled once for each instruction set.
+// The step on the CPU, compiled once for each instruction set.
 //
 // Bound: memory. Per float32 element 4 bytes of x and 4 of the model output are read and 4 written.
 // Intermediate values live in tile buffers inside the first-level cache, so an optional operand
@@ -57,12 +57,13 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
   const Row<F> row = view.row;
   const T* x = view.x;
   const int64_t count = view.count;
-  // By value: through a reference, a store to the target could change the row.
+  // Captured by value: for a reference the compiler must assume that a store to the target changes
+  // the row.
   const auto x_next = [row, x, m](int64_t i) {
     const F from = widen(x[i]), output = widen(m[i]);
     return mean(row, from, clamped_x0(row, unclamped_x0(row, from, output)), output);
   };
-  if (!view.h1 && !view.h2 && !x0_out) {  // one pass: what few-step sampling nearly always runs
+  if (!view.h1 && !view.h2 && !x0_out) {  // one pass; nearly all steps of few-step samplers
     if (row.d == 0) {
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) target[i] = narrow<T>(x_next(i));
@@ -122,7 +123,8 @@ void step_all(const StepOperands& o, int threads) {
   });
 }
 
-// Whether the one row of the call draws no noise (on CUDA only the device could tell).
+// Whether the call has one row for all samples and it draws no noise. (On CUDA the row is in device
+// memory, where the host cannot read it without waiting.)
 bool is_deterministic(const Rows& rows) {
   const int64_t number = rows.number_per_sample ? -1 : *rows.number;
   return number >= 0 && number < rows.count && rows.table[number * Column::count + Column::d] == 0;
@@ -132,7 +134,7 @@ bool is_deterministic(const Rows& rows) {
 
 void step(const StepOperands& operands, const Target& target) {
   StepOperands o = operands;
-  if (o.layout.empty()) return;  // the row may be a null pointer then
+  if (o.layout.empty()) return;  // the row number may then be a null pointer
   if (is_deterministic(o.rows)) o.identity.seeds = nullptr;
   o = joined(o);
   dispatch(o.dtype, [&](auto tag) { step_all<typename decltype(tag)::type>(o, target.threads); });

@@ -45,11 +45,12 @@ void table_paths(const TablePathOperands& o, [[maybe_unused]] const Target& targ
   o.best[0] = 0.0;
 #pragma omp parallel num_threads(target.threads)
   {
-    // Rows of `best` are far apart: side by side a block of origins fits the first cache.
+    // Rows of `best` are far apart in memory; copied next to each other, the origins of a block fit
+    // the first-level cache.
     alignas(64) double packed[block_origins * path_lanes];
     for (int64_t first = 0; first < o.size; first += block_times) {
       const int64_t last = std::min(first + block_times, o.size);
-      // Origins before the block are final for every budget.
+      // Steps from origins before the block: their costs are final for every budget.
 #pragma omp for schedule(dynamic, 1)
       for (int64_t tile = 0; tile < tiles; ++tile) {
         double* best = o.best + tile * path_lanes;
@@ -68,7 +69,7 @@ void table_paths(const TablePathOperands& o, [[maybe_unused]] const Target& targ
                      width);
         }
       }
-      // Inside it one time after the other.
+      // Steps inside the block: each time needs the final costs of the one before.
 #pragma omp single
       for (int64_t t = std::max<int64_t>(first, 1); t < last; ++t) {
         for (int64_t tile = 0; tile < tiles; ++tile) {

@@ -15,7 +15,7 @@ namespace FASTSAMPLE_ISA {
 // hardware prefetcher is still fetching the next operands: 1024 was 25% slower with noise at 50 MB,
 // 256 paid more per tile (2-core AMD EPYC).
 constexpr int64_t tile_size = 512;
-constexpr int64_t parallel_grain = 16 * 1024;  // elements worth waking a thread for
+constexpr int64_t parallel_grain = 16 * 1024;  // elements per thread that make it worth waking
 
 // Loops over a tile carry `omp simd`: operands either do not overlap or are the same tensor,
 // position by position, which a compiler cannot know.
@@ -73,16 +73,16 @@ void fill_blocks(const Stream& stream, const Blocks& blocks, int64_t count, floa
   }
 }
 
-// Working memory of fill_tile_noise: of a channels_last tile with one pixel, every element needs a
-// block of its own; with two, a run may straddle two blocks.
+// Working memory of fill_tile_noise, sized for the worst case: in a channels_last tile of one pixel
+// every element needs its own block, and with two pixels a run may straddle two blocks.
 struct NoiseScratch {
   alignas(64) float normals[4 * tile_size];
   alignas(64) uint32_t blocks[tile_size + philox_group];
 };
 
-// Noise of a tile into `z`, which has room for whole blocks (tile_size is a multiple of 4). The
-// element number is the C-order one whatever the memory format, so a channels_last tile takes each
-// channel's run of pixels from that channel's own blocks; all runs are computed in one go.
+// Writes the noise of a tile to `z`, which has room for whole blocks (tile_size is a multiple of
+// 4). Elements are numbered in C order in every memory format, so a channels_last tile takes each
+// channel's run of pixels from that channel's blocks; all runs are computed together.
 inline void fill_tile_noise(const Stream& stream, const Layout& layout, const Tile& tile, float* z,
                             NoiseScratch& scratch) {
   if (!layout.channels_last) {
@@ -111,8 +111,8 @@ inline void fill_tile_noise(const Stream& stream, const Layout& layout, const Ti
   }
 }
 
-// Calls `work(begin, end)` on equal parts of `total` tiles, one part per thread; with one thread
-// there is no trip through OpenMP, which costs more than a small step.
+// Calls `work(begin, end)` on equal parts of `total` tiles, one part per thread. With one thread it
+// does not enter OpenMP, which would cost more than a small step.
 template <typename Work>
 void for_tiles(int64_t total, int64_t elements, int threads, Work&& work) {
   const int64_t team = std::clamp<int64_t>(elements / parallel_grain, 1, std::max(threads, 1));

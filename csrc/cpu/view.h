@@ -43,8 +43,9 @@ struct View {
   const float* z;  // generated noise
 };
 
-// One half (prediction or v) of a channels_last tile in a tensor of 2C channels: calls
-// `visit(interleaved, packed)` with each element's position in the sample and in the half alone.
+// Visits one half (prediction or v) of a channels_last tile in a tensor of 2C channels: calls
+// `visit(interleaved, packed)` with each element's position in the sample and among the tile's
+// elements of this half.
 template <typename Visit>
 void for_half(const Layout& layout, const Tile& tile, int64_t half, Visit&& visit) {
   const int64_t channels = layout.channels;
@@ -69,7 +70,7 @@ void scatter_half(const T* packed, const Layout& layout, const Tile& tile, int64
   for_half(layout, tile, half, [=](int64_t to, int64_t from) { sample[to] = packed[from]; });
 }
 
-// Finds a tile's operands; gathers strided ones and generates its noise into `buffers`.
+// Returns pointers to a tile's operands; gathers strided ones and generates noise in `buffers`.
 template <typename T>
 View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) {
   using F = arithmetic_t<T>;
@@ -108,7 +109,8 @@ View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) 
       const Stream stream = o.identity.stream(tile.sample, static_cast<uint32_t>(number));
       fill_tile_noise(stream, layout, tile, buffers.z, buffers.scratch);
     } else {
-      // The row wants noise and the caller gave none: NaN shows it, silence would bias the samples.
+      // The row draws noise and the caller passed none. NaN shows the mistake; zeros would bias the
+      // samples silently.
       std::fill_n(buffers.z, tile.count, not_a_number<float>());
     }
     view.z = buffers.z;
@@ -116,7 +118,8 @@ View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) 
   return view;
 }
 
-// Calls `function` with the model output after guidance: T* as it is, or F* in a buffer.
+// Calls `function` with the model output after guidance: of type T* where it is an operand, or F*
+// in a buffer.
 template <typename T, typename Function>
 void with_guided(const View<T>& view, Buffers<T>& buffers, Function&& function) {
   using F = arithmetic_t<T>;

@@ -1,5 +1,5 @@
 // Gradients of the step's tensors on CUDA: one pass over the operands of the forward step; noise is
-// made again from its counter. What a thread does is in gpu/thread.h.
+// generated again from its counter. The code of a thread is in gpu/thread.h.
 //
 // Bound: memory; plain float32 moves 20 bytes per element (3 operands in, 2 out).
 #include "cuda/launch.cuh"

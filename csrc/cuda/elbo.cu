@@ -1,10 +1,10 @@
 // The sums of core/elbo.h on CUDA.
 //
-// Bound: arithmetic. An element and node take about 22 instructions, an element and scale four
-// visits to the special-function unit, against 4 to 16 bytes per element for all of them. A block
-// stages a tile of elements in shared memory; then each thread owns one node
-// (or scale) and a slice of the tile, so that its sums stay in registers and a warp reads the same
-// element by broadcast. No atomics: the same sums on every run.
+// Bound: arithmetic. An element and node take about 22 instructions, an element and scale four uses
+// of the special-function unit, against 4 to 16 bytes per element for all of them. A block copies a
+// tile of elements to shared memory; then each thread owns one node (or scale) and a slice of the
+// tile, so that its sums stay in registers and a warp reads the same element by broadcast. There
+// are no atomics, so that every run gives the same sums.
 #include "core/elbo.h"
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
@@ -45,7 +45,7 @@ __device__ Quad<T> read(const T* from, int count) {
   return four;
 }
 
-// Sum of a value over the block, in the first thread; every thread must come here.
+// Returns the sum of a value over the block. Every thread of the block must call it.
 __device__ double block_sum(double value, double* scratch) {
   scratch[threadIdx.x] = value;
   __syncthreads();
@@ -58,7 +58,7 @@ __device__ double block_sum(double value, double* scratch) {
   return sum;
 }
 
-// Which of `count` columns a thread owns, and which slice of a tile.
+// The one of `count` columns that a thread owns, and its slice of a tile.
 struct Share {
   int column, slice, slices;
   bool active;
@@ -70,7 +70,7 @@ struct Share {
   }
 };
 
-// Adds the slices of each column and writes them; every thread must come here.
+// Adds the slices of each column and writes the sums. Every thread of the block must call it.
 __device__ void write_columns(const Share& share, int count, double value, double* scratch,
                               double* out) {
   scratch[threadIdx.x] = value;
@@ -83,8 +83,8 @@ __device__ void write_columns(const Share& share, int count, double value, doubl
   __syncthreads();
 }
 
-// blockIdx: x the chunk, y the sample, z the group of at most 256 nodes and 256 scales. `wide`:
-// every quad of a sample is whole and aligned.
+// blockIdx.x is the chunk, y the sample, z the group of at most 256 nodes and 256 scales. `wide`
+// means that every quad of a sample is whole and aligned.
 template <typename T, bool wide>
 __global__ void __launch_bounds__(block_size) elbo_kernel(const ElboOperands o) {
   using F = arithmetic_t<T>;
@@ -176,7 +176,7 @@ void elbo_sums(const ElboOperands& o, const Target& target) {
   if (o.batch == 0 || o.size == 0) return;
   const int64_t columns = o.num_nodes > o.num_scales ? o.num_nodes : o.num_scales;
   const int64_t groups = columns > 0 ? (columns + block_size - 1) / block_size : 1;
-  constexpr int64_t most = 65535;  // of a grid's second and third dimension
+  constexpr int64_t most = 65535;  // bound on a grid's second and third dimension
   if (o.batch > most || groups > most)
     throw std::invalid_argument("elbo_sums: at most 65535 samples a call");
   const dim3 grid(static_cast<unsigned>(num_chunks(o)), static_cast<unsigned>(o.batch),

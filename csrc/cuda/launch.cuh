@@ -1,4 +1,4 @@
-// What every CUDA launch of the package shares: the current device, the error check, the grid.
+// Helpers of every CUDA launch: the current device, the error check, the grid.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -37,7 +37,7 @@ class DeviceGuard {
   bool switched_ = false;
 };
 
-// Calls `enqueue(stream)` with the target's device current, then asks whether the launch went well.
+// Calls `enqueue(stream)` with the target's device current, then checks for a launch error.
 template <typename Enqueue>
 void launch(const char* name, const Target& target, Enqueue&& enqueue) {
   const DeviceGuard guard(target.device);
@@ -45,7 +45,7 @@ void launch(const char* name, const Target& target, Enqueue&& enqueue) {
   check(cudaGetLastError(), name);
 }
 
-// Blocks for one full wave: the loops stride over the rest.
+// Number of blocks, at most one full wave; threads loop over the items beyond it.
 inline unsigned grid_size(uint32_t items, int device) {
   int processors = 0, threads = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");

@@ -1,7 +1,7 @@
-// Noise alone on CUDA. What a thread does is in gpu/thread.h.
+// The noise operator on CUDA. The code of a thread is in gpu/thread.h.
 //
-// Bound: arithmetic, about 50 instructions per element against the 4 bytes that a float32 one
-// writes.
+// Bound: arithmetic, about 50 instructions per element, while a float32 element writes only 4
+// bytes.
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "gpu/choose.h"

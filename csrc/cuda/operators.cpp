@@ -1,4 +1,4 @@
-// The table of the CUDA back end.
+// The operator table of the CUDA back end.
 #include "cuda/operators.h"
 
 namespace fastsample {

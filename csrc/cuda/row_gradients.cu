@@ -1,8 +1,8 @@
-// Gradients of the rows on CUDA: a block sums one chunk of a sample. No atomics: the same sums on
-// every run. What a thread does is in gpu/row_gradients.h.
+// Gradients of the rows on CUDA: a block sums one chunk of a sample. There are no atomics, so that
+// every run gives the same sums. The code of a thread is in gpu/row_gradients.h.
 //
-// Bound: memory, 12 bytes per float32 element (x, model output, gradient); noise is made again from
-// its counter.
+// Bound: memory, 12 bytes per float32 element (x, model output, gradient); noise is generated again
+// from its counter.
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "gpu/choose.h"
@@ -13,7 +13,7 @@ namespace cuda {
 
 namespace {
 
-// blockIdx: x the chunk, y the sample.
+// blockIdx.x is the chunk, y the sample.
 template <typename T, Access access>
 __global__ void __launch_bounds__(block_size)
     row_gradients_kernel(const RowGradientOperands r, const Cut cut) {
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(block_size)
 void row_gradients(const RowGradientOperands& operands, const Target& target) {
   const Layout& layout = operands.forward.layout;
   if (layout.empty()) return;
-  constexpr int64_t most = 65535;  // of a grid's second dimension
+  constexpr int64_t most = 65535;  // bound on a grid's second dimension
   if (layout.batch > most)
     throw std::invalid_argument("row_gradients: at most 65535 samples a call");
   const dim3 grid(static_cast<unsigned>(operands.chunks), static_cast<unsigned>(layout.batch));

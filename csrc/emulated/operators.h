@@ -1,4 +1,4 @@
-// The CUDA threads' code in a plain loop on the host, for tests on machines without a GPU.
+// The code of CUDA threads in a plain loop on the host, for tests on machines without a GPU.
 #pragma once
 
 #include "core/operators.h"

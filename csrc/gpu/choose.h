@@ -1,5 +1,5 @@
-// Which kernel a call needs. Each function calls `run` with the operands, how they are cut, and
-// tags of the kernel's template arguments. Host code.
+// The choice of the kernel for a call, on the host. Each function calls `run` with the operands,
+// how they are cut, and tags of the kernel's template arguments.
 #pragma once
 
 #include "gpu/thread.h"
@@ -25,10 +25,10 @@ void choose_access(const Layout& layout, bool aligned_operands, Run&& run) {
 }
 
 template <typename Run>
-void choose_step(const StepOperands& given, Run&& run) {
-  require_countable(given.layout);
-  // As one long sample a huge batch would wrap its 32-bit element numbers.
-  const StepOperands o = countable(joined(given).layout) ? joined(given) : given;
+void choose_step(const StepOperands& operands, Run&& run) {
+  require_countable(operands.layout);
+  // A huge batch stays in samples: as one long sample its 32-bit element numbers would wrap.
+  const StepOperands o = countable(joined(operands).layout) ? joined(operands) : operands;
   const bool general = o.rows.number_per_sample || o.learned || o.uncond || o.noise || o.h1 ||
                        o.h2 || o.x0 || o.layout.channels_last;
   const bool wide = aligned({o.x, o.out, o.uncond, o.noise, o.h1, o.h2, o.next, o.x0});

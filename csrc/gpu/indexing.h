@@ -1,5 +1,5 @@
-// Which elements a GPU thread works on. Callable on the host, so that tests check on any machine
-// that every element is visited exactly once and meets its own noise.
+// The elements that a GPU thread works on. The code can be called on the host, so that tests check
+// on any machine that every element is visited exactly once and gets its own noise.
 //
 // Work is cut into packs of W elements that follow one another in C order inside one sample (W a
 // multiple of 4, the size of a Philox block). Contiguous tensors read a pack with 16-byte accesses.

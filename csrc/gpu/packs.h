@@ -1,5 +1,5 @@
-// Reading and writing packs of elements, and making a pack's noise. Callable on the host like
-// gpu/indexing.h, so that tests run the very code of a GPU thread on any machine.
+// Reading and writing packs of elements, and generating a pack's noise. Like gpu/indexing.h the
+// code can be called on the host, so that tests run it on any machine.
 #pragma once
 
 #include <initializer_list>
@@ -45,12 +45,13 @@ FS_HD int64_t position(const Cut& cut, const Pack& pack, uint32_t j, int halves,
   }
 }
 
-// What one access moves.
+// The bytes that one vector access moves.
 struct alignas(16) Chunk {
   uint32_t words[4];
 };
 
-// Reads W elements of one operand into `values`; elements beyond the pack's count are left alone.
+// Reads the pack's elements of one operand into `values`; entries beyond the pack's count keep
+// their values.
 template <Access access, int width, typename E, typename F>
 FS_HD void read(const void* tensor, const Cut& cut, const Pack& pack, int halves, int half,
                 F (&values)[width]) {
@@ -100,8 +101,8 @@ FS_HD void write(void* tensor, const Cut& cut, const Pack& pack, int halves, int
   }
 }
 
-// The pack's normals, made in registers: four per Philox call. `first` is a multiple of 4 for every
-// pack.
+// Generates the pack's normals in registers, four per Philox call. Every pack's `first` is a
+// multiple of 4.
 template <int width, typename F>
 FS_HD void make_noise(const Stream& stream, const Pack& pack, F (&z)[width]) {
   static_assert(width % 4 == 0, "a pack holds whole Philox blocks");

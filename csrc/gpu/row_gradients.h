@@ -1,5 +1,5 @@
-// What one GPU thread adds to the gradients of a row, for one pack of elements. Callable on the
-// host.
+// The sums that one GPU thread adds to the gradients of a row, for one pack of elements. The code
+// can be called on the host.
 #pragma once
 
 #include "core/row_gradients.h"

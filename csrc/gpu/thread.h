@@ -1,5 +1,5 @@
-// What one GPU thread does with one pack of elements, for the step, its backward pass and the
-// noise. Callable on the host: emulated/operators.cpp runs the same functions in a plain loop, for
+// The code of one GPU thread for one pack of elements: the step, its backward pass and the noise.
+// It can be called on the host: emulated/operators.cpp runs the same functions in a plain loop, for
 // tests.
 #pragma once
 
@@ -7,12 +7,12 @@
 
 namespace fastsample {
 
-// Which operands a step kernel is compiled for. `plain` (x and out) and `noisy` (generated noise
-// too) are what few-step sampling runs thousands of times; `general` looks at run time which of all
-// operands were given.
+// The operands that a step kernel is compiled for. `plain` takes x and out, `noisy` generated noise
+// too: few-step sampling runs these two thousands of times. `general` checks at run time which
+// operands were passed.
 enum class Variant { plain, noisy, general };
 
-// The row of a thread, read again only when samples have rows of their own.
+// The row of a thread, read again only when each sample has its own row.
 template <typename F>
 struct CurrentRow {
   int64_t number;
@@ -29,7 +29,7 @@ struct CurrentRow {
 
 // ---- parts that several kernels share; `halves` is 2 where out holds [prediction | v] ----
 
-// m. With guidance also c - u, into `difference` if that is not null.
+// Reads m. With guidance it also writes c - u to `difference`, if that is not null.
 template <typename T, Access access, int width, typename F>
 FS_HD void read_guided(const StepOperands& o, const Cut& cut, const Pack& pack, int halves,
                        const Row<F>& row, F (&m)[width], F (*difference)[width] = nullptr) {
@@ -44,7 +44,7 @@ FS_HD void read_guided(const StepOperands& o, const Cut& cut, const Pack& pack, 
   }
 }
 
-// sd
+// Computes sd.
 template <typename T, Access access, int width, typename F>
 FS_HD void read_deviation(const StepOperands& o, const Cut& cut, const Pack& pack, int halves,
                           const Row<F>& row, F (&deviation)[width]) {
@@ -59,7 +59,8 @@ FS_HD void read_deviation(const StepOperands& o, const Cut& cut, const Pack& pac
   }
 }
 
-// z of a row that draws noise: given, generated, or NaN where the caller gave neither.
+// Reads or generates z for a row that draws noise; NaN if the caller passed neither noise nor
+// seeds.
 template <typename T, Variant variant, Access access, int width, typename F>
 FS_HD void read_noise(const StepOperands& o, const Cut& cut, const Pack& pack, int64_t number,
                       F (&z)[width]) {
@@ -74,7 +75,7 @@ FS_HD void read_noise(const StepOperands& o, const Cut& cut, const Pack& pack, i
   }
 }
 
-// An operand of type F, or zeros where it was not given.
+// Reads an operand of type F; zeros if it was not passed.
 template <Access access, int width, typename F>
 FS_HD void read_optional(const void* tensor, const Cut& cut, const Pack& pack, F (&values)[width]) {
   FS_UNROLL
@@ -82,7 +83,7 @@ FS_HD void read_optional(const void* tensor, const Cut& cut, const Pack& pack, F
   if (tensor) read<access, width, F>(tensor, cut, pack, 1, 0, values);
 }
 
-// Adds coefficient times history.
+// Adds the coefficient times an earlier x0, if it was passed.
 template <Access access, int width, typename F>
 FS_HD void add_history(const void* history, F coefficient, const Cut& cut, const Pack& pack,
                        F (&next)[width]) {
@@ -138,7 +139,7 @@ FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
   write<access, width, T>(o.next, cut, pack, 1, 0, next);
 }
 
-// ---- its backward pass ----
+// ---- the backward pass ----
 
 template <typename T, Access access>
 FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t item,
@@ -184,7 +185,7 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
   }
   if (!o.learned && !b.grad_noise) return;
 
-  // What is left depends on sd: dL/dz and dL/dv.
+  // The remaining gradients, dL/dz and dL/dv, depend on sd.
   F deviation[width];
   read_deviation<T, access>(o, cut, pack, halves, row, deviation);
   if (b.grad_noise) {
@@ -205,7 +206,7 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
   write<access, width, T>(b.grad_out, cut, pack, halves, 1, value);
 }
 
-// ---- noise alone ----
+// ---- the noise operator ----
 
 template <typename T, Access access>
 FS_HD void noise_pack(const NoiseOperands& o, const Cut& cut, uint32_t item) {

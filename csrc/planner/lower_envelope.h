@@ -1,5 +1,5 @@
-// The least of many lines at a point, for lines and points that come one after the other: what
-// makes the shortest path over a separable table quick.
+// The least of many lines at a point, for lines and points that arrive one after the other. It
+// makes the shortest path over a separable table fast.
 #pragma once
 
 #include <algorithm>
@@ -9,10 +9,10 @@
 
 namespace fastsample {
 
-// Lines must be added in falling order of slope.
+// Lines must be added in order of falling slope.
 class LowerEnvelope {
  public:
-  explicit LowerEnvelope(int64_t most) { lines_.reserve(static_cast<size_t>(most)); }
+  explicit LowerEnvelope(int64_t capacity) { lines_.reserve(static_cast<size_t>(capacity)); }
 
   void clear() {
     lines_.clear();
@@ -27,11 +27,13 @@ class LowerEnvelope {
     lines_.push_back(line);
   }
 
-  // The line that is least at x; -1 without a line. Of equal ones the earliest.
+  // Returns the name of the line that is least at x, or -1 if there is no line. Of equal lines it
+  // is the one that was added first.
   int32_t least(double x) {
     const int64_t size = static_cast<int64_t>(lines_.size());
     if (size == 0) return -1;
-    // Values along the envelope fall, then rise. Queries move little: gallop from the last answer.
+    // The values along the envelope fall, then rise. Successive queries move little, so the search
+    // gallops from the last answer.
     int64_t low = std::min(last_, size - 1), high = low, step = 1;
     if (low + 1 < size && falls(low, x)) {
       while (high + step < size - 1 && falls(high + step, x)) {
@@ -73,7 +75,7 @@ class LowerEnvelope {
   }
   bool falls(int64_t i, double x) const { return value(i + 1, x) < value(i, x); }
 
-  // Whether b is nowhere least between a and the newer c.
+  // Whether line b, between a and the newer c, is the least line nowhere.
   static bool hides(const Line& a, const Line& b, const Line& c) {
     return (c.intercept - a.intercept) * (a.slope - b.slope) <=
            (b.intercept - a.intercept) * (a.slope - c.slope);

@@ -1,5 +1,5 @@
-// Shortest paths for multistep samplers, whose steps look back: the cost of a step from t to s
-// depends on the time r before t, so that the search goes over pairs of neighbouring times (s, t).
+// Shortest paths for multistep samplers, whose steps read earlier x0's: the cost of a step from t
+// to s depends on the time r before t, so the search goes over pairs of neighbouring times (s, t).
 //
 //   best[0][s][t] = first[t][s]
 //   best[k][s][t] = min over r > t of best[k - 1][t][r] + costs[t][s][r]
@@ -14,11 +14,11 @@
 namespace fastsample {
 
 struct MultistepPathOperands {
-  const double* first;  // (size, size), row t, column s: a path's first step, its start included
+  const double* first;  // (size, size), row t, column s: a path's first step, with its start
   const double* costs;  // (size, size, size): t, s, r; read for s < t < r
   int64_t size, budgets;
-  double* best;     // (budgets, size, size): k, s, t with t > s; filled whole
-  int32_t* origin;  // the same: the r of each minimum, -1 without one
+  double* best;     // (budgets, size, size): k, s, t; every entry is written
+  int32_t* origin;  // (budgets, size, size): the r of each minimum, -1 without one
 };
 
 inline void multistep_paths(const MultistepPathOperands& o) {

@@ -4,9 +4,9 @@
 //   best[t][k] = min over s < t of best[s][k - 1] + cost(t, s),     best[0][0] = 0
 //
 // Watson et al. 2021, "Learning to Efficiently Sample from Diffusion Probabilistic Models"
-// (arXiv:2106.03802), algorithm 1. There are two forms. Any table of costs is searched by
-// cpu/table_paths.cpp. A table of the form cost(t, s) = A(s) + B(t) + P(s) Q(t) need not be made:
-// separable_paths finds the minimum on an envelope of lines.
+// (arXiv:2106.03802), algorithm 1. There are two searches. cpu/table_paths.cpp takes any table of
+// costs. separable_paths takes costs of the form cost(t, s) = A(s) + B(t) + P(s) Q(t), without a
+// table, and finds the minimum on an envelope of lines.
 #pragma once
 
 #include <algorithm>
@@ -21,16 +21,16 @@ namespace fastsample {
 
 constexpr double infinite_cost = std::numeric_limits<double>::infinity();
 
-constexpr int path_lanes = 16;  // budgets that advance together
+constexpr int path_lanes = 16;  // budgets that one vector loop advances
 
 struct TablePathOperands {
   const double* costs;    // (size, size), row t, column s < t; the rest is not read
   int64_t size, budgets;  // budgets: a multiple of path_lanes; those above size - 1 have no path
-  double* best;           // (size, budgets + 1), filled whole
+  double* best;           // (size, budgets + 1), every entry is written
 };
 
-// What a step costs: its term of the bound with the small or the large variance, or the squared
-// error times the distance. _EDGES in elbo.py holds the same numbers.
+// The cost of a step: its term of the bound with the small or the large variance, or the squared
+// error times the time it covers. _EDGES in elbo.py holds the same numbers.
 enum class StepCost : int { small = 0, large = 1, mse = 2 };
 
 struct SeparablePathOperands {
@@ -42,8 +42,8 @@ struct SeparablePathOperands {
   const double* decoder;    // (size,) cost(t, 0); [0] is not read
   double dims;
   int64_t size, budgets;
-  double* best;     // (size, budgets + 1), filled whole
-  int32_t* origin;  // the same: the s of each minimum, -1 without one
+  double* best;     // (size, budgets + 1), every entry is written
+  int32_t* origin;  // (size, budgets + 1): the s of each minimum, -1 without one
 };
 
 // x - 1 + exp(-x) for x >= 0.
@@ -54,18 +54,18 @@ inline double excess(double x) {
   return series * x;
 }
 
-// The cost of a step from time t to s >= 1, never formed as a difference of large terms.
+// The cost of a step from time t to s >= 1, computed without a difference of large terms.
 inline double step_cost(const SeparablePathOperands& o, int64_t t, int64_t s) {
   if (o.cost == StepCost::mse) return (o.time[t] - o.time[s]) * o.error[t];
-  // alpha_bar_s - alpha_bar_t, from whichever of the two forms holds more digits.
+  // alpha_bar_s - alpha_bar_t, from the one of its two forms that keeps more digits.
   const double drop = o.noise[t] < 0.5 ? o.noise[t] - o.noise[s] : o.alpha_bar[s] - o.alpha_bar[t];
   if (o.cost == StepCost::small) return 0.5 * drop / (o.noise[s] * o.noise[t]) * o.error[t];
   const double log_ratio = std::log1p((o.noise[t] - o.noise[s]) / o.noise[s]);
   return 0.5 * o.dims * excess(log_ratio) + 0.5 * drop / (o.noise[t] * o.noise[t]) * o.error[t];
 }
 
-// Every budget of a separable table in O(budgets size log size) time, without the table. Slopes
-// fall with s for every cost (for "large" the line is turned around: x = -Q).
+// Finds the paths of every budget in O(budgets size log size) time, without the table. Slopes must
+// fall with s, so for "large" the lines are mirrored: x = -Q.
 inline void separable_paths(const SeparablePathOperands& o) {
   const int64_t width = o.budgets + 1;
   std::fill(o.best, o.best + o.size * width, infinite_cost);

@@ -89,7 +89,7 @@ def check_bool(function: str, name: str, value: object) -> bool:
     """Return the value if it is True or False; others are refused, since "false" counts as true."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{function}: {name} must be True or False, got {value!r}")
-    return bool(value)
+    return bool(value)  # pyright: ignore[reportUnknownArgumentType]  # np.bool_ is generic
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

@@ -2,6 +2,8 @@
 
 In a program of one process every function returns its argument or does nothing.
 """
+# torch.distributed has untyped parameters.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from fastsample._support.files import TensorFormat
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
-def _first(entry: Any) -> tuple[dict[str, Any], Any]:
-    """Version 1, whose checksum left out the version."""
+def _read_version_1(entry: Any) -> tuple[dict[str, Any], Any]:
+    """The fields of a version 1 file and the part of them that its checksum covers."""
     return {**entry, "format": _FORMAT.name}, entry["metadata"]
 
 
@@ -26,7 +26,7 @@ _FORMAT = TensorFormat(
     "path must be a file of save_checkpoint",
     framework="pt",
     version_1_key="fastsample-checkpoint",
-    read_version_1=_first,
+    read_version_1=_read_version_1,
 )
 
 
@@ -39,16 +39,16 @@ def save_checkpoint(
 ) -> None:
     """Write weights and metadata to a safetensors file that `load_checkpoint` reads.
 
-    Equal weights and metadata make equal bytes. The file appears complete or not at all.
+    Equal weights and metadata give files of equal bytes. The write is atomic.
 
     Args:
         path: the file to make or replace.
         model: a module, or a state dict.
-        metadata: whatever JSON can hold.
-        dtype: floating dtype of the weights in the file; integer tensors keep theirs.
+        metadata: values that JSON can hold.
+        dtype: dtype of floating tensors in the file; other tensors keep theirs.
 
     Raises:
-        TypeError: the metadata do not fit into JSON.
+        TypeError: metadata that JSON cannot hold.
     """
     state = model.state_dict() if isinstance(model, nn.Module) else model
     try:
@@ -62,27 +62,27 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of `save_checkpoint`: weights on the CPU in float32, and the metadata.
+    """Read a file of `save_checkpoint`.
 
-    Nothing in the file is executed. Every byte of weights and metadata is covered by the checksum.
+    Nothing in the file is executed. A checksum covers all weights and metadata.
 
     Args:
-        path: a file.
+        path: the file.
 
     Returns:
-        The state dict, floating tensors as float32, and the metadata as written.
+        The state dict on the CPU, floating tensors in float32, and the metadata.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or damaged, or was written by something else.
+        ValueError: the file is truncated or damaged, or `save_checkpoint` did not write it.
     """
     fields, tensors = _FORMAT.load(path)
     with _FORMAT.reading(path):
         metadata = fields["metadata"]
-    # Taken out one by one: the file's dtype and float32 are not both held of all.
+    # Tensors are popped one by one, so that memory never holds all of them in both dtypes.
     return {k: _cast(tensors.pop(k), torch.float32) for k in list(tensors)}, metadata
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in another floating dtype; integers and booleans as they are."""
+    """The tensor in another floating dtype; integers and booleans are not changed."""
     return value.to(dtype) if value.is_floating_point() else value

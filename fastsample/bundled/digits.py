@@ -1,4 +1,4 @@
-"""The bundled digits model: a small U-Net for 8 x 8 images, and the function that loads it."""
+"""The bundled digits model, a small U-Net for 8 x 8 images, and the function that loads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsample.bundled.checkpoint import load_checkpoint
 __all__ = ["DigitsUNet", "load_digits_model"]
 
 _BUNDLED = Path(__file__).parent / "digits.safetensors"
-# What every digits checkpoint must say about itself; other values mean another network.
+# Metadata that every digits checkpoint has; other values mean another network.
 _EXPECTED = {"model": "DigitsUNet", "prediction": "epsilon", "variance": "learned_range"}
 
 
@@ -30,19 +30,19 @@ class DigitsUNet(nn.Module):
     [-1, 1] as in their code); it is neither squashed nor clamped.
 
     Fourier features of the pixels are appended to the input, as in Kingma et al. 2021,
-    "Variational Diffusion Models" (arXiv:2107.00630, App. C): digits have 17 grey levels, 1/8
-    apart, and at low noise the network has to tell how far a pixel is from the nearest one. After
-    400 training steps the features saved 1.1 bits per dimension.
+    "Variational Diffusion Models" (arXiv:2107.00630, App. C). Digits have 17 grey levels, 1/8
+    apart, and at low noise the network must resolve how far a pixel is from the nearest level.
+    After 400 training steps the features saved 1.1 bits per dimension.
 
     Args:
         channels: width at 8 x 8, a multiple of 8; the width at 4 x 4 is twice that.
         embedding: width of the time and class embedding, even.
-        num_classes: number of labels; the label `num_classes` is the null class.
+        num_classes: number of labels. The label `num_classes` is the null class, "no label".
         dropout: dropout rate in the residual blocks while training, in [0, 1).
         frequencies: integers n of the features sin(2^n pi x) and cos(2^n pi x).
 
     Raises:
-        ValueError: a width that the normalisation or the embedding cannot divide.
+        ValueError: `channels` is no multiple of 8, or `embedding` is odd.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class DigitsUNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
-        """Noise and raw variance for images at network index `t`.
+        """Noise and raw variance for images at timestep `t`.
 
         Args:
             x: noisy images `(B, 1, 8, 8)`, in the dtype of the weights.
-            t: network index = project time - 1, in steps; `(B,)` or one value for all; integer
-                or real, never rounded.
+            t: timestep, `(B,)` or one value for all: the 0-based index of the step, which is the
+                package's time minus 1. Integer or real; it is not rounded.
             y: labels `(B,)` or one label for all, int64 in 0..num_classes, where `num_classes`
-                is the null class; None means the null class for all.
+                is the null class; None is the null class for all.
 
         Returns:
             `(B, 2, 8, 8)`: channel 0 the noise, channel 1 the raw `v`.
@@ -119,7 +119,7 @@ class DigitsUNet(nn.Module):
             if y.is_floating_point() or y.is_complex():
                 raise TypeError(f"DigitsUNet: y must be integer labels, got {y.dtype}")
 
-        # Angles in float32 whatever the weights: bfloat16 cannot hold the indices above 256.
+        # Angles in float32 whatever the weights: bfloat16 cannot hold all timesteps above 256.
         emb = _sinusoid(t.float(), self.label.embedding_dim).to(x.dtype)
         emb = functional.silu(self.time(emb) + self.label(y.long()))
 
@@ -138,20 +138,20 @@ class DigitsUNet(nn.Module):
 
 
 def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUNet, dict[str, Any]]:
-    """The trained digits model, in eval mode on the CPU in float32, and what it was trained for.
+    """The trained digits model and its metadata.
 
-    Offline and without scikit-learn. The metadata holds `model`, `config`, `shape`, `data_range`,
-    `clip`, `prediction`, `variance`, `schedule` (a `NoiseSchedule.to_dict()`), `num_classes`,
-    `null_class`, `bin_width` and `training`.
+    Needs neither a network connection nor scikit-learn. The metadata holds `model`, `config`,
+    `shape`, `data_range`, `clip`, `prediction`, `variance`, `schedule` (a
+    `NoiseSchedule.to_dict()`), `num_classes`, `null_class`, `bin_width` and `training`.
 
     Args:
         path: a checkpoint written by `examples/train_digits.py`; None is the bundled one.
 
     Returns:
-        The model and its metadata.
+        The model, in evaluation mode on the CPU in float32, and its metadata.
 
     Raises:
-        ValueError: the file is damaged, foreign, or holds another model.
+        ValueError: the file is damaged, is no checkpoint, or holds another model.
     """
     state, metadata = load_checkpoint(_BUNDLED if path is None else path)
     for key, value in _EXPECTED.items():
@@ -159,14 +159,16 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
             raise ValueError(
                 f"load_digits_model: metadata[{key!r}] must be {value!r}, got {metadata.get(key)!r}"
             )
-    for key, kind in (("config", dict), ("schedule", dict), ("shape", list), ("data_range", list)):
-        if not isinstance(metadata.get(key), kind):
+    types = {"config": dict, "schedule": dict, "shape": list, "data_range": list}
+    for key, expected in types.items():
+        if not isinstance(metadata.get(key), expected):
             raise ValueError(
-                f"load_digits_model: metadata[{key!r}] must be a {kind.__name__}, "
+                f"load_digits_model: metadata[{key!r}] must be a {expected.__name__}, "
                 f"got {metadata.get(key)!r}"
             )
     try:
-        with torch.device("meta"):  # the config may ask for any size: shapes before memory
+        # A damaged config may ask for any size: shapes are compared before memory is taken.
+        with torch.device("meta"):
             DigitsUNet(**metadata["config"]).load_state_dict(state, assign=True)
         model = DigitsUNet(**metadata["config"])
         model.load_state_dict(state)
@@ -188,7 +190,7 @@ class _ResidualBlock(nn.Module):
         self.film = nn.Linear(embedding, 2 * outputs)
         self.norm2 = nn.GroupNorm(8, outputs)
         self.dropout = nn.Dropout(dropout)
-        # Zero at the start: every block begins as the identity, which trains faster.
+        # Zero at the start: every block is the identity then, which trains faster.
         self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
@@ -200,7 +202,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over the pixels with a residual connection; heads of 24 or fewer channels."""
+    """Self-attention over the pixels with a residual connection."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -234,7 +236,7 @@ def _sinusoid(t: Tensor, width: int) -> Tensor:
 
 
 def _per_sample(name: str, value: Tensor, batch: int) -> Tensor:
-    """The value as `(batch,)`, a 0-d tensor repeated."""
+    """The value as `(batch,)`; a scalar is repeated."""
     if value.ndim == 0:
         return value.expand(batch)
     if value.shape != (batch,):

@@ -1,4 +1,4 @@
-"""From what people have, a name, a file or a bare callable, to a `Denoiser`."""
+"""Loads a `Denoiser` by the name of a bundled model or from a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,30 +26,34 @@ _DIGITS_PLANS = Path(__file__).parent / "digits-plans.json"
 
 
 def load(name: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Denoiser:
-    """A trained model that comes with the package, or one of its checkpoints from a file.
+    """Load a bundled model, or a model file of this package.
+
+    "digits" is a model of 8 x 8 handwritten digits, with samples `(1, 8, 8)` in [-1, 1], a
+    learned-range variance, and optional labels 0..9 as ``cond={"y": ...}``. It comes with its
+    profile and tuned plans. A model file has the plans that its model was trained for, if any.
 
     Args:
-        name: "digits" (8 x 8 handwritten digits in [-1, 1], learned-range variance, optional
-            labels as ``cond={"y": ...}``, with its profile and tuned plans), or the path of a file
-            written by ``fastsample train`` or `examples/train_digits.py`.
-        device: where to run; None is the CPU.
+        name: "digits", or the path of a file written by ``fastsample train`` or
+            `examples/train_digits.py`.
+        device: device to run on; None is the CPU.
 
     Raises:
-        FileNotFoundError: neither a bundled model nor a file.
-        ValueError: a damaged or foreign file.
+        TypeError: `name` is no string or path.
+        FileNotFoundError: `name` is neither a bundled model nor a file.
+        ValueError: the file is damaged or is no model file, or the device is not available.
     """
-    if not isinstance(name, (str, os.PathLike)):
+    if not isinstance(name, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"load: name must be a string or a path, got {name!r}")
     if name != "digits" and not os.path.isfile(name):
         raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
-    place = make_device("load", device) or torch.device("cpu")
+    target = make_device("load", device) or torch.device("cpu")
     if name != "digits" and load_checkpoint(name)[1].get("model") == "SwirlNet":
         swirl, metadata = load_swirl_model(name)
         schedule = NoiseSchedule.from_dict(metadata["schedule"])
-        found = Denoiser(swirl, schedule, metadata["shape"], time="log_snr", device=place)
-        return found.with_plans(_plans_from(metadata))
+        denoiser = Denoiser(swirl, schedule, metadata["shape"], time="log_snr", device=target)
+        return denoiser.with_plans(_plans_from(metadata))
     model, metadata = load_digits_model(None if name == "digits" else name)
-    found = Denoiser(
+    denoiser = Denoiser(
         model,
         NoiseSchedule.from_dict(metadata["schedule"]),
         metadata["shape"],
@@ -57,17 +61,19 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         variance=metadata["variance"],
         clip=_clip_from(metadata["clip"]),
         uncond={"y": metadata["null_class"]},
-        device=place,
+        device=target,
     )
     if name != "digits":
-        return found.with_plans(_plans_from(metadata))
-    return found.with_profile(Profile.load(_DIGITS_PROFILE)).with_plans(load_plans(_DIGITS_PLANS))
+        return denoiser.with_plans(_plans_from(metadata))
+    denoiser = denoiser.with_profile(Profile.load(_DIGITS_PROFILE))
+    return denoiser.with_plans(load_plans(_DIGITS_PLANS))
 
 
 def _plans_from(metadata: Mapping[str, Any]) -> list[Plan]:
-    """Of a model that was trained for them."""
+    """The plans that a model was trained for."""
     return [Plan.from_json(json.dumps(entry)) for entry in metadata.get("plans", ())]
 
 
 def _clip_from(value: Any) -> Clip:
-    return tuple(value) if isinstance(value, list) else value
+    """The clip range, which JSON stores as a list if it is a pair."""
+    return cast("Clip", tuple(cast("list[float]", value)) if isinstance(value, list) else value)

@@ -1,10 +1,10 @@
-"""What the bundled models are trained with: for the examples and the command line."""
+"""Data, losses and settings to train the bundled models with, for examples and command line."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,64 +21,79 @@ from fastsample.denoiser.denoiser import Denoiser
 from fastsample.training.fidelity.loss import FidelityLoss
 from fastsample.training.losses.diffusion import DiffusionLoss
 from fastsample.training.losses.vdm import VDMLoss
+from fastsample.training.trainer.fidelity_term import FidelityTerm
 from fastsample.training.trainer.objective import Loss
+from fastsample.training.trainer.optimizer import Optimizer
 from fastsample.training.trainer.trainer import Trainer
 
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A model with its data, its loss and settings that work.
+    """A model with data, a loss and settings that are known to train it well.
 
     Attributes:
-        denoiser: the model, as far as it is trained.
-        data: `(N, *shape)` on the CPU.
+        denoiser: the model to train, or to train further.
+        data: training data `(N, *shape)` on the CPU.
         loss: the diffusion loss.
-        iterations: that do, from here on.
-        options: for `Trainer`.
-        fidelity: for `FidelityLoss`, besides the steps.
+        iterations: number of iterations to train it for.
+        optimizer: settings of the optimiser.
+        options: further arguments of `Trainer`.
+        fidelity: arguments of `FidelityLoss`, besides the steps.
+        fidelity_lr: learning rate of the fidelity term's own optimiser, as in `FidelityTerm`.
         cond: keyword arguments of the network, one entry per sample of the data.
-        falls: whether the learning rate is to fall to 0 over the iterations.
+        decays: whether the learning rate falls to 0 over the iterations.
     """
 
     denoiser: Denoiser
     data: Tensor
     loss: Loss
     iterations: int
+    optimizer: Optimizer
     options: dict[str, Any]
-    fidelity: dict[str, Any] = field(default_factory=dict)
+    fidelity: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+    fidelity_lr: float | None = None
     cond: dict[str, Any] | None = None
-    falls: bool = False
+    decays: bool = False
 
     def trainer(
-        self, fidelity: FidelityLoss | None, *, iterations: int | None = None, **options: Any
+        self,
+        fidelity: FidelityLoss | FidelityTerm | None,
+        *,
+        iterations: int | None = None,
+        optimizer: Optimizer | None = None,
+        **options: Any,
     ) -> Trainer:
-        """The trainer of this recipe; ``run(iterations)`` it.
+        """A trainer with this recipe's settings.
 
         Args:
-            fidelity: the term, or None.
-            iterations: that are planned; None is the recipe's own number.
-            **options: of `Trainer`, instead of the recipe's.
+            fidelity: the fidelity loss, used at the recipe's learning rate; or a term with its own
+                settings; or None.
+            iterations: number of iterations that it is going to `run`, over which the learning
+                rate falls; None is the recipe's.
+            optimizer: settings of the optimiser; None is the recipe's.
+            **options: arguments of `Trainer`, instead of the recipe's.
         """
-        chosen = {**self.options, **options}
-        if fidelity is None:
-            chosen.pop("fidelity_lr", None)
-        if self.falls:
-            chosen.setdefault("decay", max(iterations or self.iterations, 1))
+        if isinstance(fidelity, FidelityLoss):
+            fidelity = FidelityTerm(fidelity, lr=self.fidelity_lr)
+        optimizer = self.optimizer if optimizer is None else optimizer
+        if self.decays and optimizer.decay is None:
+            optimizer = replace(optimizer, decay=max(iterations or self.iterations, 1))
         return Trainer(
             self.denoiser,
             self.data,
             loss=self.loss,
             fidelity=fidelity,
+            optimizer=optimizer,
             cond=self.cond,
-            **chosen,
+            **{**self.options, **options},
         )
 
     def save(self, path: str | os.PathLike[str], denoiser: Denoiser) -> None:
-        """Write trained weights so that `fastsample.load` finds model, schedule and plans.
+        """Write a trained model to a file that `fastsample.load` opens, with schedule and plans.
 
         Args:
             path: a file ending in ``.safetensors``.
-            denoiser: with this recipe's kind of network, `Trainer.averaged` say.
+            denoiser: a model with this recipe's network, such as `Trainer.averaged`.
         """
         network: Any = denoiser.model
         metadata = {
@@ -108,13 +123,13 @@ def recipe_of(
     """The recipe for a model.
 
     Args:
-        model: "swirl", a network to be trained from nothing; "digits", the bundled model; or a
-            file of `Recipe.save` or `examples/train_digits.py`, to be trained further.
-        seed: of the weights of a new network.
-        device: where to train; None is the CPU.
+        model: "swirl", a new network; "digits", the bundled model, to be trained further; or a file
+            of `Recipe.save` or `examples/train_digits.py`, to be trained further.
+        seed: seed of the initial weights of a new network.
+        device: device to train on; None is the CPU.
 
     Raises:
-        FileNotFoundError: neither a name nor a file.
+        FileNotFoundError: `model` is neither of these names nor a file.
     """
     if model == "swirl":
         return _new_swirl(seed, device)
@@ -127,38 +142,60 @@ def recipe_of(
 
 
 def _new_swirl(seed: int, device: torch.device | str | None) -> Recipe:
-    """Variational diffusion from nothing, with the settings of its published example."""
+    """A new swirl model, with the settings that its authors published (arXiv:2107.00630)."""
     data = swirl_data()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    # torch leaves arguments of fork_rng and manual_seed without types.
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         network = SwirlNet()
     loss = VDMLoss(levels=data.levels)
     denoiser = Denoiser(network, loss.schedule(), (2,), time="log_snr", device=device)
-    options = {"batch_size": len(data.x0), "lr": 3e-3, "weight_decay": 1e-4, "clip": None}
-    return Recipe(denoiser, data.x0, loss.to(denoiser.device), 3000, options)
+    return Recipe(
+        denoiser,
+        data.x0,
+        loss.to(denoiser.device),
+        iterations=3000,
+        optimizer=Optimizer(lr=3e-3, weight_decay=1e-4, clip=None),
+        options={"batch_size": len(data.x0)},
+    )
 
 
 def _swirl(denoiser: Denoiser) -> Recipe:
     data = swirl_data()
     loss = VDMLoss.of(denoiser, levels=data.levels).to(denoiser.device)
-    options = {"batch_size": len(data.x0), "lr": 3e-4, "weight_decay": 1e-4, "clip": None}
-    options |= {"fidelity_lr": 7e-5}
-    fidelity = {"gradient": "jacobian_free", "subset": 256}
-    return Recipe(denoiser, data.x0, loss, 300, options, fidelity)
+    return Recipe(
+        denoiser,
+        data.x0,
+        loss,
+        iterations=300,
+        optimizer=Optimizer(lr=3e-4, weight_decay=1e-4, clip=None),
+        options={"batch_size": len(data.x0)},
+        fidelity={"gradient": "jacobian_free", "subset": 256},
+        fidelity_lr=7e-5,
+    )
 
 
 def _digits(denoiser: Denoiser) -> Recipe:
     x, y, *_ = digits_data()
     loss = DiffusionLoss.of(denoiser, kind="hybrid", bin_width=DIGITS_BIN_WIDTH)
-    options = {"batch_size": 256, "lr": 2e-4, "cond_dropout": 0.2, "fidelity_lr": 3e-4}
-    options |= {"warmup": 20}  # Adam begins with full steps in noise's direction
-    # As many chains as the batch has: with half of them the distance's noise hid the gain.
-    fidelity = {"features": _digit_features}
-    return Recipe(denoiser, x, loss, 300, options, fidelity, {"y": y}, falls=True)
+    return Recipe(
+        denoiser,
+        x,
+        loss,
+        iterations=300,
+        # Adam's first steps have full length in a direction that is mostly noise: hence warm-up.
+        optimizer=Optimizer(lr=2e-4, warmup=20),
+        options={"batch_size": 256, "cond_dropout": 0.2},
+        # As many chains as the batch has: with half as many, the distance was too noisy to gain.
+        fidelity={"features": _digit_features},
+        fidelity_lr=3e-4,
+        cond={"y": y},
+        decays=True,
+    )
 
 
 def _digit_features(x: Tensor, y: Tensor) -> Tensor:
-    """Pixels and label: the distance is that of images together with what they were asked to be."""
-    # Two labels are then about as far apart as two digits are.
-    asked = 4.0 * one_hot(y, 11).to(x)
-    return torch.cat([x.flatten(1), asked], dim=1)
+    """Pixels and label `(B, 75)`, so that the distance compares images together with labels."""
+    # With the factor 4, two labels are about as far apart as two digits.
+    labels = 4.0 * one_hot(y, 11).to(x)
+    return torch.cat([x.flatten(1), labels], dim=1)

@@ -16,23 +16,24 @@ __all__ = ["SwirlNet", "load_swirl_model"]
 
 _GAMMA_MIN, _GAMMA_MAX = -13.3, 5.0
 _OCTAVES = 8
-# Standard deviation of a unit normal cut off at two deviations.
-_TRUNCATED = 0.87962566103423978
+# Standard deviation of a standard normal variable truncated to [-2, 2].
+_TRUNCATED_STD = 0.87962566103423978
 
 
 class SwirlNet(nn.Module):
-    """Predicts the noise in points of the plane, told the log SNR.
+    """Predicts the noise in points of the plane at a log-SNR.
 
     The network of the two-dimensional example that was published with Kingma et al. 2021,
-    "Variational Diffusion Models" (arXiv:2107.00630): the point and
-    ``2 (gamma + 13.3) / 18.3 - 1``, gamma the negative log SNR, then sine and cosine of 2^k 2 pi
-    times each (k = 0 ... 7), through two hidden layers with SiLU. Weights start as Flax starts
-    them: normal, cut off at two deviations, of variance 1 / fan-in; biases at zero.
+    "Variational Diffusion Models" (arXiv:2107.00630). Its inputs are the point and
+    ``2 (gamma + 13.3) / 18.3 - 1``, where gamma is the negative log-SNR, and the sines and cosines
+    of 2^k 2 pi times each of these (k = 0..7). Two hidden layers with SiLU follow. As in Flax, the
+    initial weights are normal, truncated at two standard deviations, of variance 1 / fan-in;
+    biases are 0.
 
-    Wants a `Denoiser` with ``shape=(2,)`` and ``time="log_snr"``.
+    Its `Denoiser` has ``shape=(2,)`` and ``time="log_snr"``.
 
     Args:
-        width: of both hidden layers, at least 1; 512 makes 290,306 parameters.
+        width: width of both hidden layers, at least 1; 512 gives 290,306 parameters.
     """
 
     frequencies: Tensor
@@ -46,30 +47,34 @@ class SwirlNet(nn.Module):
         self.dense3 = nn.Linear(width, 2)
         self.register_buffer("frequencies", 2.0 ** torch.arange(_OCTAVES), persistent=False)
         for layer in (self.dense1, self.dense2, self.dense3):
-            std = 1.0 / math.sqrt(layer.in_features) / _TRUNCATED
+            std = 1.0 / math.sqrt(layer.in_features) / _TRUNCATED_STD
             nn.init.trunc_normal_(layer.weight, std=std, a=-2.0 * std, b=2.0 * std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """The noise `(B, 2)` in points z `(B, 2)` at log SNRs `(B,)`."""
+        """The noise `(B, 2)` in points z `(B, 2)` at log-SNRs `(B,)`."""
         scale = 2.0 / (_GAMMA_MAX - _GAMMA_MIN)
-        place = (-log_snr.to(z.dtype) - _GAMMA_MIN) * scale - 1.0
-        h = torch.cat([z, place.unsqueeze(1)], dim=1)
+        level = (-log_snr.to(z.dtype) - _GAMMA_MIN) * scale - 1.0
+        h = torch.cat([z, level.unsqueeze(1)], dim=1)
         turns = (h.unsqueeze(2) * self.frequencies).flatten(1)
-        # Whole turns off, which is exact: of 128 * 2 pi h float32 keeps 4 digits of the phase.
+        # Whole turns are subtracted, which is exact. Without that, float32 would keep only 4 digits
+        # of the phase of 128 * 2 pi h.
         phase = (turns - turns.round()) * (2.0 * math.pi)
         h = torch.cat([h, phase.sin(), phase.cos()], dim=1)
         return self.dense3(silu(self.dense2(silu(self.dense1(h)))))
 
 
 def load_swirl_model(path: str | PathLike[str]) -> tuple[SwirlNet, dict[str, Any]]:
-    """A trained network in eval mode on the CPU, and the metadata of its file.
+    """A trained network and its metadata.
 
     Args:
-        path: a checkpoint that training the swirl wrote.
+        path: a model file that ``fastsample train`` wrote for the swirl.
+
+    Returns:
+        The network, in evaluation mode on the CPU, and its metadata.
 
     Raises:
-        ValueError: the file is damaged, foreign, or holds another model.
+        ValueError: the file is damaged, is no checkpoint, or holds another model.
     """
     state, metadata = load_checkpoint(path)
     if metadata.get("model") != "SwirlNet":
@@ -77,7 +82,8 @@ def load_swirl_model(path: str | PathLike[str]) -> tuple[SwirlNet, dict[str, Any
             f"load_swirl_model: metadata['model'] must be 'SwirlNet', got {metadata.get('model')!r}"
         )
     try:
-        with torch.device("meta"):  # the config may ask for any size: shapes before memory
+        # A damaged config may ask for any size: shapes are compared before memory is taken.
+        with torch.device("meta"):
             SwirlNet(**metadata["config"]).load_state_dict(state, assign=True)
         network = SwirlNet(**metadata["config"])
         network.load_state_dict(state)

@@ -10,7 +10,14 @@ from fastsample.cli.parser import make_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for a wrong argument, as argparse)."""
+    """Run one command.
+
+    Args:
+        arguments: the arguments; None takes those of the process.
+
+    Returns:
+        The exit status: 0, 2 for a wrong argument (as argparse), 1 for another error.
+    """
     options = make_parser().parse_args(arguments)
     module, function = options.run
     try:

@@ -1,4 +1,4 @@
-"""The command line's options, read without importing torch: help comes at once."""
+"""The options of the command line, parsed without importing torch so that help is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ MODEL_FILE = "model.safetensors"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; ``options.run`` names the module of `fastsample.cli` and its function to call."""
+    """The parser.
+
+    The parsed options have an attribute `run`: (module of `fastsample.cli`, function). The function
+    runs the command with these options.
+    """
     parser = argparse.ArgumentParser(
         prog="fastsample", description="Few-step sampling of trained diffusion models."
     )
@@ -33,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Prints the version, which is looked up when it is asked for."""
+    """Prints the version, which takes time to look up and is looked up only here."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(f"fastsample {fastsample.__version__}")
@@ -42,12 +46,12 @@ class _Version(argparse.Action):
 
 def _add_sampling(add: Callable[..., argparse.ArgumentParser]) -> None:
     demo = add("demo", help="draw handwritten digits in 10 network calls")
-    _add_drawing(demo, out="fastsample-demo.png")
+    _add_sampling_options(demo, out="fastsample-demo.png")
     demo.set_defaults(run=("sampling", "demo"))
 
     sample = add("sample", help="draw samples and save them")
     sample.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
-    _add_drawing(sample, out="samples.png")
+    _add_sampling_options(sample, out="samples.png")
     sample.add_argument("--num", type=int, default=16, help="number of samples (default 16)")
     sample.add_argument("--method", choices=method_names(), default="auto")
     sample.add_argument("--grid", choices=grid_names(), default="auto")
@@ -58,7 +62,7 @@ def _add_sampling(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=_knob,
         default=[],
         metavar="NAME=VALUE",
-        help="a knob of the method, as order=3 or approximation=var; may be repeated",
+        help="an option of the method, such as order=3 or approximation=var; may be repeated",
     )
     sample.add_argument("--index", type=int, default=0, help="global index of the first sample")
     sample.add_argument(
@@ -68,63 +72,75 @@ def _add_sampling(add: Callable[..., argparse.ArgumentParser]) -> None:
     sample.set_defaults(run=("sampling", "sample"))
 
 
-def _add_drawing(parser: argparse.ArgumentParser, out: str) -> None:
+def _add_sampling_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """The options that `demo` and `sample` share."""
     parser.add_argument("--steps", type=int, default=10, help="network calls (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="64-bit seed (default 0)")
-    parser.add_argument("--device", help="where to run (default: the CPU)")
+    parser.add_argument("--device", help="device to run on (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path(out), help=f"file to write ({out})")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _add_planning(add: Callable[..., argparse.ArgumentParser]) -> None:
     profile = add("profile", help="measure what a model gets wrong at every time")
-    _add_measuring(profile)
+    _add_measuring_options(profile)
     profile.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="to write, or to go on with"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="profile to write; one that was interrupted is continued",
     )
-    _option(profile, "--times N", int, None, "even times, 1 and T among them (default: all)")
-    _option(profile, "--trajectories M", int, 64, "DDIM trajectories besides (default 64)")
-    _option(profile, "--nodes n", int, 16, "of a learned variance (default 16)")
+    _option(profile, "--times N", int, None, "number of even times, with 1 and T (default: all)")
+    _option(profile, "--trajectories M", int, 64, "number of DDIM trajectories (default 64)")
+    _option(profile, "--nodes n", int, 16, "quadrature nodes of a learned variance (default 16)")
     profile.set_defaults(run=("planning", "profile"))
 
     plan = add("plan", help="find the cheapest steps for a profile")
     plan.add_argument("profile", help='a file of "fastsample profile", or "digits"')
-    budgets = {"type": int, "nargs": "+", "default": [5, 10, 20], "metavar": "K"}
-    plan.add_argument("--steps", help="numbers of network calls (default 5 10 20)", **budgets)
+    plan.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[5, 10, 20],
+        metavar="K",
+        help="numbers of network calls (default 5 10 20)",
+    )
     plan.add_argument(
         "--objective",
         choices=["trajectory", "elbo", "mse"],
-        help="what is to be small (default: trajectory if it was measured, else mse)",
+        help="cost to minimise (default: trajectory if it was measured, else mse)",
     )
     variances = "small, large, learned_range, analytic (default: the model's)"
     _option(plan, "--variance NAME", str, None, variances)
     decoders = "optimal (default), forward, posterior or respaced"
     _option(plan, "--decoder NAME", str, "optimal", decoders)
-    plan.add_argument("--at-most", action="store_true", help="fewer steps where that costs less")
-    _option(plan, "--out FILE", Path, None, "JSON file for the grids")
-    _option(plan, "--picture FILE", Path, None, "picture of the costs and the grids")
+    plan.add_argument("--at-most", action="store_true", help="fewer steps if they cost less")
+    _option(plan, "--out FILE", Path, None, "JSON file to write the grids to")
+    _option(plan, "--picture FILE", Path, None, "figure of the costs and the grids to write")
     plan.set_defaults(run=("planning", "plan"))
 
     bpd = add("bpd", help="bound on the bits per dimension of data")
-    _add_measuring(bpd)
+    _add_measuring_options(bpd)
     _option(bpd, "--steps K", _steps, None, 'number of steps, or "all" (default)')
-    _option(bpd, "--grid NAME", str, "uniform", "as for sample (default uniform)")
+    _option(bpd, "--grid NAME", str, "uniform", "times, as for sample (default uniform)")
     _option(bpd, "--variance NAME", str, None, variances.replace(", analytic", ""))
     bpd.add_argument("--terms", action="store_true", help="print every step's term")
     bpd.set_defaults(run=("planning", "bpd"))
 
 
-def _add_measuring(parser: argparse.ArgumentParser) -> None:
+def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `profile` and `bpd` share."""
     parser.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
     parser.add_argument(
         "data", help='"digits" (trained on), "digits-test", or a .npy file (N, *shape) in [-1, 1]'
     )
     _option(parser, "--num N", int, None, "only the first samples (default: all)")
-    _option(parser, "--batch-size B", int, 256, "per network call (default 256)")
-    widths = "distance of the data's levels, or none (default 2/255; 1/8 for the digits)"
-    _option(parser, "--bin-width W", _width, argparse.SUPPRESS, widths)
-    _option(parser, "--seed S", int, 0, "of the noise (default 0)")
-    _option(parser, "--device D", str, None, "where to run (default: the CPU)")
+    _option(parser, "--batch-size B", int, 256, "samples per network call (default 256)")
+    bin_widths = "distance of the data's levels, or none (default 2/255; 1/8 for the digits)"
+    _option(parser, "--bin-width W", _bin_width, argparse.SUPPRESS, bin_widths)
+    _option(parser, "--seed S", int, 0, "seed of the noise (default 0)")
+    _option(parser, "--device D", str, None, "device to run on (default: cpu)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -135,22 +151,30 @@ def _add_tuning(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--steps", type=_numbers, required=True, metavar="K,K,...", help="numbers of network calls"
     )
     tune.add_argument(
-        "--out", type=Path, required=True, help="JSON of plans; lengths it has are not tuned again"
+        "--out",
+        type=Path,
+        required=True,
+        help="JSON file of plans; those that it holds are not tuned again",
     )
     tune.add_argument(
         "--picture",
         type=Path,
-        help="draw errors against calls, of the plans, all methods here and, where it is "
-        "installed, every scheduler of diffusers",
+        help="figure to write: errors of the plans, of all other methods and, if diffusers is "
+        "installed, of its schedulers",
     )
     tune.add_argument("--samples", type=int, default=1024, help="starting noises (default 1024)")
     tune.add_argument("--objective", choices=["endpoint", "robust"], default="endpoint")
-    tune.add_argument("--max-runs", type=int, default=60, help="candidate times (default 60)")
     tune.add_argument(
-        "--gradient-steps", type=int, default=0, help="of Adam on the rows at the end (default 0)"
+        "--max-runs", type=int, default=60, help="candidates for the times (default 60)"
     )
-    tune.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
-    tune.add_argument("--device", help="where to run (default: the CPU)")
+    tune.add_argument(
+        "--gradient-steps",
+        type=int,
+        default=0,
+        help="steps of Adam on the rows at the end (default 0)",
+    )
+    tune.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+    tune.add_argument("--device", help="device to run on (default: cpu)")
     tune.add_argument("--quiet", action="store_true", help="no progress bar")
     tune.set_defaults(run=("tuning", "tune"))
 
@@ -165,44 +189,63 @@ def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help=f"for checkpoints, the log and {MODEL_FILE}",
+        help=f"folder for checkpoints, the log and {MODEL_FILE}",
     )
-    train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
-    train.add_argument("--iterations", type=int, help="default: the recipe's own number")
-    train.add_argument("--batch-size", type=int, help="samples of an iteration")
-    train.add_argument("--lr", type=float, help="learning rate")
+    train.add_argument(
+        "--resume", action="store_true", help="go on from the folder's newest checkpoint"
+    )
+    train.add_argument(
+        "--iterations", type=int, help="total number of iterations (default: the recipe's)"
+    )
+    train.add_argument(
+        "--batch-size", type=int, help="samples per iteration (default: the recipe's)"
+    )
+    train.add_argument("--lr", type=float, help="learning rate (default: the recipe's)")
     train.add_argument("--ema", type=float, help="decay of the moving average (default 0.999)")
-    train.add_argument("--precision", choices=["bfloat16"], help="of the network, under autocast")
-    train.add_argument("--save-every", type=int, default=100, help="iterations (default 100)")
-    train.add_argument("--seed", type=int, default=0, help="of weights and draws (default 0)")
-    train.add_argument("--device", help="where to train (default: the CPU)")
+    train.add_argument(
+        "--precision", choices=["bfloat16"], help="precision of the network, by autocast"
+    )
+    train.add_argument(
+        "--save-every", type=int, default=100, help="iterations between checkpoints (default 100)"
+    )
+    train.add_argument(
+        "--seed", type=int, default=0, help="seed of weights and random numbers (default 0)"
+    )
+    train.add_argument("--device", help="device to train on (default: cpu)")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     term = train.add_argument_group("fidelity loss (with --steps)")
     term.add_argument(
         "--steps",
         type=_numbers,
         metavar="K,K,...",
-        help="network calls of the chain; of several one is drawn in every iteration",
+        help="network calls of the chain; one of several is drawn in every iteration",
     )
-    term.add_argument("--method", choices=method_names(), help="(default auto)")
-    term.add_argument("--grid", choices=grid_names(), help="(default auto)")
-    term.add_argument("--distance", choices=DISTANCES, help="(default energy)")
-    term.add_argument("--start", choices=STARTS, help="(default prior)")
-    term.add_argument("--gradient", choices=GRADIENTS, help="default: the recipe's own")
-    term.add_argument("--last-rows", type=int, help='of --gradient "last" (default 1)')
+    term.add_argument("--method", choices=method_names(), help="sampler (default auto)")
+    term.add_argument("--grid", choices=grid_names(), help="times (default auto)")
     term.add_argument(
-        "--checkpoint", action="store_const", const=True, help="save memory, run rows twice"
+        "--distance", choices=DISTANCES, help="distance between samples and data (default energy)"
+    )
+    term.add_argument("--start", choices=STARTS, help="where chains start (default prior)")
+    term.add_argument(
+        "--gradient", choices=GRADIENTS, help="path of the gradient (default: the recipe's)"
+    )
+    term.add_argument("--last-rows", type=int, help='rows of --gradient "last" (default 1)')
+    term.add_argument(
+        "--checkpoint",
+        action="store_const",
+        const=True,
+        help="save memory: run the network again in the backward pass",
     )
     term.add_argument("--subset", type=int, help="samples of the batch that start chains")
-    term.add_argument("--fidelity-lr", type=float, help="learning rate of the term's optimiser")
+    term.add_argument("--fidelity-lr", type=float, help="learning rate of its own optimiser")
     train.set_defaults(run=("training", "train"))
 
 
-# ---- kinds of arguments
+# ---- types of arguments
 
 
 def _numbers(text: str) -> list[int]:
-    """Whole numbers, separated by commas."""
+    """Integers, separated by commas."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -210,7 +253,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _knob(text: str) -> tuple[str, object]:
-    """(name, value) of NAME=VALUE; a value that is no Python literal is a string."""
+    """(name, value) from NAME=VALUE; a value that is no Python literal is a string."""
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals and value):
         raise argparse.ArgumentTypeError(f"must look like order=3, got {text!r}")
@@ -222,13 +265,14 @@ def _knob(text: str) -> tuple[str, object]:
         return name, value
 
 
-def _option(parser: Any, flag: str, kind: Any, default: Any, text: str) -> None:
+def _option(parser: Any, flag: str, convert: Any, default: Any, text: str) -> None:
+    """Add an option; the flag is "--name METAVAR"."""
     name, metavar = flag.split()
-    parser.add_argument(name, metavar=metavar, type=kind, default=default, help=text)
+    parser.add_argument(name, metavar=metavar, type=convert, default=default, help=text)
 
 
-def _width(text: str) -> float | None:
-    """A number, a fraction, or none."""
+def _bin_width(text: str) -> float | None:
+    """A number or a fraction; None for the text "none"."""
     if text.lower() == "none":
         return None
     try:
@@ -238,6 +282,7 @@ def _width(text: str) -> float | None:
 
 
 def _steps(text: str) -> int | None:
+    """An integer; None for the text "all"."""
     try:
         return None if text == "all" else int(text)
     except ValueError:

@@ -1,12 +1,14 @@
-"""``fastsample demo``, ``sample`` and ``info``."""
+"""The commands ``fastsample demo``, ``sample`` and ``info``."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import fastsample as fs
 from fastsample.plots.images import save_grid
@@ -15,9 +17,9 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"}
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Draw a hundred digits."""
+    """Draw a hundred digits into an image; returns the exit status."""
     model = fs.load("digits", device=options.device)
-    labels = list(range(10)) * 10  # ten rows, each 0..9
+    labels = list(range(10)) * 10  # one column per digit
     seconds, calls, images = _timed(
         model, options, num_samples=len(labels), cond={"y": torch.tensor(labels)}
     )
@@ -27,7 +29,7 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def sample(options: argparse.Namespace) -> int:
-    """Draw samples and save them."""
+    """Draw samples and write them to a file; returns the exit status."""
     suffix = options.out.suffix.lower()
     if suffix not in _IMAGE_SUFFIXES | {".npy"}:
         known = sorted(_IMAGE_SUFFIXES | {".npy"})
@@ -61,27 +63,36 @@ def sample(options: argparse.Namespace) -> int:
     return 0
 
 
-def _timed(model: fs.Denoiser, options: argparse.Namespace, **arguments):
-    """(seconds, network calls, samples) of one run; some grids hold more or fewer times than K."""
+def _timed(
+    model: fs.Denoiser, options: argparse.Namespace, **arguments: Any
+) -> tuple[float, int, Tensor]:
+    """(seconds, network calls, samples) of one run.
+
+    The calls are counted, because some grids have more or fewer times than was asked for.
+    """
     rows: list[int] = []
-    began = time.perf_counter()
+
+    def count_row(step: fs.Step) -> None:
+        rows.append(step.row)
+
+    start = time.perf_counter()
     samples = fs.sample(
         model,
         options.steps,
         seed=options.seed,
         progress=not options.quiet,
-        callback=lambda step: rows.append(step.row),
+        callback=count_row,
         **arguments,
     )
     if samples.is_cuda:
         torch.cuda.synchronize(samples.device)
-    return time.perf_counter() - began, len(rows), samples
+    return time.perf_counter() - start, len(rows), samples
 
 
 def info(options: argparse.Namespace) -> int:
-    """Print how this copy was built and what it runs on."""
+    """Print how this package was built and what it runs on; returns the exit status."""
     del options
-    facts = fs.build_info()
+    facts: dict[str, Any] = {**fs.build_info()}
     facts["torch"] = torch.__version__
     facts["torch threads"] = torch.get_num_threads()
     count = torch.cuda.device_count()
@@ -89,6 +100,6 @@ def info(options: argparse.Namespace) -> int:
     facts["bundled models"] = "digits"
     width = max(map(len, facts))
     for name, value in facts.items():
-        text = ", ".join(value) if isinstance(value, list) else value
+        text = ", ".join(cast("list[str]", value)) if isinstance(value, list) else value
         print(f"{name:<{width}}  {text}")
     return 0

@@ -1,17 +1,19 @@
-"""``fastsample train``."""
+"""The command ``fastsample train``."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from typing import Any
 
-from fastsample.bundled.recipes import recipe_of
+from fastsample.bundled.recipes import Recipe, recipe_of
 from fastsample.cli.parser import MODEL_FILE
 from fastsample.distances.names import PAIRED
-from fastsample.training import FidelityLoss
+from fastsample.training import FidelityLoss, FidelityTerm
 
-_TERM = (
+# Arguments of `FidelityLoss` by the names of their options.
+_LOSS_OPTIONS = (
     "method",
     "grid",
     "distance",
@@ -24,12 +26,14 @@ _TERM = (
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a model and save it."""
+    """Train a model and save it; returns the exit status."""
     recipe = recipe_of(options.model, seed=options.seed, device=options.device)
-    given = {name: getattr(options, name) for name in ("batch_size", "lr", "ema", "fidelity_lr")}
+    if options.lr is not None:
+        recipe = replace(recipe, optimizer=replace(recipe.optimizer, lr=options.lr))
+    trainer_options = {name: getattr(options, name) for name in ("batch_size", "ema")}
     total = recipe.iterations if options.iterations is None else options.iterations
     trainer = recipe.trainer(
-        _fidelity(options, recipe.fidelity),
+        _fidelity_term(options, recipe),
         iterations=total,
         folder=options.out,
         resume=options.resume,
@@ -37,36 +41,41 @@ def train(options: argparse.Namespace) -> int:
         save_every=options.save_every,
         seed=options.seed,
         progress=not options.quiet,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in trainer_options.items() if value is not None},
     )
-    first, began = trainer.iteration, time.perf_counter()
+    first, start = trainer.iteration, time.perf_counter()
     averaged = trainer.run(total)
     path = options.out / MODEL_FILE
     recipe.save(path, averaged)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     print(
         f"{trainer.iteration} iterations ({seconds:.0f} s for {trainer.iteration - first}): {path}"
     )
     return 0
 
 
-def _fidelity(options: argparse.Namespace, own: dict[str, Any]) -> FidelityLoss | None:
-    given = {name: getattr(options, name) for name in (*_TERM, "fidelity_lr")}
-    given = {name: value for name, value in given.items() if value is not None}
+def _fidelity_term(options: argparse.Namespace, recipe: Recipe) -> FidelityTerm | None:
+    """The fidelity term of the options and the recipe; None without ``--steps``.
+
+    Raises:
+        ValueError: an option of the term without ``--steps``.
+    """
+    values = {name: getattr(options, name) for name in (*_LOSS_OPTIONS, "fidelity_lr")}
+    values = {name: value for name, value in values.items() if value is not None}
     if options.steps is None:
-        for name in given:
+        for name in values:
             flag = name.replace("_", "-")
             raise ValueError(f"train: --steps must be given with --{flag}, got none")
         return None
-    given.pop("fidelity_lr", None)
-    chosen = {**own, **given}
-    paired = options.distance in PAIRED
-    if options.subset is None and options.batch_size is not None and "subset" in chosen:
+    lr = values.pop("fidelity_lr", recipe.fidelity_lr)
+    arguments: dict[str, Any] = {**recipe.fidelity, **values}
+    is_paired = options.distance in PAIRED
+    if options.subset is None and options.batch_size is not None and "subset" in arguments:
         # Sets that start from x0 are compared with the rest of the batch.
-        apart = options.start not in (None, "prior") and not paired
-        most = options.batch_size // 2 if apart else options.batch_size
-        chosen["subset"] = max(min(chosen["subset"], most), 1)
-    if paired:
-        chosen.pop("features", None)  # x against its own x0
+        needs_rest = options.start not in (None, "prior") and not is_paired
+        largest = options.batch_size // 2 if needs_rest else options.batch_size
+        arguments["subset"] = max(min(arguments["subset"], largest), 1)
+    if is_paired:
+        arguments.pop("features", None)  # a paired distance compares pixels with pixels
     steps = options.steps[0] if len(options.steps) == 1 else tuple(options.steps)
-    return FidelityLoss(steps, seed=options.seed, **chosen)
+    return FidelityTerm(FidelityLoss(steps, seed=options.seed, **arguments), lr=lr)

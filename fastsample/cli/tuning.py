@@ -1,4 +1,4 @@
-"""``fastsample tune``."""
+"""The command ``fastsample tune``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from fastsample import plots
 from fastsample.evaluation.compare import compare
 from fastsample.plans.files import load_plans, save_plans
 
-_COMPARED = 128  # starting noises of the picture, at most
+_MAX_COMPARED = 128  # most starting noises in the comparison
 
 
 def tune(options: argparse.Namespace) -> int:
-    """Tune plans and save each when it is found."""
+    """Tune plans, and write the file after each of them; returns the exit status."""
     if options.out.suffix != ".json":
         raise ValueError(f"tune: out must end in .json, got {options.out}")
     plans = load_plans(options.out) if options.out.exists() else {}
     model = fs.load(options.model, device=options.device)
-    model.with_plans(plans)  # refuses those of another model's schedule
+    model.with_plans(plans)  # raises for plans of another schedule
     cond = model.uncond or {}
     for steps in options.steps:
         if steps in plans:
             print(f"{steps} steps: {options.out} has a plan already")
             continue
-        began = time.perf_counter()
+        start = time.perf_counter()
         plans[steps] = fs.tune(
             model,
             steps,
@@ -41,16 +41,16 @@ def tune(options: argparse.Namespace) -> int:
         )
         save_plans(options.out, plans.values())
         print(plans[steps].describe())
-        print(f"{steps} steps, {time.perf_counter() - began:.1f} s: {options.out.resolve()}\n")
+        print(f"{steps} steps, {time.perf_counter() - start:.1f} s: {options.out.resolve()}\n")
     if options.picture is not None:
         _draw(model, {steps: plans[steps] for steps in options.steps}, options)
     return 0
 
 
 def _draw(model: fs.Denoiser, plans: dict[int, fs.Plan], options: argparse.Namespace) -> None:
-    """The picture, and the errors in it that matter most as a table."""
-    count = min(options.samples, _COMPARED)
+    """Compare the plans with other samplers, print a table, and write the figure."""
+    count = min(options.samples, _MAX_COMPARED)
     with tqdm(disable=options.quiet, desc="compare", unit="run") as bar:
-        found = compare(model, plans, samples=count, cond=model.uncond, tick=bar.update)
-    print(found.table())
-    print(plots.save(plots.tuned_errors(found), options.picture))
+        comparison = compare(model, plans, samples=count, cond=model.uncond, tick=bar.update)
+    print(comparison.table())
+    print(plots.save(plots.tuned_errors(comparison), options.picture))

@@ -1,1 +1,1 @@
-"""The model's face: what a network is given, what it answers, what fits it."""
+"""The network and its conventions: inputs, outputs, conditions, and what fits it."""

@@ -1,10 +1,11 @@
-"""Data of any kind as checked batches on the model's device."""
+"""Data from users as checked batches on the model's device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from fastsample._support.checks import check_integer, check_real
@@ -15,13 +16,20 @@ from fastsample.denoiser.denoiser import Denoiser
 def batches_of(
     function: str, denoiser: Denoiser, data: Tensor | Iterable[Tensor], batch_size: int
 ) -> Iterator[Tensor]:
-    """Batches `(B, *shape)` that are not empty, on the model's device."""
+    """The non-empty batches `(B, *shape)` of some data, checked, on the model's device.
+
+    Args:
+        function: the caller's name, for messages.
+        denoiser: the model.
+        data: samples `(N, *shape)`, or an iterable of batches of them, which keep their sizes.
+        batch_size: samples per batch, for a `data` tensor.
+
+    Raises:
+        TypeError: data other than floating tensors.
+        ValueError: samples of another shape.
+    """
     size = check_integer(function, "batch_size", batch_size, 1)
-    if not isinstance(data, Iterable) or (isinstance(data, Tensor) and data.dim() == 0):
-        raise TypeError(
-            f"{function}: data must be a tensor (N, *shape) or batches of them, got {data!r:.80}"
-        )
-    for x0 in data.split(size) if isinstance(data, Tensor) else data:
+    for x0 in _tensors(function, data, size):
         if not isinstance(x0, Tensor) or not x0.is_floating_point():
             got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
             remedy = "; of a loader's pairs pass (x for x, _ in loader)" if got == "list" else ""
@@ -34,8 +42,17 @@ def batches_of(
             yield x0
 
 
-def check_range(function: str, x0: Tensor) -> None:
-    """Refuse data outside the bins of the discretized decoder, [-1, 1]; NaN is outside too."""
+def _tensors(function: str, data: Any, size: int) -> Iterable[Any]:
+    """The batches of the data, as they are; TypeError for data without batches."""
+    if not isinstance(data, Iterable) or (isinstance(data, Tensor) and data.dim() == 0):
+        raise TypeError(
+            f"{function}: data must be a tensor (N, *shape) or batches of them, got {data!r:.80}"
+        )
+    return torch.split(data, size) if isinstance(data, Tensor) else cast(Iterable[Any], data)
+
+
+def check_data_range(function: str, x0: Tensor) -> None:
+    """ValueError for data outside [-1, 1], where the discretized decoder has no bins; also NaN."""
     low, high = float(x0.min()), float(x0.max())
     if not -1.0 - 1e-6 <= low <= high <= 1.0 + 1e-6:
         raise ValueError(
@@ -44,8 +61,8 @@ def check_range(function: str, x0: Tensor) -> None:
         )
 
 
-def check_width(function: str, bin_width: Any) -> float:
-    """Distance of neighbouring data levels: two of them at least fit in [-1, 1]."""
+def check_bin_width(function: str, bin_width: Any) -> float:
+    """The distance of neighbouring data levels, checked: at least two of them fit in [-1, 1]."""
     width = check_real(function, "bin_width", bin_width)
     if not 0.0 < width <= 2.0:
         raise ValueError(f"{function}: bin_width must be in (0, 2], got {width:g}")

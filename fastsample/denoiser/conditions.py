@@ -1,4 +1,4 @@
-"""Conditions: what a network is given besides x and the timestep, for a batch of samples."""
+"""Conditions: a network's inputs besides x and the timestep, for a batch of samples."""
 
 from __future__ import annotations
 
@@ -10,49 +10,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.denoiser.trees import (
+from fastsample.denoiser.leaves import (
     Index,
-    Shared,
+    broadcast_entry,
     doubled,
-    entries_of,
     entry_count,
-    for_all,
-    leaves,
-    map_leaves,
-    map_pairs,
-    mixed,
-    moved,
-    normalised,
     repeated,
+    select_entries,
     tensors_in,
+    to_device,
     unwrapped,
+    with_dropped,
 )
+from fastsample.denoiser.normalise import normalised
+from fastsample.denoiser.trees import Shared, leaves, map_leaves, map_pairs
 
 
 class Conditions:
     """The network's extra keyword arguments for a batch: sliced, repeated, doubled as a whole.
 
-    What is given is a mapping from argument names to values:
+    Conditions are a mapping from argument names to values:
 
     - a tensor or array holds one entry per sample along its first axis; so does a list, of numbers
       (which becomes a tensor) or of anything else, such as tensors of different lengths;
-    - a number, or a tensor without axes, stands for every sample; so does an unconditional tensor
+    - a number, or a tensor without axes, applies to every sample; so does an unconditional tensor
       or list of a single entry;
     - dictionaries and tuples are structure, to any depth; their leaves follow these rules;
     - `shared(value)` is passed as it is, and so is anything else (flags, strings, None).
 
     Under guidance (Ho & Salimans 2022, arXiv:2207.12598) one call of the network runs the batch
-    twice, unconditional half first, and `split` gives the halves of its output as views.
+    twice, unconditional half first, and `split` returns the halves of its output as views.
 
     Args:
         function: the caller's name, for messages.
-        cond: the conditions; None is none.
-        uncond: the same for "no condition"; None without guidance. Shared entries may be left out.
+        cond: the conditions; None is no conditions.
+        uncond: the values that mean "no condition"; None without guidance. Shared entries may be
+            left out.
         batch: number of samples; None takes it from the conditions.
-        device: where tensors go; None leaves them where they are.
+        device: where tensors are moved to; None leaves them where they are.
 
     Attributes:
-        batch: number of samples, None if nothing says it.
+        batch: number of samples, None if no entry determines it.
         guided: whether a call runs the batch twice.
 
     Raises:
@@ -75,15 +73,18 @@ class Conditions:
         self.guided = uncond is not None
         self._uncond = None
         if uncond is not None:
-            absent = normalised(function, "uncond", uncond, device)
-            self._uncond = map_leaves(lambda leaf: for_all(leaf, self.batch), absent)
+            tree = normalised(function, "uncond", uncond, device)
+            self._uncond = map_leaves(lambda leaf: broadcast_entry(leaf, self.batch), tree)
             self._check_batch("uncond", self._uncond)
             if self.batch is not None:
-                _ = self.arguments  # what does not fit together is refused now
+                _ = self.arguments  # raises now, not at the first call, if cond and uncond differ
 
     def _check_batch(self, label: str, tree: Any) -> None:
-        """Every leaf that has one entry per sample must have as many as the others."""
-        for where, leaf in leaves(tree, label):
+        """ValueError unless all leaves with one entry per sample have as many entries.
+
+        The first such leaf determines the batch where it is not known.
+        """
+        for path, leaf in leaves(tree, label):
             size = entry_count(leaf)
             if size is None:
                 continue
@@ -91,132 +92,133 @@ class Conditions:
                 self.batch = size
             if size != self.batch:
                 raise ValueError(
-                    f"{self._function}: {where} must have one entry per sample ({self.batch}), "
+                    f"{self._function}: {path} must have one entry per sample ({self.batch}), "
                     f"got {size}"
                 )
 
     def _with(self, cond: Any, uncond: Any, batch: int | None) -> Conditions:
         """Conditions of the same caller from trees that are normalised already."""
-        made = copy.copy(self)
-        made.__dict__.pop("arguments", None)
-        made.__dict__.pop("conditional", None)
-        made._cond, made._uncond, made.batch = cond, uncond, batch
-        made.guided = uncond is not None
-        return made
+        other = copy.copy(self)
+        other.__dict__.pop("arguments", None)
+        other.__dict__.pop("conditional", None)
+        other._cond, other._uncond, other.batch = cond, uncond, batch
+        other.guided = uncond is not None
+        return other
 
     def _mapped(self, function: Callable[[Any], Any], batch: int | None) -> Conditions:
+        """The conditions with a function applied to every leaf of both trees."""
         uncond = None if self._uncond is None else map_leaves(function, self._uncond)
         return self._with(map_leaves(function, self._cond), uncond, batch)
 
     # ---- parts of a batch
 
     def select(self, index: Index) -> Conditions:
-        """The conditions of some samples: a slice, or their numbers."""
+        """The conditions of some samples: a slice, or their positions in the batch."""
         batch = self.batch
         if batch is not None:
             batch = len(range(batch)[index]) if isinstance(index, slice) else len(index)
-        return self._mapped(lambda leaf: entries_of(leaf, index), batch)
+        return self._mapped(lambda leaf: select_entries(leaf, index), batch)
 
     def part(self, first: int, x: Tensor) -> Conditions:
-        """The conditions of the samples ``x (n, ...)``, numbers `first` and on, on their device.
+        """The conditions of the samples ``x (n, ...)`` from position `first` on, on their device.
 
         Raises:
             ValueError: fewer entries than samples.
         """
-        made = self.select(slice(first, first + len(x))).to(x.device)
-        made = made._with(made._cond, made._uncond, len(x))
-        made._check_batch("cond", made._cond)
-        made._check_batch("uncond", made._uncond or {})
-        return made
+        part = self.select(slice(first, first + len(x))).to(x.device)
+        part = part._with(part._cond, part._uncond, len(x))
+        part._check_batch("cond", part._cond)
+        part._check_batch("uncond", part._uncond or {})
+        return part
 
     def to(self, device: torch.device) -> Conditions:
         """The conditions with their tensors on a device."""
-        return self._mapped(lambda leaf: moved(leaf, device), self.batch)
+        return self._mapped(lambda leaf: to_device(leaf, device), self.batch)
 
     def check_count(self, count: int) -> None:
-        """ValueError unless the entries are for so many samples."""
+        """ValueError unless there are entries for this number of samples."""
         self._with(self._cond, self._uncond, count)._check_batch("cond", self._cond)
 
     @property
     def mapping(self) -> dict[str, Any]:
-        """The conditions as a mapping that can be given as ``cond=`` again."""
+        """The conditions as a mapping that can be passed as ``cond=`` again."""
         return self._cond
 
-    def repeat(self, times: int) -> Conditions:
-        """The conditions of the whole batch again and again, all samples each time."""
-        batch = None if self.batch is None else self.batch * times
-        return self if times == 1 else self._mapped(lambda leaf: repeated(leaf, times), batch)
+    def repeat(self, count: int) -> Conditions:
+        """The conditions of the whole batch, `count` times in a row."""
+        batch = None if self.batch is None else self.batch * count
+        return self if count == 1 else self._mapped(lambda leaf: repeated(leaf, count), batch)
 
-    def replaced(self, lost: Tensor, uncond: Mapping[str, Any]) -> Conditions:
+    def replaced(self, dropped: Tensor, uncond: Mapping[str, Any]) -> Conditions:
         """The conditions with those of some samples replaced by "no condition".
 
         Args:
-            lost: `(B,)` bool, on the tensors' device: whose conditions are replaced.
-            uncond: what stands for no condition: an entry of one sample, with or without a batch
-                axis of 1, or a number.
+            dropped: `(B,)` bool, on the tensors' device: whose conditions are replaced.
+            uncond: the values that mean "no condition": an entry of one sample, with or without a
+                batch axis of 1, or a number.
         """
 
-        def mix(where: str, given: Any, absent: Any) -> Any:
-            return mixed(self._function, where, given, absent, lost)
+        def replace(path: str, conditional: Any, unconditional: Any) -> Any:
+            return with_dropped(self._function, path, conditional, unconditional, dropped)
 
-        absent = normalised(self._function, "uncond", uncond, lost.device)
-        given = map_pairs(self._function, "uncond", mix, self._expanded(self._cond), absent)
-        return self._with(given, None, self.batch)
+        tree = normalised(self._function, "uncond", uncond, dropped.device)
+        cond = map_pairs(self._function, "uncond", replace, self._expanded(self._cond), tree)
+        return self._with(cond, None, self.batch)
 
     # ---- one call of the network
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """What the network is passed; of both halves under guidance."""
-        given = self._expanded(self._cond)
+        """The network's keyword arguments; under guidance those of both halves of the batch."""
+        cond = self._expanded(self._cond)
         if self._uncond is None:
-            return map_leaves(unwrapped, given)
-        absent = self._expanded(self._uncond)
+            return map_leaves(unwrapped, cond)
+        uncond = self._expanded(self._uncond)
         missing = {
             name: leaf
-            for name, leaf in given.items()
-            if name not in absent and isinstance(self._cond[name], Shared)
+            for name, leaf in cond.items()
+            if name not in uncond and isinstance(self._cond[name], Shared)
         }
-        absent = {**absent, **missing}
-        if given.keys() != absent.keys():
+        uncond = {**uncond, **missing}
+        if cond.keys() != uncond.keys():
             raise ValueError(
-                f"{self._function}: cond must have the names of uncond {sorted(absent)}, "
-                f"got {sorted(given)}"
+                f"{self._function}: cond must have the names of uncond {sorted(uncond)}, "
+                f"got {sorted(cond)}"
             )
 
-        def both(where: str, conditional: Any, unconditional: Any) -> Any:
-            return unwrapped(doubled(self._function, where, conditional, unconditional))
+        def both(path: str, conditional: Any, unconditional: Any) -> Any:
+            return unwrapped(doubled(self._function, path, conditional, unconditional))
 
-        return map_pairs(self._function, "cond", both, given, absent)
+        return map_pairs(self._function, "cond", both, cond, uncond)
 
     @cached_property
     def conditional(self) -> Conditions:
-        """The same without guidance, for rows that need none."""
+        """The same conditions without guidance, for rows of scale 1."""
         return self._with(self._cond, None, self.batch) if self.guided else self
 
     def doubled(self, x: Tensor) -> Tensor:
-        """What the network is fed: x, or x twice."""
+        """The samples of one network call: x, or x twice under guidance."""
         return torch.cat((x, x)) if self.guided else x
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(conditional output, unconditional output or None)."""
+        """(conditional output, unconditional output or None) of one network call."""
         if not self.guided:
             return output, None
         unconditional, conditional = output.chunk(2)
         return conditional, unconditional
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor in them, for those who look for gradients."""
-        for tree in (self._cond, self._uncond or {}):
+        """Every tensor in the conditions, to see whether one requires grad."""
+        for tree in (self._cond, self._uncond):
             for _, leaf in leaves(tree, ""):
                 yield from tensors_in(leaf)
 
     def _expanded(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """With an entry per sample where a number stood for all; shared values stay marked."""
+        """The tree with tensors without axes expanded to one entry per sample."""
 
         def expanded(leaf: Any) -> Any:
             if isinstance(leaf, Tensor) and leaf.dim() == 0:
-                assert self.batch is not None, "a part of known size is what the network sees"
+                assert self.batch is not None, "the batch is known before the network is called"
                 return leaf.expand(self.batch)
             return leaf
 

@@ -1,11 +1,11 @@
-"""The model's face: what a network is told, what it answers, and what it was trained for."""
+"""A trained network with its conventions: time input, prediction, data range, noise schedule."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from fastsample.schedules.schedule import NoiseSchedule
 class Denoiser:
     """A trained network together with the conventions it was trained under.
 
-    Calling it with project times runs the network once. `fastsample.sample` takes one; so does
-    everything else here that needs a model. `sample` calls the network in inference mode; one that
-    takes gradients inside must leave it: ``with torch.inference_mode(False), torch.enable_grad()``.
+    Calling it with project times runs the network once. `fastsample.sample` and every other
+    function of the package that needs a model take one. `sample` calls the network in inference
+    mode; a network that computes gradients inside must leave it:
+    ``with torch.inference_mode(False), torch.enable_grad()``.
 
     Args:
         model: callable ``(x, t, **cond) -> output``. ``x`` is ``(B, *shape)``, ``t`` is ``(B,)``
@@ -35,21 +36,22 @@ class Denoiser:
             with "sample" or a tuple is unpacked. ``x`` is overwritten after the call: a network
             that wants to keep it must copy it, and must not write to it.
         schedule: the noise levels it was trained with.
-        shape: shape of one sample, without the batch.
+        shape: shape of one sample, without the batch axis.
         prediction: what the output is: "epsilon", "x0", "v" or "flow".
-        variance: the reverse variance ancestral sampling uses: "small", "large" or "learned_range".
-        clip: range of the data, a bound on |x0|, a pair (lo, hi), or None.
-        time: what the network is told for project time t: "index" (t - 1, the 0-based step, int64
-            when every time of the run is whole, else float32, never rounded), "rescaled" ((t - 1)
-            1000 / T, float32), "fraction" (t / T), "log_snr" (log(alpha^2 / sigma^2)), or a
-            callable from the float64 array of times to an array.
+        variance: the reverse variance of ancestral sampling: "small", "large" or "learned_range"
+            (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+        clip: range of the data: a bound on |x0|, a pair (lo, hi), or None.
+        time: the timestep that the network takes for project time t: "index" (t - 1, the 0-based
+            step, int64 when every time of the run is whole, else float32, never rounded),
+            "rescaled" ((t - 1) 1000 / T, float32), "fraction" (t / T), "log_snr"
+            (log(alpha^2 / sigma^2)), or a callable from the float64 array of times to an array.
         uncond: keyword arguments that mean "no condition", for guidance; numbers stand for a whole
             batch.
-        device: where to run; a module is moved there. None is where the model's parameters are,
-            else the CPU.
+        device: where to run; a module is moved there. None is the device of the model's
+            parameters, or the CPU if it has none.
 
     Raises:
-        TypeError: a model that cannot be called or an argument of the wrong kind.
+        TypeError: a model that cannot be called, or an argument of the wrong type.
         ValueError: an unknown name or an impossible shape.
     """
 
@@ -68,7 +70,7 @@ class Denoiser:
     ) -> None:
         if not callable(model):
             raise TypeError(f"Denoiser: model must be callable, got {type(model).__name__}")
-        if not isinstance(schedule, NoiseSchedule):
+        if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"Denoiser: schedule must be a NoiseSchedule, got {schedule!r}")
         check_prediction("Denoiser", prediction)
         clip_bounds("Denoiser", clip)
@@ -84,9 +86,7 @@ class Denoiser:
         self.variance: Variance = variance
         self.clip: Clip = clip
         self.time: TimeInput = time
-        if uncond is not None and not isinstance(uncond, Mapping):
-            raise TypeError(f"Denoiser: uncond must be a mapping, got {uncond!r}")
-        self.uncond = None if uncond is None else dict(uncond)
+        self.uncond = None if uncond is None else _checked_uncond(uncond)
         self.profile: Any = None
         self.plans: dict[int, Plan] = {}
         self._device = make_device("Denoiser", device)
@@ -97,7 +97,7 @@ class Denoiser:
         """The same model with its profile, from which ``grid="auto"`` takes its times.
 
         Args:
-            profile: the `fastsample.Profile` of this model; None takes it away.
+            profile: the `fastsample.Profile` of this model; None removes it.
 
         Raises:
             ValueError: a profile of another schedule, shape or prediction.
@@ -110,7 +110,8 @@ class Denoiser:
         """The same model with tuned plans, which ``fs.sample(model, steps)`` then uses.
 
         Args:
-            plans: plans of different lengths (`fastsample.tune`), or a mapping from their lengths.
+            plans: plans of different lengths (`fastsample.tune`), or a mapping from their lengths
+                (numbers of network calls) to the plans.
 
         Raises:
             ValueError: plans of another schedule or prediction, or two of one length.
@@ -121,14 +122,14 @@ class Denoiser:
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs."""
+        """The device that the network runs on."""
         tensor = _first_tensor(self.model)
         if tensor is not None:
-            return tensor.device  # also after someone moved the module
+            return tensor.device  # right even after the module was moved
         return self._device or torch.device("cpu")
 
     def check_device(self, function: str, device: torch.device) -> None:
-        """Refuse a device on which the network is not; a plain callable may be anywhere."""
+        """ValueError for a device other than the module's; a plain callable takes any device."""
         if _first_tensor(self.model) is not None and device != self.device:
             raise ValueError(
                 f"{function}: device must be the model's {self.device}, got {device}; "
@@ -141,20 +142,20 @@ class Denoiser:
         return self.network_dtype or torch.float32
 
     def clip_for(self, clip: Clip | Literal["auto"]) -> Clip:
-        """The range that x0 is held in: the model's own for "auto", else what is given."""
-        return self.clip if isinstance(clip, str) and clip == "auto" else clip  # type: ignore[return-value]
+        """The range that x0 is clamped to: the model's for "auto", else `clip` itself."""
+        return self.clip if isinstance(clip, str) and clip == "auto" else clip
 
     @property
     def network_dtype(self) -> torch.dtype | None:
-        """The dtype that a module wants its input in; None for a plain callable, which has none."""
+        """The dtype of a module's floating parameters; None for a plain callable."""
         tensor = _first_tensor(self.model)
         return None if tensor is None else tensor.dtype
 
     def network_times(self, times: FloatArray, device: torch.device | None = None) -> Tensor:
-        """The timesteps that the network is told at project times ``(K,)``: a tensor ``(K,)``.
+        """The timesteps ``(K,)`` that the network takes at project times ``(K,)``.
 
-        int64 when the network takes indices and all times are whole, else float32 (or what a
-        callable `time` gives), on the network's device.
+        int64 when the network takes indices and all times are whole, else float32 (or the integers
+        of a callable `time`), on the network's device.
         """
         return timesteps(self.schedule, self.time, times).to(device or self.device)
 
@@ -164,15 +165,19 @@ class Denoiser:
         t: float | Sequence[float] | FloatArray,
         cond: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """The network's output for ``x (B, *shape)`` at project time `t`, one or one per sample.
+        """The network's output for noisy samples at project times.
 
         Args:
-            x: noisy samples.
-            t: in (0, T], `(B,)` or a number; T is pure noise.
+            x: noisy samples `(B, *shape)`.
+            t: times in (0, T], a number or `(B,)`; T is pure noise.
             cond: keyword arguments of the network, as it takes them.
 
+        Returns:
+            `(B, *shape)`, or twice the channels with a learned variance, in the dtype of `x`.
+
         Raises:
-            ValueError: another shape, or a time outside (0, T].
+            TypeError: an output that is no floating tensor.
+            ValueError: another shape, a time outside (0, T], or an output that does not fit `x`.
         """
         if x.dim() < 2 or tuple(x.shape[1:]) != self.shape:
             raise ValueError(
@@ -196,7 +201,7 @@ class Denoiser:
     __call__ = at_time
 
     def at_timestep(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Any]) -> Tensor:
-        """The network's output at timesteps as the network is told them; the output is checked.
+        """The network's output at timesteps in the network's convention; the output is checked.
 
         Args:
             x: noisy samples `(B, *shape)`.
@@ -212,7 +217,8 @@ class Denoiser:
         """
         output = unpacked(self.model(x, timestep, **cond))
         check_output(x, output, learned=self.variance == "learned_range")
-        return output if output.dtype == x.dtype else output.to(x.dtype)  # autocast
+        # Under autocast a network returns another dtype than its parameters'.
+        return output if output.dtype == x.dtype else output.to(x.dtype)
 
     def __repr__(self) -> str:
         name = getattr(type(self.model), "__name__", "model")
@@ -223,7 +229,7 @@ class Denoiser:
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The sizes of one sample: at least one, all positive."""
+    """The shape of one sample as a tuple: at least one size, all positive."""
     try:
         sizes = tuple(shape)
     except TypeError:
@@ -234,8 +240,15 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def _checked_uncond(uncond: Any) -> dict[str, Any]:
+    """A copy of the keyword arguments; TypeError for anything but a mapping."""
+    if not isinstance(uncond, Mapping):
+        raise TypeError(f"Denoiser: uncond must be a mapping, got {uncond!r}")
+    return dict(cast(Mapping[str, Any], uncond))
+
+
 def _first_tensor(model: Any) -> Tensor | None:
-    """A floating parameter or buffer, which tells the model's device and dtype."""
+    """A module's first floating parameter or buffer, whose device and dtype are the model's."""
     if not isinstance(model, nn.Module):
         return None
     tensors = itertools.chain(model.parameters(), model.buffers())

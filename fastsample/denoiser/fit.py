@@ -1,26 +1,29 @@
-"""Whether a plan, a profile or a variance fits a model: decided here for everybody who asks."""
+"""Checks whether a plan, a profile or a variance fits a model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 
 
 class CarriedProfile(Protocol):
-    """What a model asks of its profile; `fastsample.Profile` has it."""
+    """The methods of `fastsample.Profile` that a `Denoiser` calls.
+
+    A protocol, because profiles are measured on a `Denoiser` and import this package.
+    """
 
     def check_model(self, model: Any) -> None:
-        """ValueError unless it was measured of such a model."""
+        """ValueError unless the profile was measured on such a model."""
 
     def best_grid(self, steps: int, **options: Any) -> Grid | None:
-        """The best times of so many network calls."""
+        """The best grid of `steps` network calls, or None."""
 
 
 def check_profile(model: Any, profile: Any) -> CarriedProfile:
-    """The profile; TypeError or ValueError unless it was measured of such a model."""
+    """The profile; TypeError or ValueError unless it was measured on such a model."""
     if not hasattr(profile, "check_model"):
         raise TypeError(f"with_profile: profile must be a Profile, got {type(profile).__name__}")
     profile.check_model(model)
@@ -30,8 +33,8 @@ def check_profile(model: Any, profile: Any) -> CarriedProfile:
 def check_plan(function: str, name: str, model: Any, plan: Plan) -> Plan:
     """The plan; ValueError unless samples of this model can be drawn with it.
 
-    A plan without a schedule is taken at its word. A plan that was tuned for samples of another
-    shape is refused until its provenance is taken off.
+    The schedule of a plan without one is not checked. A plan whose provenance says that it was
+    tuned for samples of another shape is refused.
 
     Args:
         function: the caller's name, for messages.
@@ -40,10 +43,10 @@ def check_plan(function: str, name: str, model: Any, plan: Plan) -> Plan:
         plan: the plan.
     """
 
-    def refuse(what: str, own: Any, other: Any, remedy: str = "") -> None:
+    def refuse(what: str, expected: Any, other: Any, remedy: str = "") -> None:
         raise ValueError(
-            f"{function}: {name} must fit the model's {what} {own!r}, got a plan for {other!r}"
-            f"{remedy}"
+            f"{function}: {name} must fit the model's {what} {expected!r}, "
+            f"got a plan for {other!r}{remedy}"
         )
 
     if plan.inverts:
@@ -64,7 +67,7 @@ def check_plan(function: str, name: str, model: Any, plan: Plan) -> Plan:
 
 
 def check_variance(function: str, model: Any, variance: Any) -> None:
-    """ValueError for a learned variance of a model that has none."""
+    """ValueError for a learned variance with a model that has none."""
     learned = isinstance(variance, str) and variance == "learned_range"
     if learned and model.variance != "learned_range":
         raise ValueError(
@@ -74,15 +77,19 @@ def check_variance(function: str, model: Any, variance: Any) -> None:
 
 
 def plans_by_length(model: Any, plans: Mapping[int, Plan] | Iterable[Plan]) -> dict[int, Plan]:
-    """Plans by their numbers of network calls; ValueError unless the model can use them by default.
+    """Plans by their numbers of network calls.
 
-    Besides fitting the model they must draw no noise and be unguided, one of each length.
+    Args:
+        model: a `Denoiser`.
+        plans: plans, or a mapping from their numbers of network calls to the plans.
+
+    Raises:
+        TypeError: other things than plans.
+        ValueError: a plan that does not fit the model, draws noise or is guided, or two plans of
+            one length.
     """
-    if isinstance(plans, Plan) or not isinstance(plans, Iterable):
-        raise TypeError(f"with_plans: plans must be several Plans, got {type(plans).__name__}")
-    named = plans.items() if isinstance(plans, Mapping) else ((None, plan) for plan in plans)
     by_length: dict[int, Plan] = {}
-    for steps, plan in named:
+    for steps, plan in _with_lengths(plans):
         if not isinstance(plan, Plan):
             raise TypeError(f"with_plans: plans must be Plans, got {type(plan).__name__}")
         if steps not in (None, len(plan)) or len(plan) in by_length:
@@ -97,3 +104,12 @@ def plans_by_length(model: Any, plans: Mapping[int, Plan] | Iterable[Plan]) -> d
                 )
         by_length[len(plan)] = check_plan("with_plans", "plans", model, plan)
     return by_length
+
+
+def _with_lengths(plans: Any) -> Iterable[tuple[Any, Any]]:
+    """(length or None, plan) for the plans of a mapping or an iterable."""
+    if isinstance(plans, Plan) or not isinstance(plans, Iterable):
+        raise TypeError(f"with_plans: plans must be several Plans, got {type(plans).__name__}")
+    if isinstance(plans, Mapping):
+        return cast(Mapping[Any, Any], plans).items()
+    return ((None, plan) for plan in cast(Iterable[Any], plans))

@@ -1,9 +1,9 @@
-"""What a network gives back: taken out of its wrapping, and checked."""
+"""A network's output: taken out of its container, and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,23 +14,22 @@ def unpacked(output: Any) -> Tensor:
         return output
     inner = getattr(output, "sample", None)
     if inner is None and isinstance(output, Mapping):
-        inner = output.get("sample")
+        inner = cast(Mapping[str, Any], output).get("sample")
     if inner is None and isinstance(output, (tuple, list)) and output:
-        inner = output[0]
+        inner = cast(list[Any], output)[0]
     if not isinstance(inner, Tensor):
-        raise TypeError(
-            f"Denoiser: the model's output must be a tensor, got {type(output).__name__}"
-        )
+        got = type(cast(object, output)).__name__
+        raise TypeError(f"Denoiser: the model's output must be a tensor, got {got}")
     return inner
 
 
 def check_output(x: Tensor, output: Tensor, *, learned: bool) -> None:
-    """Refuse an output that does not belong to ``x (B, *shape)``.
+    """TypeError or ValueError for an output that does not fit the input ``x (B, *shape)``.
 
     Args:
-        x: what the network was given.
-        output: what it gave back.
-        learned: whether its second half is to be a learned variance.
+        x: the network's input.
+        output: the network's output for it.
+        learned: whether the output has twice the channels, the second half a learned variance.
     """
     wide = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
     if output.shape != (wide if learned else x.shape):

@@ -1,4 +1,4 @@
-"""Timesteps: what a network is told for a project time, by the convention of its training."""
+"""Timesteps: the time inputs of a network, by the convention of its training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], FloatArray]] = {
 
 
 def check_time_input(schedule: NoiseSchedule, time: Any) -> None:
-    """Refuse a convention that is unknown, or that the schedule has no numbers for."""
+    """ValueError for an unknown convention, or one of step numbers without integer steps."""
     if not callable(time) and time not in list(_TIME_INPUTS):
         raise ValueError(
             f"Denoiser: time must be one of {list(_TIME_INPUTS)} or a callable, got {time!r}"
@@ -45,6 +45,11 @@ def check_time_input(schedule: NoiseSchedule, time: Any) -> None:
 def timesteps(schedule: NoiseSchedule, time: TimeInput, times: FloatArray) -> Tensor:
     """The timesteps `(K,)` at project times `(K,)`: int64 for whole indices, else float32.
 
+    Args:
+        schedule: the noise schedule of the times.
+        time: the convention, see `Denoiser`; the dtype of a callable's integers is kept.
+        times: `(K,)`.
+
     Raises:
         ValueError: a callable that does not give one finite value per time.
     """
@@ -56,10 +61,11 @@ def timesteps(schedule: NoiseSchedule, time: TimeInput, times: FloatArray) -> Te
         raise ValueError(
             f"Denoiser: time must give one value per time {times.shape}, got {tuple(values.shape)}"
         )
-    # On the host, before the upload.
-    if values.is_floating_point() and not np.all(np.isfinite(values.detach().cpu().numpy())):
+    # Checked before the upload: a check on the device would wait for it.
+    host = values.detach().cpu().numpy()
+    if values.is_floating_point() and not np.all(np.isfinite(host)):
         raise ValueError(
-            f"Denoiser: time must give finite values, got {values.tolist()} for times "
+            f"Denoiser: time must give finite values, got {host.tolist()} for times "
             f"{times.tolist()}"
         )
     return values.to(torch.float32) if values.is_floating_point() else values

@@ -1,4 +1,4 @@
-"""From what users pass as a model, a `Denoiser` or a bare callable, to a `Denoiser`."""
+"""The models that users pass, a `Denoiser` or a bare callable, as a checked `Denoiser`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from fastsample.denoiser.denoiser import Denoiser, checked_shape
 from fastsample.schedules.schedule import NoiseSchedule
 
 
-def as_denoiser(
-    model: Any, shape: Sequence[int] | None, schedule: NoiseSchedule | None, function: str
-) -> Denoiser:
-    """The model as a `Denoiser`; for a bare callable the schedule defaults to linear."""
+def as_denoiser(model: Any, shape: Sequence[int] | None, schedule: Any, function: str) -> Denoiser:
+    """The model as a `Denoiser`; for a bare callable the schedule defaults to linear.
+
+    Args:
+        model: a `Denoiser`, or a callable ``(x, t) -> output`` that predicts epsilon.
+        shape: shape of one sample; None for a `Denoiser`, which has one.
+        schedule: the noise schedule of a bare callable, or None.
+        function: the caller's name, for messages.
+
+    Raises:
+        TypeError: a model that is neither.
+        ValueError: a bare callable without a shape, or a shape or schedule other than the model's.
+    """
     if isinstance(model, Denoiser):
         if shape is not None and checked_shape(shape) != model.shape:
             raise ValueError(
@@ -39,3 +48,9 @@ def as_denoiser(
     schedule = NoiseSchedule.linear() if schedule is None else schedule
     stepless = isinstance(schedule, NoiseSchedule) and schedule.num_steps is None
     return Denoiser(model, schedule, shape, time="fraction" if stepless else "index")
+
+
+def check_denoiser(function: str, denoiser: Any) -> None:
+    """TypeError for a model that is no `Denoiser`."""
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"{function}: denoiser must be a Denoiser, got {type(denoiser).__name__}")

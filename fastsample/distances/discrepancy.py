@@ -1,4 +1,4 @@
-"""How samples of a chain are compared with data: which distance, of what features."""
+"""A distance by name between samples and data, over all processes and of optional features."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ Features: TypeAlias = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """A distance of samples from data, over the samples of all processes.
+    """A distance between samples and data of all processes.
 
     Attributes:
-        distance: its name.
-        features: what it looks at, ``(x, **cond) -> (n, ...)``; None is x.
-        chains: samples per x0 that are scored against it; 1 compares sets.
-        projections: directions of "sliced_wasserstein".
+        distance: name of the distance.
+        features: ``(x, **cond) -> (n, ...)`` for x `(n, *shape)`, whose results are compared; None
+            compares x.
+        chains: samples per x0. More than 1 make the energy score of each x0's samples; 1 computes
+            the named distance.
+        projections: number of directions of "sliced_wasserstein".
     """
 
     distance: Distance
@@ -34,7 +36,7 @@ class Discrepancy:
 
     @property
     def is_paired(self) -> bool:
-        """Whether each sample has an x0 of its own."""
+        """Whether each sample is compared with its own x0."""
         return self.distance in PAIRED or self.chains > 1
 
     def __call__(
@@ -45,42 +47,46 @@ class Discrepancy:
         data_cond: Mapping[str, Any],
         seed: int,
     ) -> Tensor:
-        """A number, differentiable in this process's samples.
+        """The distance, a scalar, differentiable in this process's samples.
 
         Args:
-            samples: `(chains * n, *shape)`, all x0 of the first chain first.
-            data: `(m, *shape)`; m = n where they are paired.
-            cond: keyword arguments of the network, for `features`.
+            samples: `(chains * n, *shape)`: a sample of each x0, then the next sample of each.
+            data: `(m, *shape)`; m = n if they are paired.
+            cond: the network's keyword arguments for the samples, passed to `features`.
             data_cond: the same for `data`.
-            seed: of the directions of "sliced_wasserstein", 64 bits.
-        """
-        # Arithmetic in float32 or wider: differences of bfloat16 samples are mostly rounding.
-        kind = torch.promote_types(samples.dtype, torch.float32)
-        one = gathered(self._seen(samples.to(kind), cond))
-        with torch.no_grad():
-            other = gathered(self._seen(data.to(kind), data_cond))
-        if self.chains > 1:
-            scored = one.unflatten(0, (-1, self.chains, len(data))).transpose(0, 1).flatten(1, 2)
-            return distances.energy_score(scored, other)
-        if self.distance == "mse":
-            return distances.paired_mse(one, other)
-        if self.distance == "huber":
-            return distances.paired_huber(one, other)
-        if self.distance == "energy":
-            return distances.energy_distance(one, other)
-        if self.distance == "mmd":
-            return distances.mmd(one, other)
-        source = torch.Generator().manual_seed(seed >> 1)
-        directions = distances.random_directions(self.projections, other[0].numel(), source)
-        return distances.sliced_wasserstein(one, other, directions.to(one))
+            seed: 64-bit seed of the directions of "sliced_wasserstein".
 
-    def _seen(self, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
+        Raises:
+            ValueError: features of another shape, or samples and data that the distance refuses.
+        """
+        # In float32 or wider: differences of bfloat16 samples are mostly rounding errors.
+        dtype = torch.promote_types(samples.dtype, torch.float32)
+        x = gathered(self._features_of(samples.to(dtype), cond))
+        with torch.no_grad():
+            y = gathered(self._features_of(data.to(dtype), data_cond))
+        if self.chains > 1:
+            # The axes are process, chain, x0; the score takes (chain, process * x0).
+            by_chain = x.reshape(-1, self.chains, len(data), *x.shape[1:]).transpose(0, 1)
+            return distances.energy_score(by_chain.flatten(1, 2), y)
+        if self.distance == "mse":
+            return distances.paired_mse(x, y)
+        if self.distance == "huber":
+            return distances.paired_huber(x, y)
+        if self.distance == "energy":
+            return distances.energy_distance(x, y)
+        if self.distance == "mmd":
+            return distances.mmd(x, y)
+        generator = torch.Generator().manual_seed(seed >> 1)  # torch's seeds have 63 bits
+        directions = distances.random_directions(self.projections, y[0].numel(), generator)
+        return distances.sliced_wasserstein(x, y, directions.to(x))
+
+    def _features_of(self, x: Tensor, cond: Mapping[str, Any]) -> Tensor:
         if self.features is None:
             return x
-        found = self.features(x, **cond)
-        if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != len(x):
-            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        features: Any = self.features(x, **cond)
+        if not isinstance(features, Tensor) or features.dim() < 2 or len(features) != len(x):
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
                 f"FidelityLoss: features must give a tensor ({len(x)}, ...), got {got}"
             )
-        return found
+        return features

@@ -1,11 +1,12 @@
-"""How far generated samples are from data: losses, differentiable in the samples.
+"""Distances between generated samples and data, differentiable in the samples.
 
-Paired ones compare sample i with the x0 that it was started from; their least value is the
-posterior mean, not a sample, wherever x0 is not a function of the start. The energy score compares
-several samples with their x0, and the others two sets in no order: these are least where the
-distributions agree, sliced Wasserstein in the limit of many samples.
+Paired distances compare sample i with the x0 that its chain started from. They are least where a
+sample is the mean of all x0 that its start may have come from, which is no sample of the data. The
+energy score compares several samples with their x0, and the other distances compare two sets
+without an order. These are least where the two distributions are equal; sliced Wasserstein is so in
+the limit of many samples.
 
-Every loss computes in float32, or in float64 if an argument is float64, also under autocast.
+All distances compute in float32, or in float64 if an argument is float64, also under autocast.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ __all__ = [
 
 
 def paired_mse(samples: Tensor, x0: Tensor) -> Tensor:
-    """Mean squared error per element between samples and the data that they belong to.
+    """Mean squared error per element between each sample and its x0.
 
-    The fidelity loss of eq. (9) of Chen 2023 (arXiv:2301.01206), as a mean over elements. Least
-    at E[x0 | start]: it ranks a point mass above a perfect sampler.
+    The fidelity loss of Chen 2023 (arXiv:2301.01206, eq. 9), as a mean over elements. It is least
+    at E[x0 | start], so that a single point is better than a perfect sampler.
 
     Args:
         samples: `(B, *shape)`, floating.
@@ -59,8 +60,8 @@ def paired_mse(samples: Tensor, x0: Tensor) -> Tensor:
 def paired_huber(samples: Tensor, x0: Tensor, delta: float = 1.0) -> Tensor:
     """Mean Huber loss per element: ``e^2/2`` for ``|e| <= delta``, else ``delta (|e| - delta/2)``.
 
-    Huber 1964, "Robust estimation of a location parameter" (Ann. Math. Stat. 35). Collapses as
-    `paired_mse` does, towards the median of each element as `delta` falls.
+    Huber 1964, "Robust estimation of a location parameter" (Ann. Math. Stat. 35). It makes samples
+    collapse as `paired_mse` does; the smaller `delta`, the closer to the median of each element.
 
     Args:
         samples: `(B, *shape)`, floating.
@@ -71,7 +72,7 @@ def paired_huber(samples: Tensor, x0: Tensor, delta: float = 1.0) -> Tensor:
         A scalar in squared data units; half of `paired_mse` where all errors are small.
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument of the wrong type.
         ValueError: shapes or devices that differ, an empty batch, or a delta that is not positive.
     """
     delta = _positive("paired_huber", "delta", delta)
@@ -82,16 +83,17 @@ def energy_distance(samples: Tensor, data: Tensor) -> Tensor:
     """Energy distance ``2 E|x - y| - E|x - x'| - E|y - y'|`` of two sets, by U-statistics.
 
     Szekely and Rizzo 2013, "Energy statistics: a class of statistics based on distances" (J. Stat.
-    Plan. Inference 143), with pairs of a point with itself left out: unbiased, so values near 0
-    may be negative. Not its square root.
+    Plan. Inference 143). Pairs of a point with itself are left out, which makes the estimate
+    unbiased; values near 0 may be negative. Some authors call the square root of this the energy
+    distance.
 
     Args:
         samples: `(n, *shape)`, floating, n >= 2.
-        data: `(m, *shape)`, m >= 2; no order, no pairing.
+        data: `(m, *shape)`, m >= 2, in any order.
 
     Returns:
-        A scalar in data units (Euclidean norm over all elements). Coinciding points add nothing to
-        the gradient.
+        A scalar in data units (Euclidean norm over all elements). Pairs of equal points add nothing
+        to the gradient.
 
     Raises:
         TypeError: an argument that is not a floating tensor.
@@ -106,18 +108,19 @@ def energy_distance(samples: Tensor, data: Tensor) -> Tensor:
 def energy_score(samples: Tensor, x0: Tensor) -> Tensor:
     """Energy score: ``2/m sum_j |x_j - x0| - 1/(m(m-1)) sum_{j!=k} |x_j - x_k|``, m chains.
 
-    Eq. (22) of Gneiting and Raftery 2007, "Strictly proper scoring rules" (JASA 102), times -2:
-    lower is better here, and the factor is that of `energy_distance`, which it equals in
-    expectation but for the E|y - y'| of the data given the start. Strictly proper: least where the
-    chains sample the posterior. Without self-pairs, hence unbiased for every m; used on diffusion
-    models by De Bortoli et al. 2025 (arXiv:2502.02483).
+    Gneiting and Raftery 2007, "Strictly proper scoring rules" (JASA 102), eq. 22 times -2. With
+    this sign lower is better, and with this factor the expectation equals that of
+    `energy_distance` except for E|y - y'| of the data given the start. The score is strictly
+    proper: it is least only where the chains sample the posterior. Pairs of a point with itself are
+    left out, which makes it unbiased for every m. De Bortoli et al. 2025 (arXiv:2502.02483) use it
+    for diffusion models.
 
     Args:
-        samples: `(m, B, *shape)`, floating, m >= 2 chains for each of B data.
-        x0: `(B, *shape)`.
+        samples: `(m, B, *shape)`, floating: m >= 2 samples of each x0.
+        x0: data `(B, *shape)`.
 
     Returns:
-        The mean over B, a scalar in data units. Memory grows with m^2 B.
+        The mean over B, a scalar in data units. Its memory grows with m^2 B.
 
     Raises:
         TypeError: an argument that is not a floating tensor.
@@ -133,29 +136,28 @@ def energy_score(samples: Tensor, x0: Tensor) -> Tensor:
     first, target = check_pairs(function, samples[0], x0)
     x = samples.to(first.dtype).reshape(len(samples), len(x0), -1)
     later, earlier = torch.tril_indices(len(x), len(x), -1, device=x.device)
-    norm = torch.linalg.vector_norm
-    to_data = norm(x - target.reshape(len(x0), -1), dim=-1).mean()
-    return 2 * to_data - norm(x[later] - x[earlier], dim=-1).mean()
+    to_data = _norms(x - target.reshape(len(x0), -1)).mean()
+    return 2 * to_data - _norms(x[later] - x[earlier]).mean()
 
 
 def mmd(samples: Tensor, data: Tensor, *, bandwidths: Sequence[float] = (0.5, 1.0, 2.0)) -> Tensor:
     """Unbiased squared maximum mean discrepancy of two sets, with Gaussian kernels.
 
-    Eq. (3) of Gretton et al. 2012, "A kernel two-sample test" (JMLR 13; arXiv:0805.2368), with the
-    mean over bandwidths b of ``exp(-|x - y|^2 / (2 (b h)^2))`` as kernel, where h is the median
-    distance between two of the data: a constant, through which no gradient flows. Unbiased at a
-    given h; that h is estimated from the same data matters less the more there are.
+    Gretton et al. 2012, "A kernel two-sample test" (JMLR 13; arXiv:0805.2368), eq. 3. The kernel is
+    the mean over bandwidths b of ``exp(-|x - y|^2 / (2 (b h)^2))``, where h is the median distance
+    between two of the data. h is a constant, through which no gradient flows. The estimate is
+    unbiased for a fixed h; the more data h is computed from, the less its own error matters.
 
     Args:
         samples: `(n, *shape)`, floating, n >= 2.
-        data: `(m, *shape)`, m >= 2; no order, no pairing.
+        data: `(m, *shape)`, m >= 2, in any order.
         bandwidths: multiples b of the median distance, dimensionless, positive, at least one.
 
     Returns:
-        A scalar without unit, at most 2; values near 0 may be negative. Not its square root.
+        The squared MMD, a scalar without unit, at most 2; values near 0 may be negative.
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument of the wrong type.
         ValueError: sample shapes or devices that differ, a set of fewer than 2, bandwidths that are
             not positive, or data of which most pairs coincide.
     """
@@ -186,18 +188,20 @@ def sliced_wasserstein(samples: Tensor, data: Tensor, directions: Tensor) -> Ten
     """Mean over directions of the squared Wasserstein-2 distance between the projected sets.
 
     Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures" (J. Math. Imaging
-    Vis. 51); a loss in Deshpande et al. 2018 (arXiv:1803.11188). Squared, since the square is
-    smooth where the sets meet and the root is not. Exact for the two empirical distributions, any
-    two counts; as an estimate of the distributions' own distance it is biased upwards.
+    Vis. 51); Deshpande et al. 2018 (arXiv:1803.11188) use it as a loss. The square is smooth where
+    the sets meet, and its root is not. The result is exact for the two empirical distributions,
+    whatever their counts; as an estimate for the distributions behind them it is biased upwards.
 
     Args:
         samples: `(n, *shape)`, floating, n >= 1.
-        data: `(m, *shape)`, m >= 1; no order, no pairing.
-        directions: unit vectors `(P, D)` over the D elements of a sample (`random_directions`), P
-            >= 1; their length is not checked, and they are brought to the samples' device.
+        data: `(m, *shape)`, m >= 1, in any order.
+        directions: unit vectors `(P, D)` for the D elements of a sample, P >= 1
+            (`random_directions`). Their length is not checked. They are moved to the samples'
+            device and dtype.
 
     Returns:
-        A scalar in squared data units, of the projections: about 1/D of a distance in full.
+        A scalar in squared data units. Being of projections, it is about 1/D of the squared
+        distance between the sets themselves.
 
     Raises:
         TypeError: an argument that is not a floating tensor.
@@ -214,26 +218,27 @@ def sliced_wasserstein(samples: Tensor, data: Tensor, directions: Tensor) -> Ten
     with torch.autocast(x.device.type, enabled=False):
         axes = directions.to(x).T
         x, y = (points.matmul(axes).sort(dim=0).values for points in (x, y))
-    # In units of 1/(n m): the k-th smallest of n points holds the quantiles k m to (k + 1) m.
-    # Between neighbouring cuts both inverse distribution functions are constant.
+    # Quantiles in units of 1/(n m): the k-th smallest of n points covers k m to (k + 1) m. Between
+    # two neighbouring bounds both inverse distribution functions are constant.
     n, m = len(x), len(y)
-    low = torch.cat([torch.arange(n, device=x.device) * m, torch.arange(m, device=x.device) * n])
-    low = low.sort().values
-    share = torch.diff(low, append=low.new_full((1,), n * m)).to(x.dtype) / (n * m)
-    gap = x[low // m] - y[low // n]
-    return (share * gap.square().mean(1)).sum()
+    bounds = torch.cat([torch.arange(n, device=x.device) * m, torch.arange(m, device=x.device) * n])
+    bounds = bounds.sort().values
+    weights = torch.diff(bounds, append=bounds.new_full((1,), n * m)).to(x.dtype) / (n * m)
+    gaps = x[bounds // m] - y[bounds // n]
+    return (weights * gaps.square().mean(1)).sum()
 
 
 def random_directions(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
     """Directions for `sliced_wasserstein`, uniform on the unit sphere.
 
     Args:
-        count: how many, at least 1.
-        size: elements of a sample, at least 1.
-        generator: random numbers, and the device; None is torch's own on the CPU.
+        count: number of directions P, at least 1.
+        size: number of elements of a sample D, at least 1.
+        generator: source of the random numbers, which also decides the device; None is torch's
+            global generator on the CPU.
 
     Returns:
-        float32 `(count, size)`, rows of length 1.
+        float32 `(P, D)`, rows of length 1.
 
     Raises:
         TypeError: a count or size that is not an integer.
@@ -246,8 +251,14 @@ def random_directions(count: int, size: int, generator: torch.Generator | None =
     return torch.nn.functional.normalize(normal, dim=1)
 
 
+def _norms(x: Tensor) -> Tensor:
+    """Euclidean norms over the last axis."""
+    # torch gives its linalg functions no types.
+    return torch.linalg.vector_norm(x, dim=-1)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
 def _positive(function: str, name: str, value: float) -> float:
-    """A finite float above 0."""
+    """The value as a finite float above 0."""
     number = check_real(function, name, value)
     if number <= 0:
         raise ValueError(f"{function}: {name} must be positive, got {number:g}")

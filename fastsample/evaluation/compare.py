@@ -1,4 +1,4 @@
-"""Tuned plans among all other deterministic samplers: errors on noise that tuning has not seen."""
+"""Errors of tuned plans and of all other deterministic samplers, on noise unused in tuning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from fastsample import ops
 from fastsample._support.checks import check_integer
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
-from fastsample.evaluation import diffusers_schedulers as peers
+from fastsample.evaluation import diffusers_schedulers
+from fastsample.evaluation.diffusers_schedulers import DiffusersSampler
 from fastsample.grids.grid import Grid
 from fastsample.grids.makers import quadratic
 from fastsample.grids.registry import noisiest
@@ -27,7 +28,8 @@ from fastsample.tuning.baselines import starting_grids
 
 Side: TypeAlias = Literal["tuned", "fastsample", "diffusers"]
 
-FINE_STEPS = 200  # of the run that the others are compared with: twice tuning's teacher
+FINE_STEPS = 200
+"""Steps of the reference run, twice as many as of the run that plans are tuned to follow."""
 _BATCH = 256
 
 
@@ -36,10 +38,11 @@ class Entry:
     """The errors of one sampler with its settings.
 
     Attributes:
-        side: whose it is.
-        family: what kind of sampler.
-        name: with its settings and the name of its times.
-        errors: root mean square difference per element to the fine run, by network calls.
+        side: where the sampler comes from: a tuned plan, this package or diffusers.
+        family: the group of samplers that it is compared in, such as "DDIM".
+        name: the sampler with its settings and the name of its times.
+        errors: root mean square difference per element to the reference run, by the number of
+            network calls.
     """
 
     side: Side
@@ -50,15 +53,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        entries: the tuned plans first.
+        entries: errors of every sampler, the tuned plans first.
         steps: numbers of network calls, rising.
-        samples: starting noises.
-        seed: of the noise.
-        fine_steps: network calls of the run that all are compared with.
-        missing: why schedulers of diffusers were left out; None where none was.
+        samples: number of starting noises.
+        seed: seed of the noise.
+        fine_steps: network calls of the reference run.
+        missing: why some schedulers of diffusers are missing, a sentence per line; None if none
+            is.
     """
 
     entries: tuple[Entry, ...]
@@ -69,25 +73,25 @@ class Comparison:
     missing: str | None = None
 
     def of(self, side: Side) -> list[Entry]:
-        """The entries of one side."""
+        """The entries from one side."""
         return [entry for entry in self.entries if entry.side == side]
 
     def best(self, side: Side, steps: int) -> Entry | None:
-        """The entry of the least error at so many calls; None if there is none."""
-        able = [entry for entry in self.of(side) if steps in entry.errors]
-        return min(able, key=lambda entry: entry.errors[steps], default=None)
+        """The entry with the least error at this number of calls; None if there is none."""
+        entries = [entry for entry in self.of(side) if steps in entry.errors]
+        return min(entries, key=lambda entry: entry.errors[steps], default=None)
 
     def table(self) -> str:
-        """Tuned plan and best of either side at each number of calls, for printing."""
+        """The tuned plan and the best of both other sides at each number of calls, as text."""
         rows: list[tuple[str, ...]] = [
             ("calls", "tuned", "best known here", "best of diffusers", "tuned / best")
         ]
         for steps in self.steps:
-            found = [self.best(side, steps) for side in ("tuned", "fastsample", "diffusers")]
-            errors = [math.inf if entry is None else entry.errors[steps] for entry in found]
+            best = [self.best(side, steps) for side in ("tuned", "fastsample", "diffusers")]
+            errors = [math.inf if entry is None else entry.errors[steps] for entry in best]
             texts = [
                 "none" if entry is None else f"{error:.3g}" + (f"  {entry.name}" if i else "")
-                for i, (entry, error) in enumerate(zip(found, errors, strict=True))
+                for i, (entry, error) in enumerate(zip(best, errors, strict=True))
             ]
             rows.append((str(steps), *texts, f"{errors[0] / min(errors[1:]):.2f}"))
         if not self.of("diffusers"):
@@ -112,18 +116,23 @@ def compare(
     cond: Mapping[str, Any] | None = None,
     tick: Callable[[], object] | None = None,
 ) -> Comparison:
-    """Errors of tuned plans and of every known deterministic sampler, from the same fresh noise.
+    """Errors of tuned plans and of all other deterministic samplers, from the same noise.
 
-    Known are every deterministic method of this package on all grids that `tune` starts from, and
-    every deterministic multistep scheduler of diffusers with its choices of times, where diffusers
-    is installed and runs such a model. The reference is a run of order 3 in `FINE_STEPS` calls.
+    The other samplers are every deterministic method of this package on all grids that `tune`
+    starts from, and, if diffusers is installed and supports the model, every deterministic
+    scheduler of diffusers with its choices of times. An error is the difference to a reference run:
+    DPM-Solver++ of order 3 in `FINE_STEPS` calls. The noise is that of the smallest seed that no
+    plan was tuned with.
 
     Args:
         denoiser: the model.
-        plans: unguided plans for it.
-        samples: starting noises, of the least seed that no plan was tuned with.
-        cond: keyword arguments for the network, one entry per sample or a number for all.
+        plans: unguided plans for the model.
+        samples: number of starting noises, at least 1.
+        cond: keyword arguments of the network, one entry per sample or a number for all.
         tick: called after every run of a sampler.
+
+    Returns:
+        Errors by sampler; entries with errors that are not finite are left out.
 
     Raises:
         ValueError: no plans, plans for another model, or a network that returns NaN.
@@ -133,30 +142,30 @@ def compare(
         raise ValueError("compare: plans must hold at least one, got none")
     count = check_integer("compare", "samples", samples, 1)
     conditions = Conditions("compare", cond, batch=count)
-    notes = [plan.provenance or {} for plan in chosen.values()]
-    seen = {note.get("seed") for note in notes}
-    seed = next(number for number in range(len(seen) + 1) if number not in seen)
+    tuning_seeds = {(plan.provenance or {}).get("seed") for plan in chosen.values()}
+    seed = next(number for number in range(len(tuning_seeds) + 1) if number not in tuning_seeds)
     identity = make_identity("compare", seed, torch.arange(count), count, denoiser.device)
     start = ops.noise(*identity, denoiser.shape, dtype=torch.float32)
     fine = _fine_plan(denoiser)
 
     def run(draw: Draw) -> Tensor:
-        parts = start.split(_BATCH)
+        parts = torch.split(start, _BATCH)
         return torch.cat([draw(x, conditions.part(i * _BATCH, x)) for i, x in enumerate(parts)])
 
-    wanted = run(_drawing(denoiser, fine))
+    reference = run(_drawing(denoiser, fine))
     steps = tuple(sorted(chosen))
     left_out: set[str] = set()
-    found: dict[tuple[Side, str, str], dict[int, float]] = {}
+    errors: dict[tuple[Side, str, str], dict[int, float]] = {}
     for K in steps:
-        tuned = Runner("tuned", "tuned", "tuned plan", _drawing(denoiser, chosen[K]))
-        for runner in (tuned, *_known(denoiser, K), *_peers(denoiser, K, left_out)):
-            error = _rmse(run(runner.draw), wanted)
+        tuned = ComparedSampler("tuned", "tuned", "tuned plan", _drawing(denoiser, chosen[K]))
+        others = (*_package_samplers(denoiser, K), *_diffusers_samplers(denoiser, K, left_out))
+        for sampler in (tuned, *others):
+            error = _rmse(run(sampler.draw), reference)
             if math.isfinite(error):
-                found.setdefault((runner.side, runner.family, runner.name), {})[K] = error
+                errors.setdefault((sampler.side, sampler.family, sampler.name), {})[K] = error
             if tick is not None:
                 tick()
-    entries = tuple(Entry(*names, errors) for names, errors in found.items())
+    entries = tuple(Entry(*names, by_steps) for names, by_steps in errors.items())
     missing = "\n".join(sorted(left_out)) or None
     return Comparison(entries, steps, count, seed, len(fine), missing)
 
@@ -165,8 +174,8 @@ Draw: TypeAlias = Callable[[Tensor, Conditions], Tensor]
 
 
 @dataclass(frozen=True)
-class Runner:
-    """A sampler of some number of calls: ``draw(start, conditions)``."""
+class ComparedSampler:
+    """A sampler with a fixed number of calls; ``draw(start, conditions)`` gives samples."""
 
     side: Side
     family: str
@@ -175,53 +184,69 @@ class Runner:
 
 
 def _fine_plan(denoiser: Denoiser) -> Plan:
+    """The plan of the reference run."""
     schedule = denoiser.schedule
     most = FINE_STEPS if schedule.num_steps is None else min(FINE_STEPS, schedule.num_steps)
     knobs = {"order": 3, "corrected": True} if most >= 3 else {"order": most}
     return _make(dpm_solver, denoiser, quadratic(noisiest(schedule), most), knobs)
 
 
-def _known(denoiser: Denoiser, steps: int) -> Iterator[Runner]:
+def _package_samplers(denoiser: Denoiser, steps: int) -> Iterator[ComparedSampler]:
     """The deterministic methods of this package on every grid."""
     for grid_name, grid in starting_grids(denoiser, steps).items():
         for method, entry in METHODS.items():
             for setting in entry.deterministic:
                 if setting.knobs.get("order", 1) <= steps:
                     plan = _make(entry.make, denoiser, grid, setting.knobs)
-                    name = f"{peers.call_text(method, setting.knobs)}, {grid_name}"
-                    yield Runner("fastsample", setting.family, name, _drawing(denoiser, plan))
+                    name = f"{diffusers_schedulers.call_text(method, setting.knobs)}, {grid_name}"
+                    draw = _drawing(denoiser, plan)
+                    yield ComparedSampler("fastsample", setting.family, name, draw)
 
 
-def _peers(denoiser: Denoiser, steps: int, left_out: set[str]) -> Iterator[Runner]:
-    """The deterministic schedulers of diffusers that run this model; why others do not."""
-    if not peers.installed():
+def _diffusers_samplers(
+    denoiser: Denoiser, steps: int, left_out: set[str]
+) -> Iterator[ComparedSampler]:
+    """The deterministic schedulers of diffusers that run this model.
+
+    Args:
+        denoiser: the model.
+        steps: number of network calls.
+        left_out: the reasons why others do not run are added to it.
+    """
+    if not diffusers_schedulers.is_installed():
         left_out.add("diffusers is not installed: without its schedulers")
         return
-    reason = peers.refusal(denoiser)
+    reason = diffusers_schedulers.reason_unsupported(denoiser)
     if reason is not None:
         left_out.add(f"without the schedulers of diffusers: the model must {reason}")
         return
-    for peer in peers.deterministic_peers():
+    for sampler in diffusers_schedulers.deterministic_samplers():
 
-        def draw(start: Tensor, cond: Conditions, peer: peers.Peer = peer) -> Tensor:
-            return peer.run(denoiser, steps, start, cond=cond)
+        def draw(start: Tensor, cond: Conditions, sampler: DiffusersSampler = sampler) -> Tensor:
+            return sampler.run(denoiser, steps, start, cond=cond)
 
         try:
-            peer.make(denoiser)
-        except (ImportError, ValueError) as error:  # another clip range; times that need SciPy
+            sampler.make(denoiser)
+        except (ImportError, ValueError) as error:  # times that need SciPy; another clip range
             left_out.add(f"without some schedulers of diffusers: {error}")
             continue
-        yield Runner("diffusers", peer.family, f"{peer.short_label}, {peer.grid}", draw)
+        name = f"{sampler.short_label}, {sampler.grid}"
+        yield ComparedSampler("diffusers", sampler.family, name, draw)
 
 
 def _make(
     sampler: Callable[..., Plan], denoiser: Denoiser, grid: Grid, knobs: Mapping[str, Any]
 ) -> Plan:
-    given = {"clip": denoiser.clip, "prediction": denoiser.prediction, **knobs}
-    return sampler(denoiser.schedule, grid, **given)
+    """The sampler's plan for the model."""
+    return sampler(
+        denoiser.schedule,
+        grid,
+        **{"clip": denoiser.clip, "prediction": denoiser.prediction, **knobs},
+    )
 
 
 def _drawing(denoiser: Denoiser, plan: Plan) -> Draw:
+    """A function that draws samples by a plan."""
     return lambda start, cond: sample(denoiser, plan, start=start, cond=cond.mapping)
 
 

@@ -1,11 +1,11 @@
-"""Schedulers of diffusers on models of this package, to compare with; diffusers is optional."""
+"""Schedulers of diffusers, run on this package's models for comparison; diffusers is optional."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,40 +28,44 @@ TIMES: dict[str, dict[str, Any]] = {
     "beta": {"use_beta_sigmas": True},
     "lu": {"use_lu_lambdas": True},
 }
-"""The options of diffusers that choose the times, by the names of the grids they make."""
+"""The options of diffusers' schedulers that choose the times, by the name of the grid."""
 
 _PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 _DPM, _UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 _STOCHASTIC_DPM = {"algorithm_type": "sde-dpmsolver++"}
 
 
+def _no_options() -> dict[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
-class Peer:
+class DiffusersSampler:
     """A scheduler of diffusers with its settings.
 
     Attributes:
-        family: what it is compared as, one line of a plot.
-        scheduler: name of the class.
-        options: arguments of its constructor, beside the trained betas and what the model decides.
-        grid: what its times are called.
-        clips: it holds x0 in the model's clip range, if there is one.
+        family: the group of samplers that it is compared in, one line of a plot.
+        scheduler: name of the scheduler's class.
+        options: arguments of the scheduler, besides those that the model decides.
+        grid: name of its times.
+        clips: whether it clips x0 to the model's clip range, if the model has one.
     """
 
     family: str
     scheduler: str
-    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    options: dict[str, Any] = field(default_factory=_no_options, hash=False)
     grid: str = "linspace"
     clips: bool = True
 
     @property
     def label(self) -> str:
-        """The scheduler with its options, but for those that make the grid."""
+        """The scheduler with its options, except those that choose the times."""
         knobs = {k: v for k, v in self.options.items() if not _is_grid(k)}
         return call_text(self.scheduler, knobs) + ("" if self.clips else ", no clipping")
 
     @property
     def short_label(self) -> str:
-        """The label without the words that most schedulers have in their names."""
+        """The label without "Multistep" and "Scheduler"."""
         return self.label.replace("Multistep", "").replace("Scheduler", "")
 
     @property
@@ -70,17 +74,17 @@ class Peer:
         return self.scheduler == "DDPMScheduler" or _STOCHASTIC_DPM.items() <= self.options.items()
 
     def make(self, denoiser: Denoiser) -> Any:
-        """The scheduler, for the model's betas, prediction and clip range.
+        """The scheduler for the model's betas, prediction and clip range.
 
         Raises:
-            ValueError: a model that it cannot be made for.
-            ImportError: diffusers, or what it needs for these times, is not installed.
+            ValueError: diffusers has no such scheduler for the model.
+            ImportError: diffusers is not installed, or a package that it needs for these times.
         """
         import diffusers
 
-        reason = refusal(denoiser)
+        reason = reason_unsupported(denoiser)
         if reason is not None:
-            raise ValueError(f"Peer: denoiser must {reason}")
+            raise ValueError(f"DiffusersSampler: denoiser must {reason}")
         options = {
             "trained_betas": _betas(denoiser.schedule),
             "num_train_timesteps": denoiser.schedule.num_steps,
@@ -89,13 +93,14 @@ class Peer:
         }
         clips = self.clips and denoiser.clip is not None
         if clips and isinstance(denoiser.clip, tuple):
-            raise ValueError(f"Peer: clip must be a bound on |x0|, got {denoiser.clip}")
+            raise ValueError(f"DiffusersSampler: clip must be a bound on |x0|, got {denoiser.clip}")
         if self.scheduler in ("DDIMScheduler", "DDPMScheduler"):
             options |= {"clip_sample": clips, "clip_sample_range": denoiser.clip or 1.0}
         elif clips:
-            # With sample_max_value = 1 the dynamic threshold is always 1: a clamp to [-1, 1].
+            # With sample_max_value = 1 the dynamic threshold is always 1, so that x0 is clipped to
+            # [-1, 1].
             if denoiser.clip != 1.0:
-                raise ValueError(f"Peer: clip must be 1, got {denoiser.clip}")
+                raise ValueError(f"DiffusersSampler: clip must be 1, got {denoiser.clip}")
             options |= {"thresholding": True, "sample_max_value": 1.0}
         return getattr(diffusers, self.scheduler)(**options)
 
@@ -108,54 +113,65 @@ class Peer:
         cond: Conditions | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples from the starting noise `(B, *shape)`, by the loop of diffusers' pipelines.
+        """Samples `(B, *shape)` by the loop of diffusers' pipelines.
 
         Args:
             denoiser: the model.
-            steps: as its `set_timesteps` takes them.
-            start: noise `(B, *shape)`.
+            steps: argument of the scheduler's `set_timesteps`.
+            start: starting noise `(B, *shape)`.
             cond: keyword arguments of the network for these samples.
-            generator: of a stochastic scheduler's noise.
+            generator: source of a stochastic scheduler's noise.
+
+        Raises:
+            ValueError: diffusers has no such scheduler for the model.
+            ImportError: diffusers is not installed, or a package that it needs for these times.
         """
-        with _quiet():
+        with _without_numpy_warnings():
             scheduler = self.make(denoiser)
             scheduler.set_timesteps(steps, device=start.device)
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # else a first time that repeats is searched for wrongly
-        given = {"generator": generator} if self.is_stochastic else {}
-        learned = self.options.get("variance_type") == "learned_range"
+            # Otherwise schedulers look up the first timestep, and start late if it occurs twice.
+            scheduler.set_begin_index(0)
+        noise_source = {"generator": generator} if self.is_stochastic else {}
+        uses_variance = self.options.get("variance_type") == "learned_range"
         channels = start.shape[1]
-        # Its times are indices, which are one less than ours.
+        # A timestep of diffusers is this package's time minus 1.
         times = scheduler.timesteps.cpu().numpy().astype(np.float64) + 1.0
-        model = AtTimes(denoiser, times, function="Peer")
-        conditions = cond or Conditions("Peer", batch=len(start), device=start.device)
+        model = AtTimes(denoiser, times, function="DiffusersSampler")
+        conditions = cond or Conditions("DiffusersSampler", batch=len(start), device=start.device)
         x = start
         with torch.inference_mode():
             for k, t in enumerate(scheduler.timesteps):
                 output, _ = model.output(x, k, conditions)
-                output = output if learned else output[:, :channels]
-                with _quiet():
-                    x = _step(scheduler, output, t, x, given)
+                output = output if uses_variance else output[:, :channels]
+                with _without_numpy_warnings():
+                    x = _step(scheduler, output, t, x, noise_source)
         return x
 
 
-def _step(scheduler: Any, output: Tensor, t: Tensor, x: Tensor, given: dict[str, Any]) -> Tensor:
+def _step(
+    scheduler: Any, output: Tensor, t: Tensor, x: Tensor, noise_source: dict[str, Any]
+) -> Tensor:
+    """X at the scheduler's next timestep."""
     if x.dim() > 2:
-        return scheduler.step(output, t, x, **given).prev_sample
-    # Its thresholding fails where samples have one dimension.
-    return scheduler.step(output[..., None], t, x[..., None], **given).prev_sample[..., 0]
+        return scheduler.step(output, t, x, **noise_source).prev_sample
+    # The thresholding of diffusers fails for samples with one axis.
+    return scheduler.step(output[..., None], t, x[..., None], **noise_source).prev_sample[..., 0]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what diffusers does in the way of older versions of NumPy."""
+def _without_numpy_warnings() -> Generator[None, None, None]:
+    """Silences deprecation warnings: diffusers calls NumPy in ways that new versions deprecate."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 
-def refusal(denoiser: Denoiser) -> str | None:
-    """Why no scheduler runs this model, as what it must be and is; None if they do."""
+def reason_unsupported(denoiser: Denoiser) -> str | None:
+    """What the model must do or have for diffusers, and does not; None if diffusers supports it.
+
+    The text continues a sentence that ends in "must".
+    """
     if denoiser.prediction not in _PREDICTIONS:
         return f"predict one of {list(_PREDICTIONS)} for diffusers, got {denoiser.prediction!r}"
     if denoiser.schedule.num_steps is None:
@@ -163,13 +179,13 @@ def refusal(denoiser: Denoiser) -> str | None:
     return None
 
 
-def installed() -> bool:
-    """Whether diffusers is there; it is not imported."""
+def is_installed() -> bool:
+    """Whether diffusers is installed; does not import it."""
     return importlib.util.find_spec("diffusers") is not None
 
 
-def deterministic_peers() -> list[Peer]:
-    """Every deterministic multistep solver of diffusers that takes trained betas, on its times."""
+def deterministic_samplers() -> list[DiffusersSampler]:
+    """Every deterministic solver of diffusers that takes trained betas, with all its times."""
     dpm: Sequence[str] = ("linspace", "trailing", "karras", "lu", "exponential", "beta")
     most = ("linspace", "trailing", "karras", "exponential", "beta")
     return crossed(
@@ -184,16 +200,20 @@ def deterministic_peers() -> list[Peer]:
     )
 
 
-def unclipped_peers() -> list[Peer]:
-    """Schedulers as they come, without the clipping that they know under another name."""
+def unclipped_samplers() -> list[DiffusersSampler]:
+    """Schedulers with their default settings, which do not clip x0."""
     return [
-        Peer("DPM-Solver++ 2M", _DPM, TIMES["linspace"], "linspace", clips=False),
-        Peer("UniPC", _UNIPC, TIMES["linspace"], "linspace", clips=False),
+        DiffusersSampler("DPM-Solver++ 2M", _DPM, TIMES["linspace"], "linspace", clips=False),
+        DiffusersSampler("UniPC", _UNIPC, TIMES["linspace"], "linspace", clips=False),
     ]
 
 
-def stochastic_peers(*, learned: bool = False) -> list[Peer]:
-    """Those that draw noise in every step; `learned`: with the network's variance, too."""
+def stochastic_samplers(*, learned: bool = False) -> list[DiffusersSampler]:
+    """The solvers of diffusers that draw noise in every step.
+
+    Args:
+        learned: include those that use a network's learned variance.
+    """
     spaced = ("leading", "trailing", "linspace")
     entries: list[tuple[str, str, dict[str, Any], Sequence[str]]] = [
         ("SDE 2M", _DPM, _STOCHASTIC_DPM, ("linspace", "karras", "lu")),
@@ -204,17 +224,19 @@ def stochastic_peers(*, learned: bool = False) -> list[Peer]:
     return crossed(entries)
 
 
-def crossed(entries: Sequence[tuple[str, str, dict[str, Any], Sequence[str]]]) -> list[Peer]:
-    """(family, scheduler, options, names of times) as one peer for each of the times."""
+def crossed(
+    entries: Sequence[tuple[str, str, dict[str, Any], Sequence[str]]],
+) -> list[DiffusersSampler]:
+    """One sampler for each name of times of each entry (family, scheduler, options, names)."""
     return [
-        Peer(family, scheduler, {**options, **TIMES[grid]}, grid)
+        DiffusersSampler(family, scheduler, {**options, **TIMES[grid]}, grid)
         for family, scheduler, options, names in entries
         for grid in names
     ]
 
 
 def call_text(name: str, knobs: Mapping[str, Any]) -> str:
-    """``name(knob=value, ...)``."""
+    """A call as text, ``name(knob=value, ...)``."""
     values = {k: f'"{v}"' if isinstance(v, str) else str(v) for k, v in knobs.items()}
     text = ", ".join(f"{key}={value}" for key, value in values.items())
     return f"{name}({text})" if text else name

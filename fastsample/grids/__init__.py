@@ -1,6 +1,6 @@
-"""Choices of times, by the rules that samplers and other programs use.
+"""Grids: the times that a sampler visits, chosen by published rules.
 
-`Grid` holds times; the functions here make them. Names for `sample(grid=...)` are in
+`Grid` holds the times and the functions make grids. The names that `sample(grid=...)` takes are in
 `fastsample.grids.registry`.
 """
 

@@ -1,4 +1,4 @@
-"""A grid: the chosen times, noisiest first."""
+"""The grid: the times that a sampler visits, noisiest first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from fastsample._support.checks import FloatArray, check_vector, frozen
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Grid:
-    """The chosen times, noisiest first, 0 (data) last. ``len(grid)`` is K, the network calls.
+    """The times that a sampler visits, noisiest first and 0 (data) last.
+
+    ``len(grid)`` is K, the number of network calls.
 
     Args:
         times: `(K + 1,)`, strictly decreasing, the last one 0. Kept as a read-only float64 copy.
@@ -45,10 +47,14 @@ class Grid:
 
     @classmethod
     def from_indices(cls, indices: Iterable[int]) -> Grid:
-        """The grid of a trained network's 0-based indices, in any order; repeats are dropped.
+        """Make the grid of a trained network's 0-based timesteps, in any order, without repeats.
 
         Args:
-            indices: integers >= 0; index i is time i + 1. The final 0 (data) is added.
+            indices: integers >= 0; timestep i is time i + 1. The final 0 (data) is added.
+
+        Raises:
+            TypeError: values that are not integers.
+            ValueError: no indices, or negative ones.
         """
         array = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
         if array.dtype.kind not in "iu" and array.size:
@@ -93,19 +99,25 @@ class Grid:
 
 
 def positions_in(function: str, grid: Grid, times: FloatArray, owner: str) -> npt.NDArray[np.int64]:
-    """Where a grid's times `(K + 1,)` stand in ascending times that begin with 0.
+    """Return the positions `(K + 1,)` of a grid's times in ascending times that begin with 0.
+
+    Args:
+        function: name of the calling function, for messages.
+        grid: K times and the final 0.
+        times: `(n + 1,)`, ascending, 0 first.
+        owner: what the times belong to, for messages: "table" or "profile".
 
     Raises:
-        TypeError: no grid.
-        ValueError: a time that is not there; `owner` says whose times they are.
+        TypeError: `grid` is no grid.
+        ValueError: a time of the grid is not among the times.
     """
     if not isinstance(grid, Grid):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{function}: grid must be a Grid, got {type(grid).__name__}")
     positions = np.searchsorted(times, grid.times)
-    found = times[np.minimum(positions, len(times) - 1)] == grid.times
-    if not np.all(found):
+    matches = times[np.minimum(positions, len(times) - 1)] == grid.times
+    if not np.all(matches):
         raise ValueError(
             f"{function}: grid must lie on the {len(times) - 1} times of the {owner}, "
-            f"got {grid.times[~found][0]:g}"
+            f"got {grid.times[~matches][0]:g}"
         )
     return positions

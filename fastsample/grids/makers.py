@@ -1,8 +1,9 @@
-"""Grids: which times a sampler visits.
+"""Functions that make grids.
 
-Every maker here reproduces the rounding of the code it names, since a time that is off by one is
-another sampler. Integer times are the papers' steps 1..T; a trained network's index is the time
-minus 1.
+Each one reproduces the rounding of the code it names, since a time that is off by one makes another
+sampler. Integer times are the papers' steps 1..T; a trained network's timestep is the time minus 1.
+Every function raises TypeError for an argument of the wrong type and ValueError for one out of
+range.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from fastsample.schedules.schedule import NoiseSchedule
 
 
 def uniform(T: float, num_steps: int) -> Grid:
-    """Times ``T k / K``, k = K..0, rounded half up when T is an int.
+    """Make a grid of times ``T k / K``, k = K..0, rounded half up when T is an int.
 
-    Unlike the index lists of other projects it starts at T, and need not hold t = 1.
+    Unlike the timestep lists of other projects it starts at T, and need not hold t = 1.
 
     Args:
         T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
@@ -36,7 +37,9 @@ def uniform(T: float, num_steps: int) -> Grid:
 
 
 def quadratic(T: float, num_steps: int) -> Grid:
-    """Times ``T (k / K)^2``: for integer T rounded half up, and at least the previous time + 1.
+    """Make a grid of times ``T (k / K)^2``, k = K..0.
+
+    For integer T they are rounded half up, and raised where they would repeat.
 
     Unlike the DDIM repository's quadratic list (`ddim`) this one starts at T and never repeats a
     time.
@@ -56,9 +59,9 @@ def quadratic(T: float, num_steps: int) -> Grid:
 
 
 def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
-    """K times evenly spaced in log SNR from T to the last trained time, then 0; real times.
+    """Make a grid of K real times, evenly spaced in log SNR, and 0.
 
-    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). See `karras` for the end points.
+    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). The end points are those of `karras`.
 
     Args:
         schedule: noise levels.
@@ -72,12 +75,12 @@ def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
 
 
 def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
-    """K times evenly spaced in ``(sigma / alpha)^(1 / rho)``, then 0; real times.
+    """Make a grid of K real times, evenly spaced in ``(sigma / alpha)^(1 / rho)``, and 0.
 
     Karras et al. 2022, "Elucidating the Design Space" (arXiv:2206.00364), eq. (5). The cleanest of
-    the K times is t = 1 for a discrete schedule (index 0, the network's last) and T / 1000 for a
-    continuous one. If alpha(T) = 0 the spacing begins that far below T, and the first time is T
-    itself.
+    the K times is t = 1 for a discrete schedule (the network's timestep 0) and T / 1000 for a
+    continuous one. If alpha(T) = 0, where the log SNR is infinite, the spacing begins as far below
+    T, and the first time is T itself.
 
     Args:
         schedule: noise levels.
@@ -96,13 +99,15 @@ def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
 
 
 def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
-    """improved-diffusion's `space_timesteps` (Nichol and Dhariwal 2021, arXiv:2102.09672), plus 1.
+    """Make the grid of improved-diffusion's `space_timesteps`.
+
+    Nichol and Dhariwal 2021 (arXiv:2102.09672). Times are its timesteps plus 1.
 
     Args:
         T: trained steps.
         sections: steps kept in each of equal sections of the process, as `[10, 15, 20]` or
             `"10,15,20"`; an int is one section. `"ddimN"` is the stride that gives exactly N steps,
-            an error for most N. `[1]` keeps t = 1 only, as there.
+            an error for most N. `[1]` keeps t = 1 only, as in improved-diffusion.
     """
     name = "grids.respaced"
     whole = check_integer(name, "T", T, 1)
@@ -141,16 +146,17 @@ def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
 
 
 def ddim(T: int, num_steps: int, spacing: Literal["uniform", "quadratic"] = "uniform") -> Grid:
-    """The DDIM repository's index lists (Song et al. 2021, arXiv:2010.02502, appendix D.2), plus 1.
+    """Make the grids of the DDIM repository.
 
-    They stop short of T (at 901 and 801 for T = 1000, 10 steps). "uniform" may hold more than
-    `num_steps` times, since its stride is ``T // K``; "quadratic" repeats low indices from K = 30
-    on: the repeats are identity steps and are dropped. ``len`` tells the real K.
+    Song et al. 2021 (arXiv:2010.02502), appendix D.2. Times are its timesteps plus 1. They stop
+    short of T (at 901 and 801 for T = 1000, 10 steps). "uniform" may hold more than `num_steps`
+    times, since its stride is ``T // K``; "quadratic" repeats low timesteps from K = 30 on: the
+    repeats are identity steps and are dropped. The grid's ``len`` is its real number of steps.
 
     Args:
         T: trained steps.
         num_steps: steps asked for, in [1, T].
-        spacing: "uniform" or "quadratic" ("quad" there).
+        spacing: "uniform" or "quadratic" (the repository's "quad").
     """
     whole, steps = _integer_budget("grids.ddim", T, num_steps)
     if spacing == "uniform":
@@ -168,18 +174,18 @@ def diffusers(
     spacing: Literal["leading", "trailing", "linspace"] = "leading",
     steps_offset: int = 0,
 ) -> Grid:
-    """The timesteps of diffusers' `DDIMScheduler.set_timesteps` (0.42), plus 1.
+    """Make the grid of diffusers' `DDIMScheduler.set_timesteps` (0.42).
 
-    The spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps
-    are Flawed" (arXiv:2305.08891), table 2. Only "leading" uses `steps_offset`, as there. For
-    some K (62 of those up to T = 1000) the float stride of "trailing" there yields one more index,
-    -1, which no network has: it is dropped.
+    Times are its timesteps plus 1. The spacings are those of Lin et al. 2023, "Common Diffusion
+    Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891), table 2. As in diffusers, only
+    "leading" uses `steps_offset`. For some K (62 of those up to T = 1000) the float stride of
+    diffusers' "trailing" yields one more timestep, -1, which no network has: it is dropped.
 
     Args:
         T: `num_train_timesteps`.
         num_steps: `num_inference_steps`, in [1, T].
         spacing: `timestep_spacing`.
-        steps_offset: added to the indices of "leading"; 1 in Stable Diffusion.
+        steps_offset: number >= 0 added to the timesteps of "leading"; 1 in Stable Diffusion.
     """
     name = "grids.diffusers"
     whole, steps = _integer_budget(name, T, num_steps)
@@ -204,14 +210,15 @@ def diffusers(
 
 
 def random(T: float, num_steps: int, seed: int) -> Grid:
-    """T, then K - 1 distinct random times below it in falling order, then 0 (shortcut sampling).
+    """Make a grid of T, K - 1 distinct random times below it, and 0.
 
-    Chen 2023 (arXiv:2301.01206). The paper's "K = 10" makes 11 network calls: it is 11 here.
+    Shortcut sampling uses it: Chen 2023 (arXiv:2301.01206). The paper's "K = 10" makes 11 network
+    calls, so K is 11 here.
 
     Args:
         T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
         num_steps: K, at least 1; at most T for integer times.
-        seed: of NumPy's default generator, an int >= 0.
+        seed: seed of NumPy's default generator, an int >= 0.
     """
     whole, steps = _budget("grids.random", T, num_steps)
     generator = np.random.default_rng(check_integer("grids.random", "seed", seed, 0))
@@ -223,7 +230,7 @@ def random(T: float, num_steps: int, seed: int) -> Grid:
 
 
 def _budget(name: str, T: float, num_steps: int) -> tuple[int | None, int]:
-    """T when times are to be integers, else None; and the checked number of steps."""
+    """Return (T for integer times or None for real ones, the checked number of steps)."""
     if isinstance(T, int | np.integer) and not isinstance(T, bool):
         return _integer_budget(name, int(T), num_steps)
     if check_real(name, "T", T) <= 0.0:
@@ -232,20 +239,20 @@ def _budget(name: str, T: float, num_steps: int) -> tuple[int | None, int]:
 
 
 def _integer_budget(name: str, T: int, num_steps: int) -> tuple[int, int]:
-    """Checked T and number of steps when each step needs its own integer."""
+    """Return the checked (T, number of steps) when each step needs its own integer."""
     whole = check_integer(name, "T", T, 1)
     return whole, check_integer(name, "num_steps", num_steps, 1, whole)
 
 
 def _scheduled_budget(name: str, schedule: NoiseSchedule, num_steps: int) -> int:
-    """The checked number of steps of a grid of real times."""
+    """Return the checked number of steps of a grid that is made from a schedule."""
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name}: schedule must be a NoiseSchedule, got {schedule!r}")
     return check_integer(name, "num_steps", num_steps, 1, schedule.num_steps)
 
 
 def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
-    """Log SNR at the noisiest and at the cleanest time that a network is asked about."""
+    """Return the log SNR at the noisiest and at the cleanest time of a network call."""
     T = schedule.T
     unit = 1.0 if schedule.num_steps else T / 1000
     high = float(schedule.log_snr(T))
@@ -255,13 +262,13 @@ def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
 
 
 def _from_log_snr(schedule: NoiseSchedule, inner: npt.NDArray[Any]) -> Grid:
-    """The grid of T, the times of the inner log SNRs, and 0."""
+    """Make the grid of T, the times of the inner log SNRs, and 0."""
     times = schedule.time_at_log_snr(inner)
     return Grid(np.concatenate(([schedule.T], times, [0.0])))
 
 
 def _parse(text: str, sections: str) -> int:
-    """One count of a `sections` string."""
+    """Parse one count of a `sections` string."""
     if not text.strip().isdecimal():
         raise ValueError(
             f'grids.respaced: sections must look like "10,15,20" or "ddim50", got "{sections}"'

@@ -1,4 +1,4 @@
-"""Grids by name, as `sample(grid=...)` and the command line say them."""
+"""Grids by name, for `sample(grid=...)` and the command line."""
 
 from __future__ import annotations
 
@@ -23,38 +23,42 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
         _whole("ddim", schedule), steps, "quadratic"
     ),
 }
-"""Our own grids; diffusers' three timestep spacings; improved-diffusion's list and the DDIM
-repository's two, which may hold another number of times than asked for."""
+"""The functions that make a grid from a schedule and a number of steps, by name.
+
+"leading", "trailing" and "linspace" are diffusers' timestep spacings, "respaced" is
+improved-diffusion's list; "ddim" and "ddim_quadratic" are the DDIM repository's two lists, which
+may hold another number of times than asked for."""
 
 DEFAULT_GRID = "uniform"
-"""What "auto" is for a model without a profile."""
+"""The grid that "auto" stands for when the model has no profile."""
 
 
 def grid_names() -> list[str]:
-    """The names that `grid` arguments take: those of `GRIDS`, "auto" and "random"."""
+    """Return the names that `grid` arguments take: those of `GRIDS`, "auto" and "random"."""
     return sorted([*GRIDS, "auto", "random"])
 
 
 def check_grid_name(function: str, name: object) -> str:
-    """The name; ValueError unless it is one of `grid_names`."""
+    """Return the name; ValueError unless it is one of `grid_names`."""
     if not isinstance(name, str) or name not in grid_names():
         raise ValueError(f"{function}: grid must be one of {grid_names()}, got {name!r}")
     return name
 
 
 def noisiest(schedule: NoiseSchedule) -> float:
-    """T as the grid makers want it: an int for integer times."""
+    """Return T as the grid makers take it: an int for integer times, a float for real ones."""
     return schedule.T if schedule.num_steps is None else schedule.num_steps
 
 
 def _diffusers(
     schedule: NoiseSchedule, steps: int, spacing: Literal["leading", "trailing", "linspace"]
 ) -> Grid:
+    """Make one of diffusers' grids."""
     return makers.diffusers(_whole("diffusers", schedule), steps, spacing)
 
 
 def _whole(name: str, schedule: NoiseSchedule) -> int:
-    """T of a schedule, for a list of its indices."""
+    """Return T as an int; ValueError for a continuous schedule."""
     if schedule.num_steps is None:
         raise ValueError(
             f'grids.{name}: schedule must have whole steps, got {schedule!r}; try grid="uniform"'

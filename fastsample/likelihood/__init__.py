@@ -1,1 +1,1 @@
-"""Bits per dimension."""
+"""Likelihood: bits per dimension from the variational bound."""

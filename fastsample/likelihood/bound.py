@@ -1,6 +1,6 @@
-"""The terms of the variational bound of a diffusion model, each formula once, in plain torch.
+"""The terms of the variational bound of a diffusion model, in plain torch.
 
-Time `t` is the project's: 0 is data, a step goes from `t` down to `s` < `t`.
+Times are project times: 0 is data, and a step goes from `t` down to `s` < `t`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample._support.checks import FloatArray
 from fastsample.ops.reference import bin_log_likelihood
 from fastsample.planning.decoder import respaced_variance
 from fastsample.plans.rows import Prediction, Variance, check_prediction, x0_terms
@@ -37,7 +38,7 @@ def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) 
         log_var2: log variance of the second.
 
     Returns:
-        Nats, in the broadcast shape.
+        The divergence of each element in nats, in the broadcast shape.
     """
     difference = (mean1 - mean2) ** 2 * torch.exp(-log_var2)
     return 0.5 * (torch.exp(log_var1 - log_var2) - 1.0 + log_var2 - log_var1 + difference)
@@ -46,7 +47,7 @@ def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) 
 def discretized_gaussian_log_likelihood(
     x: Tensor, mean: Tensor, log_scale: Tensor, *, bin_width: float = 2 / 255
 ) -> Tensor:
-    """Log-probability of the bin of `x` under a Gaussian, in nats per element.
+    """Log-probability of the bin that holds `x` under a Gaussian, in nats per element.
 
     The decoder of Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239,
     eq. 13); the first and the last bin reach to infinity. The normal distribution function is
@@ -56,34 +57,34 @@ def discretized_gaussian_log_likelihood(
     Args:
         x: data in [-1, 1], on multiples of `bin_width` from -1.
         mean: mean of the Gaussian, the shape of `x`.
-        log_scale: log of the standard deviation.
+        log_scale: log of the standard deviation, any shape that broadcasts with `x`.
         bin_width: distance of neighbouring data levels, in data units: 2/255 for 8-bit images.
 
     Returns:
-        Nats, in the shape of `x`; never below log(1e-12).
+        Log-probabilities in nats, in the shape of `x`; never below log(1e-12).
     """
     return bin_log_likelihood(x, mean, log_scale, bin_width)
 
 
 def posterior_table(
     schedule: NoiseSchedule,
-    times: Sequence[float] | np.ndarray | None = None,
+    times: Sequence[float] | FloatArray | None = None,
     *,
     prediction: Prediction = "epsilon",
     decoder_variance: float | None = None,
-) -> np.ndarray:
-    """What the bound needs at each step (t, s) of a chain of times, in float64.
+) -> FloatArray:
+    """The coefficients of the bound at each step (t, s) of a chain of times, in float64.
 
     `x0_weight` is the coefficient of x0 in the mean of q(x_s | x_t, x0); the log variances are
     those of arXiv:2102.09672 (eq. 15): `log_small` of the posterior, `log_large` of the forward
     step. The posterior variance of the last step is 0, so one must be chosen. By default both
     variances of that step become the posterior variance of the step before it, as in the
-    released code; the upper end `log_range` of a learned range keeps its own in any case.
+    released code. The upper end `log_range` of a learned range is the forward step's at every step.
 
     Args:
-        schedule: noise levels; only `levels` at the times is read.
+        schedule: the noise levels.
         times: `(K + 1,)`, strictly decreasing to 0; None means T, T-1, ..., 0.
-        prediction: what the network predicts; p and q turn it into x0.
+        prediction: what the network predicts; it determines p and q.
         decoder_variance: variance of the last step, in squared data units; None is the released
             code's choice, which needs K >= 2.
 
@@ -92,15 +93,15 @@ def posterior_table(
         log_range, last (1 in the last row, else 0), p, q (``x0 = p x + q m``).
 
     Raises:
-        ValueError: the times do not decrease to 0, or are left to a schedule without integer
-            steps; a single step without `decoder_variance`, or one that is not positive.
+        ValueError: times that do not decrease to 0; None for a schedule without integer steps; a
+            single step without `decoder_variance`; or a `decoder_variance` that is not positive.
     """
     if times is None:
         if schedule.num_steps is None:
             raise ValueError(
                 f"posterior_table: schedule must have integer steps, got {schedule}; pass times"
             )
-        times = np.arange(schedule.num_steps, -1, -1)
+        times = np.arange(schedule.num_steps, -1, -1, dtype=np.float64)
     times = np.asarray(times, dtype=np.float64)
     if times.ndim != 1 or len(times) < 2 or times[-1] != 0 or not np.all(np.diff(times) < 0):
         raise ValueError(f"posterior_table: times must decrease strictly to 0, got {times}")
@@ -117,7 +118,7 @@ def posterior_table(
         (levels[:-1], levels[1:]) for levels in schedule.levels(times)
     )
     pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
-    small, large = pair.posterior_variance.copy(), pair.variance.copy()
+    small, large = np.array(pair.posterior_variance), np.array(pair.variance)
     if decoder_variance is None:
         decoder_variance = float(respaced_variance(schedule, times[-3], times[-2]))
     small[-1] = large[-1] = decoder_variance
@@ -139,7 +140,7 @@ def vlb_terms(
     clip: float | None = None,
     bin_width: float = 2 / 255,
 ) -> tuple[Tensor, Tensor]:
-    """Terms of the variational bound at one step per sample, and the prediction of x0.
+    """The terms of the variational bound at one step per sample, and the predicted x0.
 
     Nichol and Dhariwal 2021 (arXiv:2102.09672, eqs. 4-7): the KL divergence of the model's step
     from the posterior, and at the last step the decoder's negative log-likelihood.
@@ -155,7 +156,7 @@ def vlb_terms(
         bin_width: distance of neighbouring data levels, in data units.
 
     Returns:
-        `vb` `(B,)` in bits per dimension, and the predicted x0 in the shape of `x0`.
+        The terms `(B,)` in bits per dimension, and the predicted x0 in the shape of `x0`.
     """
     _, _, weight, log_small, log_large, log_range, last, p, q = (
         column.reshape(-1, *[1] * (x0.ndim - 1)) for column in rows.unbind(1)
@@ -165,7 +166,7 @@ def vlb_terms(
         fraction = (v + 1.0) / 2.0
         log_variance = fraction * log_range + (1.0 - fraction) * log_small
     else:
-        output = output[:, : x0.shape[1]]  # a network with a learned variance that is not used
+        output = output[:, : x0.shape[1]]  # without a learned variance, which is not used here
         log_variance = (log_small if variance == "small" else log_large).expand_as(x0)
     predicted = p * x_t + q * output
     if clip is not None:
@@ -176,20 +177,20 @@ def vlb_terms(
     decoder = -discretized_gaussian_log_likelihood(
         x0, predicted, 0.5 * log_variance, bin_width=bin_width
     )
-    vb = torch.where(last > 0, decoder, divergence)
-    return vb.flatten(1).mean(1) / math.log(2.0), predicted
+    terms = torch.where(last > 0, decoder, divergence)
+    return terms.flatten(1).mean(1) / math.log(2.0), predicted
 
 
 def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = None) -> Tensor:
-    """KL(q(x_T | x0) || N(0, I)) in bits per dimension, the bound's term without a network.
+    """KL(q(x_t | x0) || N(0, I)) in bits per dimension: the bound's term before the first step.
 
     Args:
         schedule: noise levels.
         x0: data `(B, ...)`.
-        t: the time where sampling starts; None means T.
+        t: the first time of the chain; None means T.
 
     Returns:
-        `(B,)`, bits per dimension.
+        `(B,)` in bits per dimension.
     """
     alpha, sigma = (float(level) for level in schedule.levels(schedule.T if t is None else t))
     log_variance = x0.new_tensor(2.0 * math.log(sigma))

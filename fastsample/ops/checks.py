@@ -1,6 +1,11 @@
-"""What the operators accept: Python says what is wrong, C++ only guards memory."""
+"""Checks of the operators' arguments.
+
+They are made here, with messages for users; the native code only guards against bad memory access.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +16,25 @@ from fastsample.plans.rows import COLUMNS
 _FLOAT64, _INT64, _NUM_COLUMNS = torch.float64, torch.int64, len(COLUMNS)  # looked up once
 
 
-def check_step(name, x, out, rows, row, uncond, seeds, index, noise, h1, h2) -> None:
-    """One quick look at what is nearly always right; `_explain` finds the fault when it is not."""
+def check_step(
+    name: str,
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    uncond: Tensor | None,
+    seeds: Tensor | None,
+    index: Tensor | None,
+    noise: Tensor | None,
+    h1: Tensor | None,
+    h2: Tensor | None,
+) -> None:
+    """Raise TypeError or ValueError unless the operands of a step fit each other.
+
+    One combined condition decides, since it runs in every step; `_refuse` then finds the fault.
+    """
     shape, dtype = x.shape, x.dtype
-    # On the CPU the cheaper flag stands for the device.
+    # On the CPU `is_cpu` is compared, which is cheaper than the device.
     if not (
         dtype in DTYPE_CODES
         and len(shape) >= 2
@@ -32,7 +52,7 @@ def check_step(name, x, out, rows, row, uncond, seeds, index, noise, h1, h2) -> 
             )
         )
     ):
-        _explain(name, x, out, rows, row)
+        _refuse(name, x, out, rows, row)
     if uncond is not None:
         _check_operand(name, "uncond", uncond, out.shape, dtype, x.device)
     if noise is not None:
@@ -45,7 +65,8 @@ def check_step(name, x, out, rows, row, uncond, seeds, index, noise, h1, h2) -> 
         check_identity(name, seeds, index, shape[0], x.device)
 
 
-def _explain(name, x, out, rows, row) -> None:
+def _refuse(name: str, x: Tensor, out: Tensor, rows: Tensor, row: Tensor) -> None:
+    """Raise the error for the first fault of these operands."""
     shape = tuple(x.shape)
     if x.dtype not in DTYPE_CODES:
         raise TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
@@ -70,7 +91,15 @@ def _explain(name, x, out, rows, row) -> None:
     _check_operand(name, "row", row, row.shape, torch.int64, x.device)
 
 
-def _check_operand(name, label, tensor, shape, dtype, device) -> None:
+def _check_operand(
+    name: str,
+    label: str,
+    tensor: Tensor,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Raise unless the operand called `label` has this shape, dtype and device."""
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: {label} must be {dtype}, got {tensor.dtype}")
     if tensor.shape != shape:
@@ -81,10 +110,16 @@ def _check_operand(name, label, tensor, shape, dtype, device) -> None:
         raise ValueError(f"{name}: {label} must be on {device}, got {tensor.device}")
 
 
-def check_identity(name, seeds, index, batch=None, device=None) -> None:
-    """Refuse seeds and indices that are not int64, of the batch and on the device.
+def check_identity(
+    name: str,
+    seeds: Any,
+    index: Any,
+    batch: int | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Raise unless seeds and indices are int64, have the batch's size and are on the device.
 
-    By default both are what the index says.
+    By default the size and the device are those of `index`.
     """
     for label, tensor in (("index", index), ("seeds", seeds)):
         if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64:

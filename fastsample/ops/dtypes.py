@@ -1,4 +1,4 @@
-"""Dtypes that the kernels take, and those that go with them."""
+"""The dtypes of the operands that kernels accept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 
 
 def history_dtype(x: Tensor) -> torch.dtype:
-    """Dtype of earlier x0's: the arithmetic type of a step on `x`."""
+    """Return the dtype of the x0's of a step on `x`, which is the dtype it computes in."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def rows_dtype(device: torch.device) -> torch.dtype:
-    """Dtype of a plan's table on a device: float64, or float32 where there is no float64."""
+    """Return the dtype of a plan's table: float64, or float32 on devices without float64."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,7 +1,12 @@
-"""The kernels behind the operators: tensors become pointers here, and nowhere else."""
+"""The operators that the kernels of `fastsample._native` run, on the CPU and CUDA.
+
+`fastsample.ops.library` registers them under the same names. Arguments are checked before, in
+`fastsample.ops.checks`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,181 +14,92 @@ from torch import Tensor
 
 # After torch: its OpenMP runtime is loaded by then, so both share one thread pool.
 from fastsample import _native  # isort: skip
+from fastsample.ops import launch
 from fastsample.ops.dtypes import DTYPE_CODES, history_dtype
+from fastsample.ops.launch import CHANNELS_LAST, launch_step, new_like, packed, packing
 from fastsample.plans.rows import COLUMNS
 
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+# Elements of a sample that one CUDA block adds up; a GPU then has work for all its processors even
+# if samples are few and large.
+_ROW_GRADIENT_CHUNK = 16384
+_ELBO_CHUNK = 4096
+
+_MOST_SAMPLES = 65535  # per call: bound on a CUDA grid's second dimension
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Gradients of x, out, uncond, noise, h1 and h2; empty for operands that were not passed."""
 
 
-def packing(x: Tensor, out: Tensor) -> torch.memory_format | None:
-    """None if the operands lie in C order, else the format to pack them to."""
-    if x.is_contiguous() and out.is_contiguous():
-        return None
-    fmt = CHANNELS_LAST.get(x.dim())
-    if (
-        fmt is not None
-        and x.is_contiguous(memory_format=fmt)
-        and out.is_contiguous(memory_format=fmt)
-    ):
-        return fmt
-    return torch.contiguous_format
-
-
-def _place(x: Tensor) -> tuple[int, int, int]:
-    """(CUDA device or -1, raw stream, CPU threads)."""
-    if x.is_cpu:
-        return -1, 0, torch.get_num_threads()
-    index = x.device.index
-    return index, _raw_stream(index), 0
-
-
-def _raw_stream(index: int) -> int:
-    # The private call is what Triton and bitsandbytes use (0.1 us); the public one makes an object.
-    current = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return current(index) if current else torch.cuda.current_stream(index).cuda_stream
-
-
-def _packed(fmt: torch.memory_format | None, tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=fmt or torch.contiguous_format)
-
-
-def _launch(
-    function,
-    fmt,
-    results,
-    x,
-    out,
-    rows,
-    row,
-    uncond=None,
-    seeds=None,
-    index=None,
-    noise=None,
-    h1=None,
-    h2=None,
-):
-    """Call a step kernel: pack what is strided, then turn everything into integers.
-
-    One flat function because it runs once per row on the host: an attribute of a tensor costs
-    0.1 us and a call as much.
-    """
-    if fmt is not None:
-        x, out = _packed(fmt, x), _packed(fmt, out)
-    if not (rows.is_contiguous() and row.is_contiguous()):
-        rows, row = rows.contiguous(), row.contiguous()
-    at_uncond = at_noise = at_h1 = at_h2 = at_seeds = at_index = 0
-    seed_per_sample = False
-    # Packed tensors keep their names, so that they live until the kernel has them.
-    if uncond is not None:
-        uncond = _packed(fmt, uncond)
-        at_uncond = uncond.data_ptr()
-    if noise is not None:
-        noise = _packed(fmt, noise)
-        at_noise = noise.data_ptr()
-    if h1 is not None:
-        h1 = _packed(fmt, h1)
-        at_h1 = h1.data_ptr()
-    if h2 is not None:
-        h2 = _packed(fmt, h2)
-        at_h2 = h2.data_ptr()
-    if seeds is not None and index is not None:
-        seeds, index = seeds.contiguous(), index.contiguous()
-        seed_per_sample = seeds.numel() != 1
-        at_seeds, at_index = seeds.data_ptr(), index.data_ptr()
-    shape = x.shape
-    batch, channels = shape[0], shape[1]
-    size = x.numel() // batch if batch else 0
-    function(
-        *_place(x),
-        DTYPE_CODES[x.dtype],
-        batch,
-        size,
-        channels,
-        size // channels if channels else 0,
-        fmt is not None and fmt != torch.contiguous_format,
-        out.shape[1] != channels,
-        x.data_ptr(),
-        out.data_ptr(),
-        at_uncond,
-        at_noise,
-        at_h1,
-        at_h2,
-        rows.data_ptr(),
-        rows.shape[0],
-        row.data_ptr(),
-        row.numel() != 1,
-        at_seeds,
-        seed_per_sample,
-        at_index,
-        *results,
-    )
-
-
-def new(x: Tensor, fmt: torch.memory_format | None, dtype: torch.dtype | None = None) -> Tensor:
-    """An output like `x`, in the format the kernel will write."""
-    if fmt is None and dtype is None and x.is_contiguous():
-        return torch.empty_like(x)
-    return torch.empty_like(x, dtype=dtype, memory_format=fmt or torch.contiguous_format)
-
-
-def step(x, out, *rest):
-    """Operator step."""
+def step(x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | None) -> Tensor:
+    """Run the operator step: return x_next."""
     fmt = packing(x, out)
-    target = new(x, fmt)
-    _launch(_native.step, fmt, (target.data_ptr(), 0), x, out, *rest)
+    target = new_like(x, fmt)
+    launch_step(_native.step, fmt, (target.data_ptr(), 0), x, out, rows, row, *optional)
     return target
 
 
-def step_x0(x, out, *rest):
-    """Operator step_x0."""
+def step_x0(
+    x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Run the operator step_x0: return (x_next, x0)."""
     fmt = packing(x, out)
-    target, x0 = new(x, fmt), new(x, fmt, history_dtype(x))
-    _launch(_native.step, fmt, (target.data_ptr(), x0.data_ptr()), x, out, *rest)
+    target, x0 = new_like(x, fmt), new_like(x, fmt, history_dtype(x))
+    results = (target.data_ptr(), x0.data_ptr())
+    launch_step(_native.step, fmt, results, x, out, rows, row, *optional)
     return target, x0
 
 
-def step_into(target, x, out, *rest):
-    """Operator step_into."""
+def step_into(
+    target: Tensor, x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | None
+) -> None:
+    """Run the operator step_into: write x_next to `target`."""
     fmt = packing(x, out)
     if target.is_contiguous(memory_format=fmt or torch.contiguous_format):
-        _launch(_native.step, fmt, (target.data_ptr(), 0), x, out, *rest)
+        launch_step(_native.step, fmt, (target.data_ptr(), 0), x, out, rows, row, *optional)
     else:
-        target.copy_(step(x, out, *rest))
+        target.copy_(step(x, out, rows, row, *optional))
 
 
-def empty_gradients(x, out, uncond=None, noise=None, h1=None, h2=None):
-    """Outputs of step_backward, empty for operands that are not there."""
+def empty_gradients(
+    x: Tensor,
+    out: Tensor,
+    uncond: Tensor | None = None,
+    noise: Tensor | None = None,
+    h1: Tensor | None = None,
+    h2: Tensor | None = None,
+) -> Gradients:
+    """Return the outputs of step_backward, not yet filled."""
     fmt = packing(x, out) or torch.contiguous_format
 
-    def like(tensor):
+    def like(tensor: Tensor | None) -> Tensor:
         return x.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=fmt)
 
     return like(x), like(out), like(uncond), like(noise), like(h1), like(h2)
 
 
 def step_backward(
-    grad,
-    grad_x0,
-    x,
-    out,
-    rows,
-    row,
-    uncond=None,
-    seeds=None,
-    index=None,
-    noise=None,
-    h1=None,
-    h2=None,
-):
-    """Operator step_backward."""
+    grad: Tensor,
+    grad_x0: Tensor | None,
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    uncond: Tensor | None = None,
+    seeds: Tensor | None = None,
+    index: Tensor | None = None,
+    noise: Tensor | None = None,
+    h1: Tensor | None = None,
+    h2: Tensor | None = None,
+) -> Gradients:
+    """Run the operator step_backward: return the gradients of a step's tensors."""
     fmt = packing(x, out)
     grads = empty_gradients(x, out, uncond, noise, h1, h2)
-    grad = _packed(fmt, grad)
-    grad_x0 = None if grad_x0 is None else _packed(fmt, grad_x0)
-    present = (x, out, uncond, noise, h1, h2)
-    pointers = [0 if t is None else g.data_ptr() for t, g in zip(present, grads, strict=True)]
-    results = (grad.data_ptr(), 0 if grad_x0 is None else grad_x0.data_ptr(), *pointers)
-    _launch(
+    grad = packed(fmt, grad)
+    grad_x0 = None if grad_x0 is None else packed(fmt, grad_x0)
+    operands = (x, out, uncond, noise, h1, h2)
+    addresses = [0 if t is None else g.data_ptr() for t, g in zip(operands, grads, strict=True)]
+    results = (grad.data_ptr(), 0 if grad_x0 is None else grad_x0.data_ptr(), *addresses)
+    launch_step(
         _native.step_backward,
         fmt,
         results,
@@ -193,52 +109,50 @@ def step_backward(
 
 
 def row_gradients(
-    grad,
-    grad_x0,
-    x,
-    out,
-    rows,
-    row,
-    uncond=None,
-    seeds=None,
-    index=None,
-    noise=None,
-    h1=None,
-    h2=None,
-):
-    """Operator row_gradients."""
+    grad: Tensor,
+    grad_x0: Tensor | None,
+    x: Tensor,
+    out: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    *optional: Tensor | None,
+) -> Tensor:
+    """Run the operator row_gradients: return the gradients of each sample's row, `(B, 13)`."""
     fmt = packing(x, out)
-    grad = _packed(fmt, grad)
-    grad_x0 = None if grad_x0 is None else _packed(fmt, grad_x0)
+    grad = packed(fmt, grad)
+    grad_x0 = None if grad_x0 is None else packed(fmt, grad_x0)
     batch = x.shape[0]
-    # On a GPU a block sums one part of a sample.
-    chunks = 1 if x.is_cpu or not batch else -(-(x.numel() // batch) // _ROW_CHUNK)
+    chunks = 1 if x.is_cpu or not batch else -(-(x.numel() // batch) // _ROW_GRADIENT_CHUNK)
     sums = x.new_zeros((batch, max(chunks, 1), len(COLUMNS)), dtype=torch.float64)
-    at_x0 = 0 if grad_x0 is None else grad_x0.data_ptr()
-    results = (grad.data_ptr(), at_x0, chunks, sums.data_ptr())
+    grad_x0_address = 0 if grad_x0 is None else grad_x0.data_ptr()
+    results = (grad.data_ptr(), grad_x0_address, chunks, sums.data_ptr())
     if x.numel():
-        _launch(
-            _native.row_gradients,
-            fmt,
-            results,
-            *(x, out, rows, row, uncond, seeds, index, noise, h1, h2),
-        )
+        launch_step(_native.row_gradients, fmt, results, x, out, rows, row, *optional)
     return sums.sum(1) if sums.shape[1] != 1 else sums.squeeze(1)
 
 
-def new_noise(index, size, dtype, channels_last):
-    """Output of the operator noise."""
+def new_noise(
+    index: Tensor, size: Sequence[int], dtype: torch.dtype, channels_last: bool
+) -> Tensor:
+    """Return the output of the operator noise, not yet filled."""
     fmt = CHANNELS_LAST[len(size)] if channels_last else torch.contiguous_format
     return torch.empty(size, dtype=dtype, device=index.device, memory_format=fmt)
 
 
-def noise(seeds, index, size, draw, dtype, channels_last):
-    """Operator noise."""
+def noise(
+    seeds: Tensor,
+    index: Tensor,
+    size: Sequence[int],
+    draw: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    """Run the operator noise: return normals of the given size `(B, *shape)`."""
     target = new_noise(index, size, dtype, channels_last)
     per_sample = target.numel() // size[0] if size[0] else 0
     channels = size[1] if len(size) > 1 else 1
     _native.fill_noise(
-        *_place(index),
+        *launch.device_arguments(index),
         DTYPE_CODES[dtype],
         size[0],
         per_sample,
@@ -254,30 +168,31 @@ def noise(seeds, index, size, draw, dtype, channels_last):
     return target
 
 
-_ROW_CHUNK = 16384
-
-# Elements per partial sum: enough blocks for a GPU when samples are few and large.
-_CHUNK = 4096
-
-
-def sums_width(nodes, log_scales):
-    """Columns of the operator elbo_sums."""
+def sums_width(nodes: Tensor, log_scales: Tensor) -> int:
+    """Return the number of columns of the operator elbo_sums."""
     return 3 + 2 * nodes.shape[0] + log_scales.shape[0]
 
 
-def elbo_sums(x0, x, out, coefficients, nodes, log_scales, bin_width):
-    """Operator elbo_sums."""
+def elbo_sums(
+    x0: Tensor,
+    x: Tensor,
+    out: Tensor,
+    coefficients: Sequence[float],
+    nodes: Tensor,
+    log_scales: Tensor,
+    bin_width: float,
+) -> Tensor:
+    """Run the operator elbo_sums: return the columns of `fastsample.ops.elbo_sums` together."""
     x0, x, out = x0.contiguous(), x.contiguous(), out.contiguous()
     nodes, log_scales = nodes.contiguous(), log_scales.contiguous()
     batch = x0.shape[0]
     size = x0.numel() // batch if batch else 0
-    chunks = -(-size // _CHUNK)
+    chunks = -(-size // _ELBO_CHUNK)
     sums = nodes.new_empty(batch, chunks, sums_width(nodes, log_scales))
-    # A GPU's grid has 65535 places for samples.
-    for first in range(0, batch, 65535):
-        last = min(first + 65535, batch)
+    for first in range(0, batch, _MOST_SAMPLES):
+        last = min(first + _MOST_SAMPLES, batch)
         _native.elbo_sums(
-            *_place(x0),
+            *launch.device_arguments(x0),
             DTYPE_CODES[x0.dtype],
             last - first,
             size,
@@ -291,14 +206,14 @@ def elbo_sums(x0, x, out, coefficients, nodes, log_scales, bin_width):
             log_scales.data_ptr(),
             log_scales.shape[0],
             bin_width,
-            _CHUNK,
+            _ELBO_CHUNK,
             sums[first:].data_ptr(),
         )
     return sums.sum(1) if chunks != 1 else sums.squeeze(1)
 
 
 def build_info() -> dict[str, Any]:
-    """How this copy was built and what it runs on.
+    """Return how this copy was built and which instruction set it uses.
 
     Returns:
         `version`, `compiler`, `openmp`, `cuda` (whether CUDA kernels were built; it says nothing

@@ -1,7 +1,8 @@
-"""The operators of `fastsample.ops` in plain torch: the truth in tests and benchmarks.
+"""The operators of `fastsample.ops` in plain torch.
 
-Also the path of devices without a kernel. Every step is readable and none is fused; the results
-equal the kernels' to rounding, the noise's integer words exactly.
+They are the reference of tests and benchmarks, and run on devices without a kernel. The code is
+written to be read: nothing is fused. The results equal the kernels' to rounding, and the integer
+words of the noise exactly.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def step_x0(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(x_next, x0), as `fastsample.ops.step_x0`."""
+    """Return (x_next, x0), as `fastsample.ops.step_x0`."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     p, q, lo, hi, w, a, b, e, c1, c2, d, lv_lo, lv_hi = _coefficients(rows, row, x, dtype)
     current = x.to(dtype)
@@ -37,13 +38,13 @@ def step_x0(
         m = u + w * (m - u)
     x0 = torch.clamp(p * current + q * m, lo, hi)
     x_next = a * current + b * x0 + e * m
-    # A row that looks back at what is not there, or wants noise and finds none, gives NaN.
+    # A row that reads an x0 or noise which the caller did not pass gives NaN.
     for c, h in ((c1, h1), (c2, h2)):
         x_next = x_next + (torch.where(c == 0, 0.0, torch.nan).to(dtype) if h is None else c * h)
     if v is not None:
         log_variance = lv_lo + (v + 1) / 2 * (lv_hi - lv_lo)
-        learned = (lv_lo != 0) | (lv_hi != 0)
-        d = d * torch.where(learned, torch.exp(torch.where(learned, log_variance, 0.0) / 2), 1.0)
+        reads_v = (lv_lo != 0) | (lv_hi != 0)
+        d = d * torch.where(reads_v, torch.exp(torch.where(reads_v, log_variance, 0.0) / 2), 1.0)
     if noise is None and seeds is not None:
         assert index is not None
         z = _normal(seeds, index, x.shape[1:], row.reshape(-1).expand(x.shape[0])).to(dtype)
@@ -51,7 +52,7 @@ def step_x0(
         z = noise.to(dtype)
     else:
         z = torch.full_like(x, torch.nan, dtype=dtype)
-    z = torch.where(d == 0, torch.zeros_like(z), z)  # not 0 * NaN, forwards or backwards
+    z = torch.where(d == 0, torch.zeros_like(z), z)  # 0 * NaN would be NaN
     x_next = x_next + torch.where(d == 0, torch.zeros_like(z), d * z)
     return x_next.to(x.dtype), x0
 
@@ -65,18 +66,18 @@ def elbo_sums(
     log_scales: Tensor,
     bin_width: float,
 ) -> Tensor:
-    """The columns of `fastsample.ops.elbo_sums` side by side."""
+    """Return the columns of `fastsample.ops.elbo_sums` together, as its field `table`."""
     p, q, r, g, lo, hi = coefficients
-    exact = torch.float32 if x0.device.type == "mps" else torch.float64
-    x0, x, out, nodes, log_scales = (t.to(exact) for t in (x0, x, out, nodes, log_scales))
+    dtype = torch.float32 if x0.device.type == "mps" else torch.float64
+    x0, x, out, nodes, log_scales = (t.to(dtype) for t in (x0, x, out, nodes, log_scales))
     m, raw = out.chunk(2, dim=1) if out.shape != x0.shape else (out, None)
     x0hat = torch.clamp(p * x + q * m, lo, hi)
     error2 = ((x0 - x0hat) ** 2).flatten(1)
     sums = [error2.sum(1), ((r * x + g * m) ** 2).flatten(1).sum(1)]
     v = torch.zeros_like(error2) if raw is None else ((raw + 1) / 2).flatten(1)
     sums.append(v.sum(1))
-    # expm1 alone loses e^-x - 1 + x ~ x^2 / 2 for small x: the series, where that is better.
-    excess = []
+    # For small x, expm1(-x) + x ~ x^2 / 2 cancels, so a series is used there.
+    excess: list[Tensor] = []
     for a in nodes:
         y = a * v
         small = y.clamp(-0.5, 0.5)
@@ -92,10 +93,10 @@ def elbo_sums(
 
 
 def bin_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor, bin_width: float) -> Tensor:
-    """As `fastsample.likelihood.bound.discretized_gaussian_log_likelihood`, which explains it.
+    """Return log P(bin of x0), as `likelihood.bound.discretized_gaussian_log_likelihood`.
 
-    The tanh approximation of the normal distribution function is a logistic function; seen from the
-    nearer end a tail's probability keeps its digits.
+    The tanh approximation of the normal distribution function is a logistic function. The
+    difference of two of its values is taken in the smaller tail, where it does not cancel.
     """
     inverse = torch.exp(-log_scale)
     upper, lower = ((x0 - mean + side * bin_width / 2) * inverse for side in (1, -1))
@@ -105,17 +106,17 @@ def bin_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor, bin_width: f
     reflect = upper + lower > 0
     upper, lower = torch.where(reflect, -lower, upper), torch.where(reflect, -upper, lower)
     inside = torch.sigmoid(upper) - torch.sigmoid(lower)
-    # Floored as in improved-diffusion: a bin of probability 0 would make the loss infinite.
+    # The floor is improved-diffusion's: a bin of probability 0 would make the loss infinite.
     return torch.log(inside.clamp(min=1e-12))
 
 
 def step(*operands: Tensor | None) -> Tensor:
-    """x_next alone, as `fastsample.ops.step`."""
+    """Return x_next, as `fastsample.ops.step`."""
     return step_x0(*operands)[0]  # pyright: ignore[reportArgumentType]
 
 
 def step_into(target: Tensor, *operands: Tensor | None) -> None:
-    """x_next into `target`."""
+    """Write x_next to `target`."""
     target.copy_(step(*operands))
 
 
@@ -133,7 +134,10 @@ def step_backward(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, out, uncond, noise, h1, h2 (empty where absent), by autograd."""
+    """Return the gradients of x, out, uncond, noise, h1 and h2 by autograd.
+
+    Those of operands that were not passed are empty.
+    """
     x, out = x.detach().requires_grad_(), out.detach().requires_grad_()
     uncond, noise, h1, h2 = (
         None if t is None else t.detach().requires_grad_() for t in (uncond, noise, h1, h2)
@@ -142,9 +146,10 @@ def step_backward(
     with torch.enable_grad():
         x_next, x0 = step_x0(x, out, rows, row, uncond, seeds, index, noise, h1, h2)
         cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
-        wanted = [t for t in leaves if t is not None]
-        found = iter(torch.autograd.grad((x_next, x0), wanted, cotangents, materialize_grads=True))
-    return tuple(x.new_empty(0) if t is None else next(found) for t in leaves)
+        inputs = [t for t in leaves if t is not None]
+        gradients = torch.autograd.grad((x_next, x0), inputs, cotangents, materialize_grads=True)
+    each = iter(gradients)
+    return tuple(x.new_empty(0) if t is None else next(each) for t in leaves)
 
 
 def row_gradients(
@@ -161,20 +166,22 @@ def row_gradients(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> Tensor:
-    """Gradient of each sample's row `(B, 13)`, by autograd."""
+    """Return the gradient of each sample's row `(B, 13)` by autograd."""
     batch = x.shape[0]
     numbers = row.reshape(-1).expand(batch)
     if noise is None and seeds is not None and index is not None:
         noise = _normal(seeds, index, x.shape[1:], numbers).to(x.dtype)
-    own = rows.detach()[numbers.clamp(0, rows.shape[0] - 1)].requires_grad_()
+    sample_rows = rows.detach()[numbers.clamp(0, rows.shape[0] - 1)].requires_grad_()
     with torch.enable_grad():
         x_next, x0 = step_x0(
-            *(x.detach(), out.detach(), own, torch.arange(batch, device=x.device), uncond),
+            *(x.detach(), out.detach(), sample_rows, torch.arange(batch, device=x.device), uncond),
             *(None, None, noise, h1, h2),
         )
         cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
-        (found,) = torch.autograd.grad((x_next, x0), own, cotangents, materialize_grads=True)
-    return found
+        (gradient,) = torch.autograd.grad(
+            (x_next, x0), sample_rows, cotangents, materialize_grads=True
+        )
+    return gradient
 
 
 def noise(
@@ -185,7 +192,7 @@ def noise(
     dtype: torch.dtype,
     channels_last: bool = False,
 ) -> Tensor:
-    """Noise ``size = (B, *shape)`` as `fastsample.ops.noise`."""
+    """Return noise of size ``(B, *shape)``, as `fastsample.ops.noise`."""
     draws = torch.full_like(index, draw)
     z = _normal(seeds, index, size[1:], draws).to(dtype)
     if channels_last:
@@ -194,11 +201,14 @@ def noise(
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al. 2011) on int64 tensors that hold 32-bit words; broadcasts."""
+    """Return the four words of Philox4x32-10 (Salmon et al. 2011).
+
+    All words are int64 tensors that hold 32 bits and broadcast with each other.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2^64, which keeps both 32-bit halves right.
+        # int64 products wrap modulo 2^64, and both of their 32-bit halves are still right.
         product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
             ((product1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -211,14 +221,14 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
 
 
 def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -> Tensor:
-    """Normals ``(B, *shape)`` in float32, one draw per sample."""
+    """Return normals ``(B, *shape)`` in float32, one draw per sample."""
     size = torch.Size(shape).numel()
     blocks = torch.arange((size + 3) // 4, device=index.device)
     column = index[:, None]
     counter = (blocks, column & _MASK, (column >> 32) & _MASK, draws[:, None] & _MASK)
     keys = seeds.reshape(-1, 1)
     r0, r1, r2, r3 = philox(counter, (keys & _MASK, (keys >> 32) & _MASK))
-    # float64 where the device has it: float32 cannot hold r + 0.5.
+    # float32 cannot hold r + 0.5, but MPS has no float64.
     real = torch.float32 if index.device.type == "mps" else torch.float64
     first, second = (_box_muller(r, angle, real) for r, angle in ((r0, r1), (r2, r3)))
     z = torch.stack((*first, *second), dim=-1).flatten(1)[:, :size]
@@ -226,6 +236,7 @@ def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -
 
 
 def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return two normals from two words, one for the radius and one for the angle."""
     u = (r.to(dtype) + 0.5) * 2.0**-32
     distance = ((_MASK - r).to(dtype) + 0.5) * 2.0**-32  # 1 - u without cancellation
     radius = torch.sqrt(-2 * torch.where(u < 0.5, torch.log(u), torch.log1p(-distance)))
@@ -234,9 +245,10 @@ def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 
 def _coefficients(rows: Tensor, row: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The 13 coefficients, each shaped to broadcast over x."""
+    """Return the 13 coefficients, each shaped to broadcast over x."""
     number = row.reshape(-1)
     table = rows.index_select(0, number.clamp(0, len(rows) - 1)).to(dtype)
-    there = (number >= 0) & (number < len(rows))
-    table = torch.where(there[:, None], table, torch.nan)  # as the kernel: nobody may ask the host
+    # As in the kernel, a row outside the table gives NaN: to raise would need a synchronisation.
+    valid = (number >= 0) & (number < len(rows))
+    table = torch.where(valid[:, None], table, torch.nan)
     return tuple(c.reshape(-1, *([1] * (x.dim() - 1))) for c in table.unbind(1))

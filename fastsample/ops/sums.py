@@ -1,4 +1,4 @@
-"""What one time tells about the evidence lower bound: sums per sample, in one read of the data."""
+"""Sums over a sample from which all terms of the evidence lower bound at one time follow."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fastsample.ops.dtypes import DTYPE_CODES
 
 
 class ElboSums(NamedTuple):
-    """Sums over the elements of each sample, float64."""
+    """Sums over the elements of each sample, in float64."""
 
     error: Tensor
-    """`(B,)` squared error of x0."""
+    """`(B,)` sum of the squared errors ``(x0 - x0hat)^2``."""
     eps_square: Tensor
-    """`(B,)` squared epsilon of the network, before clipping."""
+    """`(B,)` sum of the network's squared epsilon, before clipping."""
     v: Tensor
-    """`(B,)` v in [0, 1] of a learned variance; 0 without one."""
+    """`(B,)` sum of v in [0, 1] of a learned variance; 0 without one."""
     excess: Tensor
-    """`(B, n)` ``exp(-a v) - 1 + a v`` at the nodes a."""
+    """`(B, n)` sums of ``exp(-a v) - 1 + a v`` at the nodes a."""
     weighted: Tensor
-    """`(B, n)` squared error times ``exp(-a v)`` at the nodes a."""
+    """`(B, n)` sums of the squared error times ``exp(-a v)`` at the nodes a."""
     nll: Tensor
-    """`(B, m)` decoder's negative log-likelihood in nats, for each log standard deviation."""
+    """`(B, m)` negative log-likelihood of the decoder in nats, at each log standard deviation."""
     table: Tensor
-    """`(B, 3 + 2 n + m)`: all of the others side by side."""
+    """`(B, 3 + 2 n + m)` all other fields as columns, in their order."""
 
 
 def elbo_sums(
@@ -44,37 +44,38 @@ def elbo_sums(
     log_scales: Tensor | None = None,
     bin_width: float = 2 / 255,
 ) -> ElboSums:
-    """Sums that give every step's term of the bound from one time, per sample.
+    """Return sums per sample from which all terms of the bound at one time follow.
 
-    With ``x0hat = clamp(p x + q m, lo, hi)`` and, for a learned variance (Nichol and Dhariwal 2021,
-    arXiv:2102.09672), ``v = (raw + 1) / 2``: a step from t to s costs ``(excess + (SNR_s - SNR_t)
-    weighted) / 2`` nats at ``a = log(beta / beta-tilde)`` of the pair. Nodes may therefore be the
-    a of every s, which fills a column of the exact table, or few, to be interpolated. The decoder
-    is the discretized Gaussian of `fastsample.likelihood.bound`, with its conventions.
+    The network's output gives ``x0hat = clamp(p x + q m, lo, hi)`` and, with a learned variance
+    (Nichol and Dhariwal 2021, arXiv:2102.09672), ``v = (raw + 1) / 2``. A step from t to s then
+    costs ``(excess + (SNR_s - SNR_t) weighted) / 2`` nats at the node ``a = log(beta /
+    beta-tilde)`` of the pair. The nodes can be those of every s, which gives exact costs, or a few
+    between which the caller interpolates. The decoder is the discretized Gaussian of
+    `fastsample.likelihood.bound`, with its conventions.
 
     Args:
         x0: data ``(B, *shape)``, in [-1, 1] where `log_scales` are given.
         x: noisy data, shape, dtype and device of `x0`.
         out: model output, shape of `x0`, or twice its channels [prediction | raw v].
-        x0_terms: (p, q).
-        eps_terms: (r, g) of the network's epsilon ``r x + g m``.
-        clip: (lo, hi) of x0hat.
-        nodes: ``(n,)`` float64 on the same device, values a >= 0; needs a learned variance.
+        x0_terms: (p, q) as above.
+        eps_terms: (r, g) that give the network's epsilon ``r x + g m``.
+        clip: (lo, hi) as above.
+        nodes: ``(n,)`` float64 on the same device, values a >= 0; they need a learned variance.
         log_scales: ``(m,)`` float64 on the same device, log standard deviations of the decoder.
         bin_width: distance of neighbouring data levels.
 
     Returns:
-        Float64 sums. On a GPU the terms are float32 for inputs of 32 bits or less, on a CPU
-        float64 always.
+        Float64 sums. On a GPU each term is computed in float32 for inputs of 32 bits or less, on a
+        CPU always in float64.
 
     Raises:
-        TypeError: dtypes that differ or are not floating.
+        TypeError: dtypes that differ or are not floating point.
         ValueError: shapes or devices that do not fit.
     """
     _check(x0, x, out, nodes, log_scales)
-    none = x0.new_empty(0, dtype=torch.float64)
-    nodes = none if nodes is None else nodes
-    log_scales = none if log_scales is None else log_scales
+    empty = x0.new_empty(0, dtype=torch.float64)
+    nodes = empty if nodes is None else nodes
+    log_scales = empty if log_scales is None else log_scales
     coefficients = [*x0_terms, *eps_terms, *clip]
     sums = library.elbo_sums_op(x0, x, out, coefficients, nodes, log_scales, bin_width)
     n = nodes.shape[0]
@@ -83,7 +84,10 @@ def elbo_sums(
     return ElboSums(error, eps_square, v, excess, weighted, nll, sums)
 
 
-def _check(x0, x, out, nodes, log_scales) -> None:
+def _check(
+    x0: Tensor, x: Tensor, out: Tensor, nodes: Tensor | None, log_scales: Tensor | None
+) -> None:
+    """Raise TypeError or ValueError unless the tensors fit each other."""
     if x0.dtype not in DTYPE_CODES or not x0.dtype == x.dtype == out.dtype:
         raise TypeError(
             "elbo_sums: x0, x and out must have one floating dtype, "
@@ -94,8 +98,8 @@ def _check(x0, x, out, nodes, log_scales) -> None:
             f"elbo_sums: x must have the shape (B, *shape) of x0 {tuple(x0.shape)}, "
             f"got {tuple(x.shape)}"
         )
-    wide = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
-    if tuple(out.shape) not in (tuple(x0.shape), wide):
+    doubled = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
+    if tuple(out.shape) not in (tuple(x0.shape), doubled):
         raise ValueError(
             f"elbo_sums: out must have the shape of x0 {tuple(x0.shape)} or twice its channels, "
             f"got {tuple(out.shape)}"

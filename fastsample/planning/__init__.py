@@ -1,1 +1,1 @@
-"""The dynamic programs that choose times, and the costs they run on."""
+"""Dynamic programs that choose the times of a grid, and the step costs that they minimize."""

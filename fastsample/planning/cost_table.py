@@ -1,4 +1,4 @@
-"""What a step costs, by some objective, and the grids that cost least."""
+"""The table of step costs for one objective, and the grids that cost least."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Objective: TypeAlias = Literal["elbo", "mse", "trajectory"]
 
 
 class CostTable:
-    """Costs of all steps between the times of a profile; made by `Profile.costs`.
+    """The costs of all steps between the times of a profile; `Profile.costs` makes it.
 
     Attributes:
-        schedule: the noise levels it is for.
+        schedule: the noise levels that the costs belong to.
         times: `(n + 1,)` ascending, 0 first.
         objective: "elbo" (nats, summed over dimensions), "mse" (squared data units, summed over
             dimensions, time as a share of T) or "trajectory" (squared data units, mean over
             dimensions).
-        variance: of the reverse steps; None where the objective has none.
-        decoder_variance: `(n,)` variance of the last step from each time, squared data units, for
-            the decoder of another profile's table; None without such a decoder.
-        start: `(n + 1,)` what starting at each time costs; None if all grids start at the last.
-        prior: nats that every grid from the last time pays besides, 0 if the objective has none.
-        dims: dimensions of a sample.
+        variance: name of the reverse steps' variance; None where the objective has none.
+        decoder_variance: `(n,)` variance of the last step from each time, in squared data units.
+            The table of another profile can use it as its decoder. None if the objective has none.
+        start: `(n + 1,)` costs of starting at each time; None if all grids start at the last.
+        prior: cost in nats that every grid from the last time has besides; 0 without a prior.
+        dims: number of dimensions of a sample.
     """
 
     def __init__(
@@ -56,27 +56,29 @@ class CostTable:
         self.prior = prior
         self.dims = dims
         self._costs = costs
-        # Cost of the steps t -> s -> 0 together, where the decoder depends on both.
+        # The cost of the steps t -> s -> 0 together, if the decoder depends on both times.
         self._last_two = last_two
         self.start = None if start is None else frozen(start)
-        self._made: FloatArray | None = None
+        self._full_table: FloatArray | None = None
         self._paths: Paths | None = None
 
     @property
     def costs(self) -> FloatArray:
-        """`(n + 1, n + 1)`, row t, column s, +inf where there is no step.
+        """The costs `(n + 1, n + 1)`, row t, column s, +inf where there is no step.
 
-        With decoder="respaced" column 0 is the best pair of last steps through any time between.
+        With decoder="respaced" column 0 holds the cost of the last two steps together, through the
+        best time in between.
         """
-        return self._table().copy()
+        return np.array(self._table())
 
     def best_grid(self, steps: int, *, at_most: bool = False) -> Grid:
-        """The grid of `steps` network calls that costs least.
+        """Return the grid of `steps` network calls that costs least.
 
-        Watson et al. 2021 (arXiv:2106.03802), exact: no other choice of the times is cheaper.
+        It is exact: no other choice of the times is cheaper (Watson et al. 2021,
+        arXiv:2106.03802).
 
         Args:
-            steps: K.
+            steps: K, the number of network calls.
             at_most: allow fewer calls where that is cheaper.
 
         Raises:
@@ -85,12 +87,12 @@ class CostTable:
         return self.best_grids([steps], at_most=at_most)[steps]
 
     def best_grids(self, steps: Iterable[int], *, at_most: bool = False) -> dict[int, Grid]:
-        """The best grid for each number of steps, from one run of the dynamic program."""
-        # In the dynamic program two last steps may be one edge, and the start is one.
+        """Return the best grid for each number of steps, from one run of the dynamic program."""
+        # In the dynamic program the start is one more edge, and the last two steps may be one.
         more = int(self.start is not None) - int(self._last_two is not None)
         least = max(1, 1 - more)
         check_bool("best_grid", "at_most", at_most)
-        if not isinstance(steps, Iterable):
+        if not isinstance(steps, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"best_grids: steps must be several numbers, got {steps!r}")
         budgets = [
             check_integer("best_grid", "steps", k, least, len(self.times) - 1) for k in steps
@@ -99,16 +101,22 @@ class CostTable:
         return {k: self._grid(paths.path(k + more, at_most=at_most)) for k in budgets}
 
     def cost(self, grid: Grid) -> float:
-        """Cost of a grid, its start included and the prior left out.
+        """Return the cost of a grid, with its start and without the prior.
 
         Raises:
-            ValueError: a grid with times that the table does not have, or that starts elsewhere
-                than its last time.
+            ValueError: a grid with times that the table does not have, or one that must start at
+                the last time and does not.
         """
         return float(self.terms(grid).sum())
 
     def terms(self, grid: Grid) -> FloatArray:
-        """Cost of each step of a grid `(K,)`, noisiest first; a start counts to the first step."""
+        """Return the cost of each step of a grid, `(K,)`, noisiest first.
+
+        The first includes the cost of the start.
+
+        Raises:
+            ValueError: as for `cost`.
+        """
         positions = positions_in("cost", grid, self.times, "table")
         if self.objective == "elbo" and positions[0] != len(self.times) - 1:
             raise ValueError(
@@ -135,7 +143,7 @@ class CostTable:
         return self._last_two is not None
 
     def bits_per_dim(self, grid: Grid) -> float:
-        """The bound of a grid in bits per dimension, prior included ("elbo" only)."""
+        """Return the bound of a grid in bits per dimension, with the prior ("elbo" only)."""
         if self.objective != "elbo":
             raise ValueError(
                 f'bits_per_dim: objective must be "elbo", got a table of {self.objective!r}'
@@ -148,24 +156,27 @@ class CostTable:
         return f"CostTable({self.objective!r}{variance}{decoder}, {len(self.times) - 1} times)"
 
     def _planned(self, budget: int) -> Paths:
-        """Paths of at least this many steps; the longest run is kept."""
+        """Return paths of at least `budget` edges; the longest run is kept for later calls."""
         if self._paths is None or self._paths.max_steps < budget:
-            # Twice what the last run had: asking for one number after another stays cheap.
-            known = 0 if self._paths is None else 2 * self._paths.max_steps
+            # Doubled each time, so that callers who ask for 1, 2, 3, ... steps run it rarely.
+            doubled = 0 if self._paths is None else 2 * self._paths.max_steps
             edges = self._edges()
             size = len(edges.times) if isinstance(edges, SeparableCosts) else len(edges)
-            self._paths = best_paths(edges, min(max(budget, known), size - 1))
+            self._paths = best_paths(edges, min(max(budget, doubled), size - 1))
         return self._paths
 
     def _table(self) -> FloatArray:
-        """The costs, made once."""
-        if self._made is None:
+        """Return the costs as an array, which is made at the first call."""
+        if self._full_table is None:
             costs = self._costs
-            self._made = costs.table() if isinstance(costs, SeparableCosts) else costs
-        return self._made
+            self._full_table = costs.table() if isinstance(costs, SeparableCosts) else costs
+        return self._full_table
 
     def _edges(self) -> FloatArray | SeparableCosts:
-        """What the dynamic program runs on: with the noise as one more time, if it may choose."""
+        """Return the costs for the dynamic program.
+
+        If the start may be chosen, it is a step from one more time, the noise.
+        """
         if self.start is None:
             return self._costs
         size = len(self.times)
@@ -175,6 +186,7 @@ class CostTable:
         return edges
 
     def _grid(self, path: list[int]) -> Grid:
+        """Return the grid of an ascending path of the dynamic program."""
         if self._last_two is not None:
             path.insert(1, int(np.argmin(self._last_two[path[1]])))
         if self.start is not None:

@@ -1,12 +1,15 @@
-"""What a step from t to s costs: its term of the evidence lower bound, from one error per time.
+"""The cost of a step from t to s: its term of the evidence lower bound.
 
-Watson et al. 2021 (arXiv:2106.03802) after Ho et al. 2020 (arXiv:2006.11239). With ``a =
-log(sigma_t^2 / sigma_s^2)`` of the variance-preserving process of the same signal-to-noise ratio, D
-dimensions and ``m_t = E||x0 - x0hat_t||^2`` summed over them, in nats:
+One error per time is enough to compute them all: Watson et al. 2021 (arXiv:2106.03802) after Ho et
+al. 2020 (arXiv:2006.11239). With D dimensions, ``m_t = E||x0 - x0hat_t||^2`` summed over them, and
+``a = log(sigma_t^2 / sigma_s^2)`` of the variance-preserving process that has the schedule's
+signal-to-noise ratio, a step costs in nats, by the variance of the reverse step:
 
     small       1/2 (SNR_s - SNR_t) m_t
     large       1/2 D (a - 1 + e^-a) + 1/2 (alpha_bar_s - alpha_bar_t) / sigma_t^4 m_t
-    analytic    1/2 D log(1 + (SNR_s - SNR_t) m_t / D)       the best variance that is one number
+    analytic    1/2 D log(1 + (SNR_s - SNR_t) m_t / D)
+
+"analytic" is the best variance that is the same for all dimensions.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from fastsample.schedules.transition import snr_drop, transition
 Decoder: TypeAlias = Literal["optimal", "forward", "posterior"] | npt.ArrayLike
 Edge: TypeAlias = Literal["small", "large", "mse"]
 
-_EDGES: dict[str, int] = {"small": 0, "large": 1, "mse": 2}  # csrc/planner/shortest_path.h
+_EDGES: dict[str, int] = {"small": 0, "large": 1, "mse": 2}  # enum StepCost in shortest_path.h
 
 
 def elbo_costs(
@@ -36,15 +39,18 @@ def elbo_costs(
     variance: Literal["small", "large", "analytic"] = "small",
     decoder: Decoder = "optimal",
 ) -> FloatArray:
-    """Table of the costs of every step of a trained chain, in nats, summed over dimensions.
+    """Return the costs of every step of a trained chain, in nats, summed over dimensions.
+
+    Watson et al. 2021 (arXiv:2106.03802); the module explains the terms.
 
     Args:
         schedule: noise levels, with whole steps.
         error: `(T,)`, ``error[t - 1] = E||x0 - x0hat_t||^2``, summed over dimensions, mean over
             data and noise.
         dims: D, dimensions of one sample.
-        variance: of the reverse steps: the posterior's ("small"), the forward step's ("large"), or
-            the best single number for these errors ("analytic": Bao et al. 2022, Analytic-DPM).
+        variance: variance of the reverse steps: the posterior's ("small"), the forward step's
+            ("large"), or the best single number for these errors ("analytic": Bao et al. 2022,
+            "Analytic-DPM", arXiv:2201.06503).
         decoder: the last step's cost ``-E log p(x0 | x_t)``: `(T,)` values, or a name as in
             `decoder_costs`.
 
@@ -75,7 +81,7 @@ def elbo_costs(
 
 
 def analytic_costs(small: SeparableCosts) -> FloatArray:
-    """The table for the best variance that is one number, from the table for the posterior's."""
+    """Return the table for the "analytic" variance, from the costs for the "small" one."""
     table = small.table()
     inner = np.tri(len(table), k=-1, dtype=bool)
     inner[:, 0] = False
@@ -86,21 +92,24 @@ def analytic_costs(small: SeparableCosts) -> FloatArray:
 def decoder_costs(
     schedule: NoiseSchedule, error: npt.ArrayLike, *, dims: int, decoder: Decoder = "optimal"
 ) -> FloatArray:
-    """Cost of the last step from every time to the data, `(T,)` nats.
+    """Return the cost of the last step from every time to the data, `(T,)` nats.
 
-    The posterior's variance is 0 at s = 0, so a decoder has to choose its own. For continuous data
-    it is Gaussian, ``D / 2 log(2 pi v) + m_t / (2 v)``, with v
+    The posterior's variance is 0 at s = 0, so the last step needs a variance v of its own. For
+    continuous data the decoder is Gaussian and costs ``D / 2 log(2 pi v) + m_t / (2 v)``, with v
 
     - "optimal": ``m_t / D``, never worse than any other that depends on t alone;
     - "forward": ``1 - alpha_bar_t``, the forward step's;
-    - "posterior": the same but for t = 1, where it is the posterior variance of the pair (2, 1), as
-      in Analytic-DPM and, on the full chain, improved-diffusion.
+    - "posterior": as "forward", except from t = 1, where it is the posterior variance of the step
+      from 2 to 1, as in Analytic-DPM and, on the full chain, improved-diffusion.
 
     Args:
         schedule: noise levels, with whole steps.
         error: as for `elbo_costs`.
-        dims: D.
+        dims: D, dimensions of one sample.
         decoder: a name, or the `(T,)` costs themselves, which are checked and returned.
+
+    Raises:
+        ValueError: an unknown name, or values of the wrong shape or sign.
     """
     errors, steps = _checked_errors("decoder_costs", schedule, error)
     if not isinstance(decoder, str):
@@ -115,7 +124,7 @@ def decoder_costs(
     if decoder == "optimal":
         variance = errors / dims
     elif decoder in ("forward", "posterior"):
-        variance = noise.copy()
+        variance: FloatArray = np.array(noise)
         if decoder == "posterior" and steps > 1:
             (a1, a2), (s1, s2) = schedule.levels([1, 2])
             variance[0] = transition(a1, s1, a2, s2).posterior_variance
@@ -129,20 +138,21 @@ def decoder_costs(
 
 @dataclass(frozen=True, eq=False)
 class SeparableCosts:
-    """Costs of the form ``A(s) + B(t) + P(s) Q(t)``, without the table they stand for.
+    """Step costs of the form ``A(s) + B(t) + P(s) Q(t)``, stored without their `(n, n)` table.
 
-    The planner takes the lower envelope of the lines ``A(s) + P(s) Q`` instead of the table: time
-    ``O(n log n)`` a budget, so that continuous-time models can be planned on 100,000 times.
+    The planner uses the lower envelope of the lines ``A(s) + P(s) Q`` instead of the table. That
+    takes ``O(n log n)`` time per number of steps, so that continuous-time models can be planned on
+    100,000 times.
 
     Attributes:
-        edge: "small", "large" (variances, see the module), or "mse": ``(t - s) m_t``, the paper's
-            reweighted objective.
+        edge: the form of the costs: "small" or "large" (the variances in the module's text), or
+            "mse": ``(t - s) m_t``, the paper's reweighted objective.
         times: `(n,)` rising from 0.
-        alpha_bar: `(n,)` 1 at t = 0.
+        alpha_bar: `(n,)` levels, 1 at t = 0.
         noise: `(n,)` 1 - alpha_bar, exact near 0.
-        error: `(n,)` m_t; the first is not used.
-        decoder: `(n,)` cost of the step to t = 0; the first is not used.
-        dims: D.
+        error: `(n,)` m_t; the first entry is not used.
+        decoder: `(n,)` costs of the last step, from each time to 0; the first entry is not used.
+        dims: D, dimensions of one sample.
     """
 
     edge: Edge
@@ -171,7 +181,8 @@ class SeparableCosts:
             if np.any(rising * np.diff(getattr(self, name)) <= least):
                 word = "rise" if rising > 0 else "fall"
                 raise ValueError(f"SeparableCosts: {name} must {word}, got a step that does not")
-        # One of them runs into 1 and stays there long before the other does into 0.
+        # noise rounds to 1 long before alpha_bar reaches 0, and alpha_bar rounds to 1 long before
+        # noise reaches 0; times with equal levels in both are not distinct.
         if self.edge != "mse" and np.any(
             (np.diff(self.noise) == 0) & (np.diff(self.alpha_bar) == 0)
         ):
@@ -180,34 +191,34 @@ class SeparableCosts:
             raise ValueError("SeparableCosts: error must be finite")
 
     def table(self) -> FloatArray:
-        """The `(n, n)` table, row t, column s; +inf where s >= t."""
+        """Return the `(n, n)` table, row t, column s; +inf where s >= t."""
         n = len(self.times)
         position = np.arange(n)
         table = self.at(position[:, None], position[None, :])
         return np.where(np.tri(n, k=-1, dtype=bool), table, np.inf)
 
     def at(self, t: npt.NDArray[np.int64], s: npt.NDArray[np.int64]) -> FloatArray:
-        """Costs of the steps from positions t to positions s < t, in their common shape."""
+        """Return the costs of steps from positions t to positions s < t, in their common shape."""
         a, v, m = self.alpha_bar, self.noise, self.error
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.edge == "mse":
                 inner = (self.times[t] - self.times[s]) * m[t]
             else:
                 inner = 0.5 * snr_drop(a[t], v[t], a[s], v[s]) * m[t]
-                if self.edge == "large":  # by e^-a = v_s / v_t less
+                if self.edge == "large":  # scaled by e^-a = v_s / v_t, plus a term of the variance
                     log_ratio = np.log1p((v[t] - v[s]) / v[s])
                     inner = inner * (v[s] / v[t]) + 0.5 * self.dims * excess(log_ratio)
         return np.where(s == 0, self.decoder[t], inner)
 
     def operands(self) -> tuple[int | float, ...]:
-        """What `_native.separable_paths` reads, up to the size: addresses of the arrays."""
+        """Return the leading arguments of `_native.separable_paths`: array addresses and sizes."""
         arrays = (self.times, self.alpha_bar, self.noise, self.error, self.decoder)
         addresses = (array.ctypes.data for array in arrays)
         return (_EDGES[self.edge], *addresses, float(self.dims), len(self.times))
 
 
 def excess(x: FloatArray) -> FloatArray:
-    """``x - 1 + exp(-x)``, by its series where that cancels."""
+    """Return ``x - 1 + exp(-x)``, by its series where that cancels."""
     series = np.zeros_like(x)
     small = np.minimum(x, 0.5)
     for n in range(14, 1, -1):
@@ -216,7 +227,7 @@ def excess(x: FloatArray) -> FloatArray:
 
 
 def vp_levels(schedule: NoiseSchedule, times: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """(alpha_bar, 1 - alpha_bar) of the variance-preserving process with the same SNR."""
+    """Return (alpha_bar, 1 - alpha_bar) of the variance-preserving process with the same SNR."""
     alpha, sigma = schedule.levels(times)
     total = alpha**2 + sigma**2
     return alpha**2 / total, sigma**2 / total
@@ -225,7 +236,7 @@ def vp_levels(schedule: NoiseSchedule, times: npt.ArrayLike) -> tuple[FloatArray
 def _checked_errors(
     function: str, schedule: NoiseSchedule, error: npt.ArrayLike
 ) -> tuple[FloatArray, int]:
-    """(errors, T) of a schedule with whole steps."""
+    """Return the checked (errors, T) for a schedule with whole steps."""
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{function}: schedule must be a NoiseSchedule, got {schedule!r}")
     if schedule.num_steps is None:

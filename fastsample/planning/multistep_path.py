@@ -1,4 +1,4 @@
-"""Exact grids for samplers that look back one step: DPM-Solver++ 2M."""
+"""Exact grids for DPM-Solver++ 2M, whose steps depend on the step before."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from fastsample._support.checks import FloatArray, check_array, check_integer, f
 from fastsample.grids.grid import Grid, positions_in
 from fastsample.schedules.schedule import NoiseSchedule
 
-MOST_TIMES = 256  # the table holds their cube: 134 MB
+MOST_TIMES = 256  # the table holds the cube of this number of float64 values: 134 MB
 
 
 def second_order_path(
     first: FloatArray, costs: FloatArray, max_steps: int
 ) -> tuple[FloatArray, dict[int, list[int]]]:
-    """Cheapest paths from any position to position 0 with 1..max_steps steps.
+    """Return the cheapest paths from any position to position 0 with 1..max_steps steps.
 
     Args:
-        first: `(n, n)` cost of a path's first step from t to s < t, what it costs to start there
-            included; +inf where there is none.
-        costs: `(n, n, n)` cost of the step from t to s after one from r to t, ``costs[t, s, r]``.
-        max_steps: largest K.
+        first: `(n, n)` costs ``first[t, s]`` of a path's first step from t to s < t, with the cost
+            of starting at t; +inf where no path may start.
+        costs: `(n, n, n)` costs ``costs[t, s, r]`` of the step from t to s after one from r to t.
+        max_steps: largest number of steps, at most n - 1.
 
     Returns:
-        Costs `(max_steps,)`, +inf where there is no path, and the positions by number of steps,
-        falling, 0 last. Of equally cheap paths the one of smaller positions.
+        The costs `(max_steps,)`, +inf where there is no path, and the positions of each path by
+        number of steps, falling, 0 last. Ties go to the path of smaller positions.
 
     Raises:
-        ValueError: tables that do not fit each other, NaN, or more steps than positions.
+        ValueError: tables whose shapes do not fit each other, NaN, or too many steps.
     """
     first = np.ascontiguousarray(check_array("second_order_path", "first", first, infinite=True))
     costs = np.ascontiguousarray(check_array("second_order_path", "costs", costs, infinite=True))
@@ -60,12 +60,14 @@ def second_order_path(
 
 
 class SecondOrderTable:
-    """Costs of DPM-Solver++ 2M steps between the times of a profile; made by `Profile.costs`.
+    """The costs of DPM-Solver++ 2M steps between the times of a profile.
+
+    `Profile.costs` makes it.
 
     Attributes:
-        schedule: the noise levels it is for.
+        schedule: the noise levels that the costs belong to.
         times: `(n + 1,)` ascending, 0 first.
-        objective: "trajectory".
+        objective: always "trajectory".
     """
 
     objective = "trajectory"
@@ -79,18 +81,22 @@ class SecondOrderTable:
         self._paths: dict[int, list[int]] = {}
 
     def best_grid(self, steps: int) -> Grid:
-        """The grid of `steps` network calls whose second-order steps stray least, exactly."""
+        """Return the grid of `steps` network calls that costs least; no other choice is cheaper."""
         return self.best_grids([steps])[steps]
 
     def best_grids(self, steps: Iterable[int]) -> dict[int, Grid]:
-        """The best grid for each number of steps, from one run of the dynamic program."""
+        """Return the best grid for each number of steps, from one run of the dynamic program."""
         budgets = [check_integer("best_grid", "steps", k, 1, len(self.times) - 1) for k in steps]
         if any(k not in self._paths for k in budgets):
             _, self._paths = second_order_path(self._first, self._costs, max(budgets))
         return {k: Grid(self.times[self._paths[k]]) for k in budgets}
 
     def cost(self, grid: Grid) -> float:
-        """Cost of a grid on the table's times: mean squared data units, summed over steps."""
+        """Return the cost of a grid: mean squared data units, summed over steps.
+
+        Raises:
+            ValueError: a grid with times that the table does not have.
+        """
         positions = positions_in("cost", grid, self.times, "table")
         r, t, s = positions[:-2], positions[1:-1], positions[2:]
         return float(self._first[positions[0], positions[1]] + self._costs[t, s, r].sum())

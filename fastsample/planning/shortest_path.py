@@ -1,9 +1,9 @@
-"""Exact shortest paths over the times: which K steps cost least, for every K at once.
+"""Exact shortest paths over the times: the K steps that cost least, for every K at once.
 
 Watson et al. 2021, "Learning to Efficiently Sample from Diffusion Probabilistic Models"
 (arXiv:2106.03802): the evidence lower bound of a K-step sampler is a sum of one cost per step, so
-that a dynamic program finds the best steps. (As printed, its algorithm 2 starts at ``t = K``; the
-path starts at T.)
+that a dynamic program finds the best steps. (The paper's algorithm 2 as printed starts at ``t =
+K``, which is a misprint: a path starts at T.)
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Costs: TypeAlias = SeparableCosts | npt.NDArray[np.float64]
 class Paths:
     """The cheapest path from time 0 to every time with exactly k steps, for k = 1..max_steps.
 
-    Made by `best_paths`. Paths are read off the table of costs when they are asked for: it is not
-    copied, and must not be written to in between.
+    `best_paths` makes it. Its methods read the table of costs, which is not copied and must not be
+    written to meanwhile.
 
     Attributes:
         costs: `(max_steps,)` cost of the best path to the last time with 1, 2, ... steps; +inf
@@ -36,28 +36,32 @@ class Paths:
         self._costs = costs
         self._best = best
         self._origin = origin
-        self.costs: FloatArray = best[-1, 1:].copy()
+        self.costs: FloatArray = np.array(best[-1, 1:])
 
     @property
     def max_steps(self) -> int:
-        """Largest number of steps."""
+        """The largest number of steps."""
         return len(self.costs)
 
     def cost(self, num_steps: int, *, at_most: bool = False) -> float:
-        """Cost of the best path with `num_steps` steps, or with as many at most."""
+        """Return the cost of the best path with `num_steps` steps, or with at most as many.
+
+        Raises:
+            ValueError: no path has that many steps.
+        """
         return float(self.costs[self._budget(num_steps, at_most) - 1])
 
     def path(self, num_steps: int, *, at_most: bool = False) -> list[int]:
-        """Positions of the best path, ascending, 0 first and the last time last.
+        """Return the positions of the best path, ascending, 0 first and the last time last.
 
-        Of equally cheap paths: the one whose last differing step comes from the smaller position.
+        Ties go to the path whose last differing step comes from the smaller position.
 
         Args:
             num_steps: K, in 1..max_steps.
             at_most: allow fewer steps where that is cheaper.
 
         Raises:
-            ValueError: if no path has that many steps, or the table has changed.
+            ValueError: no path has that many steps, or the table has changed.
         """
         budget = self._budget(num_steps, at_most)
         position = len(self._best) - 1
@@ -68,6 +72,7 @@ class Paths:
         return path[::-1]
 
     def _budget(self, num_steps: int, at_most: bool) -> int:
+        """Return the number of steps of the path that is asked for; ValueError without one."""
         steps = check_integer("best_path", "num_steps", num_steps, 1, self.max_steps)
         if at_most:
             steps = int(np.argmin(self.costs[:steps])) + 1
@@ -79,11 +84,11 @@ class Paths:
         return steps
 
     def _step(self, position: int, k: int) -> int:
-        """Where the k-th step to a position comes from."""
+        """Return the position from which the k-th step of a path arrives at `position`."""
         if self._origin is not None:
             return int(self._origin[position, k])
         assert isinstance(self._costs, np.ndarray)
-        # The sums are those of the program, so that the minimum is met exactly.
+        # These are the same sums as in the dynamic program, so the minimum is equal to the bit.
         sums = self._best[:position, k - 1] + self._costs[position, :position]
         origin = int(np.argmin(sums))
         if sums[origin] != self._best[position, k]:
@@ -95,10 +100,10 @@ class Paths:
 
 
 def best_paths(costs: Costs, max_steps: int) -> Paths:
-    """Cheapest paths for every number of steps up to `max_steps`, from one run.
+    """Find the cheapest paths for every number of steps up to `max_steps`, in one run.
 
-    ``O(max_steps n^2)`` additions for a table of n times, blocked for caches and registers and run
-    on torch's number of threads; ``O(max_steps n log n)`` for `SeparableCosts`, without the table.
+    A table of n times takes ``O(max_steps n^2)`` additions on torch's number of threads.
+    `SeparableCosts` take ``O(max_steps n log n)`` time and need no table.
 
     Args:
         costs: `(n, n)` float64, ``costs[t, s]`` for the step from position t to s < t, +inf where
@@ -106,8 +111,8 @@ def best_paths(costs: Costs, max_steps: int) -> Paths:
         max_steps: largest number of steps, at most n - 1.
 
     Raises:
-        TypeError: costs that are no table of numbers.
-        ValueError: a table that is not square, NaN or -inf in it, or too many steps.
+        TypeError: `costs` is no table of numbers.
+        ValueError: the table is not square, it holds NaN or -inf, or `max_steps` is too large.
     """
     if isinstance(costs, SeparableCosts):
         size = len(costs.times)
@@ -127,32 +132,33 @@ def best_paths(costs: Costs, max_steps: int) -> Paths:
 
 
 def best_path(costs: Costs, num_steps: int, *, at_most: bool = False) -> tuple[list[int], float]:
-    """(path, cost) of the cheapest path with exactly `num_steps` steps, or as many at most.
+    """Return the cheapest path with exactly `num_steps` steps, or at most as many, and its cost.
 
     Args:
         costs: as for `best_paths`.
-        num_steps: K.
+        num_steps: K, in 1..n - 1.
         at_most: allow fewer steps where that is cheaper.
 
     Returns:
-        Positions ascending, ``0 ... n - 1``, and the summed cost.
+        The positions, ascending from 0 to n - 1, and the summed cost.
 
     Raises:
-        ValueError: as `best_paths`, or if no path has that many steps.
+        TypeError: as for `best_paths`.
+        ValueError: as for `best_paths`, or no path has that many steps.
     """
     paths = best_paths(costs, num_steps)
     return paths.path(num_steps, at_most=at_most), paths.cost(num_steps, at_most=at_most)
 
 
 def _checked_table(costs: npt.ArrayLike) -> FloatArray:
-    """A square table, C-contiguous, without NaN or -inf below the diagonal."""
+    """Return a checked square table, C-contiguous, without NaN or -inf below the diagonal."""
     table = np.asarray(costs)
     if table.dtype.kind not in "fiu":
         raise TypeError(f"best_paths: costs must be a table of numbers, got {table.dtype} data")
     if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:
         raise ValueError(f"best_paths: costs must have shape (n, n) with n >= 2, got {table.shape}")
     table = np.ascontiguousarray(table, np.float64)
-    for t in range(1, len(table)):  # row by row: no second table
+    for t in range(1, len(table)):  # row by row, which needs no second table
         least = table[t, :t].min()
         if not least > -np.inf:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""Compiled samplers: rows of coefficients, their laws, their files."""
+"""Plans: compiled samplers, the laws that their rows obey, and their files."""

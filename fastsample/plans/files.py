@@ -1,15 +1,16 @@
-"""Several plans in one JSON file, by their number of network calls."""
+"""Files of several plans, one per number of network calls."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import cast
 
 from fastsample._support.files import Format
 from fastsample.plans.plan import Plan
 
-# Every entry is a whole plan, as `Plan.to_json` writes it.
+# Every entry is the document that `Plan.to_json` writes.
 _FORMAT = Format(
     "fastsample.plans",
     2,
@@ -20,12 +21,21 @@ _FORMAT = Format(
 
 
 def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> Path:
-    """Write plans, of which no two have as many steps, shortest first.
+    """Write plans to one JSON file, shortest first.
+
+    Args:
+        path: a file to make or to replace; its folder is made if need be.
+        plans: plans, no two of which have the same number of steps; a mapping's keys are ignored.
+
+    Returns:
+        The path of the file.
 
     Raises:
         ValueError: two plans of one length.
     """
-    ordered = sorted(plans.values() if isinstance(plans, Mapping) else plans, key=len)
+    if isinstance(plans, Mapping):
+        plans = cast("Mapping[int, Plan]", plans).values()
+    ordered = sorted(plans, key=len)
     lengths = [len(plan) for plan in ordered]
     if len(set(lengths)) < len(lengths):
         raise ValueError(f"save_plans: plans must differ in their steps, got {lengths}")
@@ -33,11 +43,11 @@ def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> 
 
 
 def load_plans(path: str | Path) -> dict[int, Plan]:
-    """What `save_plans` wrote, by number of steps; bit for bit the same plans.
+    """Read the plans that `save_plans` wrote, bit for bit, by number of steps.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is damaged or cut off, or no such file of plans.
+        ValueError: the file is damaged, cut off or not one of `save_plans`.
     """
     fields = _FORMAT.load_text(path)
     with _FORMAT.reading(path):

@@ -1,4 +1,4 @@
-"""Plans: a compiled sampler, one row of coefficients per step."""
+"""The plan: a compiled sampler, one row of coefficients per step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsample._support.checks import FloatArray, check_array, frozen
+from fastsample.plans.checks import check_landing, check_laws, check_shapes
 from fastsample.plans.rows import (
     COLUMNS,
-    TOLERANCE,
     Check,
     Clip,
     Prediction,
-    broken_law,
     check_columns,
     check_prediction,
     clip_bounds,
@@ -30,11 +29,11 @@ __all__ = ["COLUMNS", "Check", "Clip", "Plan", "Prediction"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """A sampler as a table: the loop runs the rows in order, one network call each.
+    """A sampler as a table of rows, which run in order with one network call each.
 
-    `fastsample.plans.rows` says what a row computes and which laws it obeys; a plan checks them
-    when it is built. The last row of a sampling plan draws no noise and lands on x0. A plan whose
-    nodes increase carries data to noise (`inverts`), and may stop anywhere.
+    `fastsample.plans.rows` explains what a row computes and which laws it obeys; a plan checks
+    them when it is built. The last row of a sampling plan draws no noise and lands on x0. A plan
+    whose nodes increase carries data to noise (`inverts`), and may stop anywhere.
 
     Args:
         nodes: `(K + 1,)` times before the first row and after each: strictly decreasing to 0, or
@@ -42,12 +41,12 @@ class Plan:
         rows: `(K, 13)` float64 coefficients, columns as `COLUMNS`.
         alphas: `(K + 1,)` signal levels at the nodes.
         sigmas: `(K + 1,)` noise levels at the nodes.
-        prediction: what the network's output is: "epsilon", "x0", "v" or "flow".
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
         method: name of the sampler, for people.
-        check: laws to hold the rows to: "all", "mean" (all but the variance law, for samplers with
-            another variance on purpose) or "none" (for tuned rows).
-        schedule: the schedule it was compiled for, if any.
-        provenance: where a tuned plan comes from: whatever JSON can hold. Two plans that differ
+        check: the laws that the rows must obey: "all", "mean" (all but the variance law, for
+            samplers with another variance on purpose) or "none" (for tuned rows).
+        schedule: the noise schedule that the plan was compiled for, or None.
+        provenance: how a tuned plan was made, as a mapping that fits in JSON. Plans that differ
             in nothing else are equal.
 
     Raises:
@@ -67,14 +66,14 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ARRAYS:
-            given = np.asarray(getattr(self, name))
-            if given.dtype.kind == "f" and given.dtype.itemsize != 8:
+            array = np.asarray(getattr(self, name))
+            if array.dtype.kind == "f" and array.dtype.itemsize != 8:
                 raise TypeError(
-                    f"Plan: {name} must be float64, got {given.dtype}; "
+                    f"Plan: {name} must be float64, got {array.dtype}; "
                     "coefficients rounded to less break the laws"
                 )
-            array = check_array("Plan", name, given, infinite=name == "rows")
-            object.__setattr__(self, name, frozen(array))
+            checked = check_array("Plan", name, array, infinite=name == "rows")
+            object.__setattr__(self, name, frozen(checked))
         check_prediction("Plan", self.prediction)
         if self.check not in get_args(Check):
             raise ValueError(
@@ -86,93 +85,38 @@ class Plan:
             raise TypeError(f"Plan: schedule must be a NoiseSchedule, got {self.schedule!r}")
         if self.provenance is not None:
             try:
-                # A copy that nobody else can change, and that JSON brings back the same.
+                # A copy through JSON: no caller can change it, and a stored plan reads back equal.
                 note = json.loads(json.dumps(dict(self.provenance), allow_nan=False))
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"Plan: provenance must be a mapping that fits in JSON, got {error}"
                 ) from None
             object.__setattr__(self, "provenance", note)
-        self._check_shapes()
+        check_shapes(self.nodes, self.rows, self.alphas, self.sigmas)
         check_columns(self.rows)
-        self._check_landing()
-        broken = broken_law(self.rows, self.prediction, self.alphas, self.sigmas, self.check)
-        if broken is not None:
-            i, law, error = broken
-            weaker = "mean" if law == "variance" else "none"
-            raise ValueError(
-                f"Plan: rows[{i}] breaks the {law} law by {error:.2g}; "
-                f'pass check="{weaker}" if this sampler is meant to'
-            )
+        if not self.inverts:
+            check_landing(self.rows, self.alphas, self.sigmas, self.check)
+        check_laws(self.rows, self.prediction, self.alphas, self.sigmas, self.check)
 
-    def _check_shapes(self) -> None:
-        """Shapes, order of the nodes, range of the levels."""
-        if self.nodes.ndim != 1 or len(self.nodes) < 2:
-            raise ValueError(f"Plan: nodes must have shape (K + 1,), got {self.nodes.shape}")
-        steps = len(self.nodes) - 1
-        for name, shape in (
-            ("rows", (steps, len(COLUMNS))),
-            ("alphas", (steps + 1,)),
-            ("sigmas", (steps + 1,)),
-        ):
-            array: FloatArray = getattr(self, name)
-            if array.shape != shape:
-                raise ValueError(
-                    f"Plan: {name} must have shape {shape} for {steps + 1} nodes, got {array.shape}"
-                )
-        moves = np.diff(self.nodes)
-        if not (np.all(moves < 0) or np.all(moves > 0)) or np.any(self.nodes < 0):
-            raise ValueError(
-                "Plan: nodes must be strictly decreasing to 0, or strictly increasing and not "
-                f"negative, got {_short(self.nodes)}"
-            )
-        if not self.inverts and self.nodes[-1] != 0.0:
-            raise ValueError(f"Plan: nodes must decrease to 0, got {self.nodes[-1]:g} at the end")
-        for name in ("alphas", "sigmas"):
-            if np.any(getattr(self, name) < 0):
-                raise ValueError(
-                    f"Plan: {name} must not be negative, got {_short(getattr(self, name))}"
-                )
-
-    def _check_landing(self) -> None:
-        """The last row of a sampling plan must give x0 itself."""
-        if self.inverts:
-            return
-        last = dict(zip(COLUMNS, self.rows[-1].tolist(), strict=True))
-        if last["d"] != 0.0:
-            raise ValueError(f"Plan: rows[-1] must draw no noise (d = 0), got d = {last['d']:g}")
-        if self.check == "none":
-            return
-        if self.alphas[-1] != 1.0 or self.sigmas[-1] != 0.0:
-            raise ValueError(
-                "Plan: alphas and sigmas must end at 1 and 0 (clean data), got "
-                f'{self.alphas[-1]:g} and {self.sigmas[-1]:g}; pass check="none" to land elsewhere'
-            )
-        if max(abs(last["a"]), abs(last["e"])) > TOLERANCE:
-            raise ValueError(
-                f"Plan: rows[-1] must land on x0 (a = e = 0), got a = {last['a']:g}, "
-                f'e = {last["e"]:g}; pass check="none" if this sampler is meant to'
-            )
-
-    # ---- what it is
+    # ---- properties
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def times(self) -> FloatArray:
-        """`(K,)` times of the network calls."""
+        """The times of the network calls, `(K,)`."""
         return self.nodes[:-1]
 
     def column(self, name: str) -> FloatArray:
-        """One column of the rows by name, `(K,)`."""
+        """Return one column of the rows by name, `(K,)`; ValueError for an unknown name."""
         if name not in COLUMNS:
             raise ValueError(f"Plan.column: name must be one of {list(COLUMNS)}, got {name!r}")
         return self.rows[:, COLUMNS.index(name)]
 
     @property
     def inverts(self) -> bool:
-        """Whether it runs from data to noise."""
+        """Whether the plan runs from data to noise."""
         return bool(self.nodes[0] < self.nodes[-1])
 
     @property
@@ -182,7 +126,7 @@ class Plan:
 
     @property
     def is_guided(self) -> bool:
-        """Whether any row mixes in an unconditional output."""
+        """Whether any row uses the unconditional output (w is not 1)."""
         return bool(np.any(self.column("w") != 1.0))
 
     @property
@@ -192,18 +136,20 @@ class Plan:
 
     @property
     def needs_history(self) -> int:
-        """Earlier x0's that the loop has to keep: 0, 1 or 2."""
+        """The number of earlier x0's that rows read: 0, 1 or 2."""
         return 2 if np.any(self.column("c2")) else int(np.any(self.column("c1")))
 
     @property
     def order(self) -> int:
-        """Steps that a row looks at: 1, 2 or 3."""
+        """The largest number of x0's that a row combines, its own included: 1, 2 or 3."""
         return self.needs_history + 1
 
     # ---- variants
 
     def with_guidance(self, w: npt.ArrayLike) -> Plan:
-        """The same plan under classifier-free guidance ``u + w (c - u)``.
+        """Return the same plan under classifier-free guidance ``u + w (c - u)``.
+
+        Ho and Salimans 2022 (arXiv:2207.12598).
 
         Args:
             w: scale, dimensionless, a number or `(K,)`; 1 is the conditional output alone.
@@ -217,7 +163,7 @@ class Plan:
         return self._with_columns(w=scale)
 
     def with_clip(self, clip: Clip) -> Plan:
-        """The same plan with x0 held in a range.
+        """Return the same plan with x0 clamped to a range.
 
         Args:
             clip: bound on |x0| in data units, a pair (lo, hi), or None for no bound.
@@ -226,20 +172,20 @@ class Plan:
         return self._with_columns(lo=low, hi=high)
 
     def with_provenance(self, provenance: Mapping[str, Any] | None) -> Plan:
-        """The same plan with another note of where it comes from, a mapping that fits in JSON."""
+        """Return the same plan with another provenance, a mapping that fits in JSON, or None."""
         return replace(self, provenance=provenance)
 
     def _with_columns(self, **columns: npt.ArrayLike) -> Plan:
-        """A plan with some columns replaced."""
+        """Return a plan with some columns replaced."""
         rows: FloatArray = np.array(self.rows)
         for name, values in columns.items():
             rows[:, COLUMNS.index(name)] = values
         return replace(self, rows=rows)
 
-    # ---- as text
+    # ---- copies, comparison and text
 
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
-        # Through the constructor: a copy's arrays are read-only and checked like the original's.
+        # Through the constructor, so that a copy's arrays are read-only too.
         arrays = (self.nodes, self.rows, self.alphas, self.sigmas)
         names = (self.prediction, self.method, self.check, self.schedule, self.provenance)
         return Plan, (*arrays, *names)
@@ -251,24 +197,24 @@ class Plan:
         return hash(self._key())
 
     def _key(self) -> tuple[object, ...]:
-        """Everything that tells two plans apart."""
+        """Return everything that equality compares: all fields but the provenance."""
         arrays = tuple(a.tobytes() for a in (self.nodes, self.rows, self.alphas, self.sigmas))
         return (*arrays, self.prediction, self.method, self.check, self.schedule)
 
     def __repr__(self) -> str:
-        kind = "stochastic" if self.is_stochastic else "deterministic"
-        title = f"Plan {self.method}: {len(self)} network calls, {self.prediction}, {kind}"
+        noise = "stochastic" if self.is_stochastic else "deterministic"
+        title = f"Plan {self.method}: {len(self)} network calls, {self.prediction}, {noise}"
         return f"{title}\n{table(self.nodes, self.rows)}"
 
     def describe(self) -> str:
-        """The table, and below it where the plan comes from."""
+        """Return the table of rows, and below it the provenance."""
         if self.provenance is None:
             return repr(self)
         note = json.dumps(self.provenance, indent=1)
         return f"{self!r}\n{origin(self.provenance) or note}"
 
     def to_json(self) -> str:
-        """A strict JSON text that `from_json` reads back bit for bit."""
+        """Return strict JSON that `from_json` reads back bit for bit."""
         return encode(
             {
                 "method": self.method,
@@ -285,18 +231,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote; checked again like any other.
+        """Return the plan that `to_json` wrote, checked like any other.
 
         Raises:
-            TypeError: if the text is not a string.
-            ValueError: if the text is not a whole plan, or of a newer format.
+            TypeError: the text is not a string.
+            ValueError: the text is no plan, damaged, cut off or from a newer version.
         """
         fields = decode(text)
         with PLAN.reading(shown(text)):
             schedule = fields.pop("schedule")
             return cls(schedule=schedule and NoiseSchedule.from_dict(schedule), **fields)
-
-
-def _short(values: FloatArray) -> str:
-    """A few of the values, for messages."""
-    return np.array2string(values, precision=6, threshold=8, edgeitems=3)

@@ -1,17 +1,22 @@
-"""One row of a plan: its thirteen columns, and the laws that tie them to the noise levels.
+"""The thirteen columns of a plan's row, and the laws that tie them to the noise levels.
 
-With x the current sample and m the network's output, a row from level t to level s means
+A row carries the sample x from level t to level s:
 
-    m      = u + w (c - u)                                       without guidance m is the output
+    m      = u + w (c - u)
     x0     = clamp(p x + q m, lo, hi)
-    sd     = d exp((lv_lo + (v + 1) / 2 (lv_hi - lv_lo)) / 2)    v is a learned variance
-    x_next = a x + b x0 + e m + c1 h1 + c2 h2 + sd z             h1, h2 are the last two x0
+    sd     = d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo)) / 2)
+    x_next = a x + b x0 + e m + c1 h1 + c2 h2 + sd z
 
-Put ``x = alpha_t x0 + sigma_t eps`` and ``m = mx x0 + me eps`` into it, as a perfect network would:
+c and u are the network's conditional and unconditional outputs, v is the half of the output that
+predicts the variance, h1 and h2 are the x0's of the two steps before, and z is standard normal
+noise. Without guidance m = c; without a learned variance sd = d.
+
+The laws follow when ``x = alpha_t x0 + sigma_t eps`` and a perfect network's output ``m = mx x0 +
+me eps`` are put into the formula:
 
     x0 law          p alpha_t + q mx = 1             and  p sigma_t + q me = 0
     mean law        a alpha_t + b + e mx + c1 + c2 = alpha_s
-    variance law    (a sigma_t + e me)^2 + sd^2 = sigma_s^2      with a learned variance at lv_lo
+    variance law    (a sigma_t + e me)^2 + sd^2 = sigma_s^2      with v = -1, so that lv_lo counts
 """
 
 from __future__ import annotations
@@ -39,7 +44,7 @@ COLUMNS: tuple[str, ...] = (
     "lv_lo",
     "lv_hi",
 )
-"""The columns of a plan's rows, in the order that the kernels read."""
+"""The columns of a plan's rows, in the order that the kernels read (csrc/core/step.h)."""
 
 NEUTRAL: dict[str, float] = {
     **dict.fromkeys(COLUMNS, 0.0),
@@ -47,7 +52,7 @@ NEUTRAL: dict[str, float] = {
     "hi": math.inf,
     "w": 1.0,
 }
-"""What a column holds when a sampler does not use it."""
+"""The value of each column in samplers that do not use it."""
 
 TOLERANCE = 1e-12
 """Allowed error of a law, relative to the summed magnitudes of its terms."""
@@ -61,7 +66,7 @@ Clip: TypeAlias = float | tuple[float, float] | None
 def output_terms(
     prediction: Prediction, alpha: FloatArray, sigma: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """(mx, me) of the network's output ``m = mx x0 + me eps`` at levels alpha, sigma.
+    """Return (mx, me) of the network's output ``m = mx x0 + me eps`` at levels alpha, sigma.
 
     "v" is ``alpha eps - sigma x0`` (Salimans and Ho 2022, arXiv:2202.00512), "flow" is ``eps -
     x0``.
@@ -78,7 +83,7 @@ def output_terms(
 def x0_terms(
     function: str, prediction: Prediction, alpha: FloatArray, sigma: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """(p, q) with ``x0 = p x + q m``; ValueError where the output does not determine x0."""
+    """Return (p, q) with ``x0 = p x + q m``; ValueError where the output does not determine x0."""
     _, me = output_terms(prediction, alpha, sigma)
     determinant = _determinant(function, prediction, alpha, sigma)
     return me / determinant + 0.0, -sigma / determinant + 0.0  # + 0.0 turns -0.0 into 0.0
@@ -87,7 +92,7 @@ def x0_terms(
 def eps_terms(
     function: str, prediction: Prediction, alpha: FloatArray, sigma: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """(r, g) with ``eps = r x + g m``; ValueError where the output does not determine eps."""
+    """Return (r, g) with ``eps = r x + g m``; ValueError where the output does not give eps."""
     mx, _ = output_terms(prediction, alpha, sigma)
     determinant = _determinant(function, prediction, alpha, sigma)
     return -mx / determinant + 0.0, alpha / determinant + 0.0
@@ -96,7 +101,7 @@ def eps_terms(
 def _determinant(
     function: str, prediction: Prediction, alpha: FloatArray, sigma: FloatArray
 ) -> FloatArray:
-    """Of the two equations that give x and m in terms of x0 and eps."""
+    """Return the determinant of the equations that give x and m in terms of x0 and eps."""
     mx, me = output_terms(prediction, alpha, sigma)
     determinant = alpha * me - sigma * mx
     if not np.all(determinant):
@@ -110,7 +115,7 @@ def _determinant(
 
 
 def check_prediction(function: str, prediction: str) -> None:
-    """Raise ValueError unless the name is one of the four."""
+    """Raise ValueError unless the name is one of `Prediction`."""
     if prediction not in get_args(Prediction):
         raise ValueError(
             f"{function}: prediction must be one of {list(get_args(Prediction))}, "
@@ -119,7 +124,7 @@ def check_prediction(function: str, prediction: str) -> None:
 
 
 def clip_bounds(function: str, clip: Clip) -> tuple[float, float]:
-    """(lo, hi) of a bound on |x0|, a pair, or None."""
+    """Return (lo, hi) for a bound on |x0|, a pair (lo, hi), or None for no bounds."""
     if clip is None:
         return -math.inf, math.inf
     if isinstance(clip, tuple | list):
@@ -137,7 +142,7 @@ def clip_bounds(function: str, clip: Clip) -> tuple[float, float]:
 
 
 def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
-    """Rows `(num_rows, 13)` from the columns given by name, neutral in the others."""
+    """Make rows `(num_rows, 13)` from some columns by name; the others are `NEUTRAL`."""
     values = {**NEUTRAL, **columns}
     return np.stack([np.broadcast_to(values[name], num_rows) for name in COLUMNS], axis=1).astype(
         np.float64
@@ -145,8 +150,8 @@ def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
 
 
 def check_columns(rows: FloatArray) -> None:
-    """Raise ValueError, as Plan, unless each column of `(K, 13)` rows is in its own range."""
-    c = dict(zip(COLUMNS, rows.T, strict=True))
+    """Raise ValueError in the name of `Plan` unless all columns of `(K, 13)` rows are in range."""
+    c = _columns(rows)
     for name, values in c.items():
         bad = ~np.isfinite(values) & ~((name in ("lo", "hi")) & (values == NEUTRAL[name]))
         if np.any(bad):
@@ -172,21 +177,26 @@ def check_columns(rows: FloatArray) -> None:
         )
 
 
+def _columns(rows: FloatArray) -> dict[str, FloatArray]:
+    """Return the columns of `(K, 13)` rows by name, each `(K,)`."""
+    return {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+
+
 def broken_law(
     rows: FloatArray, prediction: Prediction, alphas: FloatArray, sigmas: FloatArray, check: Check
 ) -> tuple[int, str, float] | None:
-    """(row, law, error) of the first law that `check` asks for and the rows break, or None.
+    """Return (row, law, error) of the first law that `check` asks for and the rows break, or None.
 
     Args:
         rows: `(K, 13)`.
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts.
         alphas: `(K + 1,)` signal levels, before the first row and after each.
-        sigmas: `(K + 1,)` noise levels.
-        check: "all" laws, all but that of the variance ("mean"), or "none".
+        sigmas: `(K + 1,)` noise levels, before the first row and after each.
+        check: "all" laws, "mean" (all but the variance law), or "none".
     """
     if check == "none":
         return None
-    c = dict(zip(COLUMNS, rows.T, strict=True))
+    c = _columns(rows)
     alpha, sigma = alphas[:-1], sigmas[:-1]
     mx, me = output_terms(prediction, alpha, sigma)
     laws: list[tuple[str, list[FloatArray]]] = [
@@ -195,9 +205,10 @@ def broken_law(
         ("mean", [c["a"] * alpha, c["b"], c["e"] * mx, c["c1"], c["c2"], -alphas[1:]]),
     ]
     if check == "all":
-        old, new = c["a"] * sigma, c["e"] * me
+        from_x, from_output = c["a"] * sigma, c["e"] * me
         drawn = c["d"] ** 2 * np.exp(c["lv_lo"])
-        laws.append(("variance", [old**2, 2 * old * new, new**2, drawn, -(sigmas[1:] ** 2)]))
+        cross = 2 * from_x * from_output
+        laws.append(("variance", [from_x**2, cross, from_output**2, drawn, -(sigmas[1:] ** 2)]))
     for law, terms in laws:
         error = np.abs(sum(terms))
         broken = error > TOLERANCE * sum(np.abs(term) for term in terms)

@@ -1,4 +1,4 @@
-"""Plans as text: the table that people read, the JSON that programs read."""
+"""Plans as text: a table for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _KEYS = ("method", "prediction", "check", "schedule", "columns", *ARRAYS)
 
 
 def table(nodes: FloatArray, rows: FloatArray) -> str:
-    """The formula and an aligned table of the columns in use; long plans lose their middle."""
+    """Return the row formula and an aligned table of the columns in use.
+
+    A plan of more than 12 rows is shortened in the middle.
+    """
     shown = [
         name
         for i, name in enumerate(COLUMNS)
@@ -47,7 +50,7 @@ def table(nodes: FloatArray, rows: FloatArray) -> str:
 
 
 def origin(provenance: Mapping[str, Any]) -> str | None:
-    """What tuning measured, as a table; None if the note is about something else."""
+    """Return what `tune` measured as a table; None if the provenance is not from `tune`."""
     try:
         calibration, validation = provenance["samples"]
         measure, fine = _MEASURES[provenance["objective"]], provenance["teacher_steps"]
@@ -58,26 +61,26 @@ def origin(provenance: Mapping[str, Any]) -> str | None:
             f"{'':44}{'calibration':>11}{'validation':>12}",
         ]
         for stage in (*provenance["starts"], *provenance["stages"]):
-            known = "" if stage["calibration"] is None else f"{stage['calibration']:.4f}"
+            score = "" if stage["calibration"] is None else f"{stage['calibration']:.4f}"
             mark = "  <- this plan" if stage["name"] == provenance["chosen"] else ""
-            lines.append(f"{stage['name']:44}{known:>11}{stage['validation']:>12.4f}{mark}")
+            lines.append(f"{stage['name']:44}{score:>11}{stage['validation']:>12.4f}{mark}")
     except (KeyError, TypeError, ValueError):
         return None
     return "\n".join(lines)
 
 
 def encode(fields: dict[str, Any]) -> str:
-    """Strict JSON of a plan's fields, floats bit for bit."""
+    """Return strict JSON of a plan's fields; floats are kept bit for bit."""
     data: dict[str, Any] = {"columns": COLUMNS}
     for name, value in fields.items():
         data[name] = value.tolist() if isinstance(value, np.ndarray) else value
-    # JSON has no infinity.
+    # Strict JSON has no infinity, so those of lo and hi are strings.
     data["rows"] = [[x if math.isfinite(x) else str(x) for x in row] for row in data["rows"]]
     return PLAN.to_text(data)
 
 
 def decode(text: str) -> dict[str, Any]:
-    """The fields that `encode` wrote, arrays as float64; the plan checks their content."""
+    """Return the fields that `encode` wrote, with float64 arrays; `Plan` checks their content."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"Plan.from_json: text must be a string, got {type(text).__name__}")
     fields = PLAN.from_text(text, shown(text))
@@ -87,21 +90,21 @@ def decode(text: str) -> dict[str, Any]:
             raise ValueError(f"{missing} missing")
         if tuple(fields["columns"]) != COLUMNS:
             raise ValueError(f"columns must be {list(COLUMNS)}, got {fields['columns']}")
-        found = {name: fields[name] for name in ("method", "prediction", "check", "schedule")}
-        found["provenance"] = fields.get("provenance")
+        decoded = {name: fields[name] for name in ("method", "prediction", "check", "schedule")}
+        decoded["provenance"] = fields.get("provenance")
         for name in ("nodes", "alphas", "sigmas"):
-            found[name] = np.array(fields[name], float)
-        found["rows"] = np.array([[float(x) for x in row] for row in fields["rows"]])
-        return found
+            decoded[name] = np.array(fields[name], float)
+        decoded["rows"] = np.array([[float(x) for x in row] for row in fields["rows"]])
+        return decoded
 
 
 def shown(text: str) -> str:
-    """Beginning and end of a text, for messages."""
+    """Return the beginning and the end of a text, for messages."""
     return reprlib.repr(text)
 
 
 def _formula(columns: list[str]) -> str:
-    """What a row computes, with only the columns that are in use."""
+    """Return the formula of a row, with only the columns that are in use."""
     terms = {"a": "a x", "b": "b x0", "e": "e m", "c1": "c1 h1", "c2": "c2 h2", "d": "d z"}
     if "lv_hi" in columns:
         terms["d"] = "d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo))/2) z"

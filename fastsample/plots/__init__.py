@@ -1,4 +1,4 @@
-"""Figures and images (need matplotlib or Pillow, which are imported when they are used)."""
+"""Figures and images; matplotlib and Pillow are imported when a function needs them."""
 
 from fastsample.plots.figures import (
     bits_against_steps,

@@ -1,9 +1,13 @@
-"""The drawing of a `Comparison`: errors against network calls, a panel for each side."""
+"""Draws a `Comparison`: errors against the number of network calls, one panel per side."""
+
+# matplotlib annotates most of its functions in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +21,7 @@ TITLES: dict[Side, str] = {
     "fastsample": "every deterministic method here",
     "diffusers": "every deterministic scheduler of diffusers",
 }
-# Okabe and Ito's colours, told apart with any colour vision.
+# Colours of Okabe and Ito, which are distinct with any colour vision.
 _COLOURS = {
     "DDIM": "#0072B2",
     "DPM-Solver++ 2M": "#009E73",
@@ -26,12 +30,26 @@ _COLOURS = {
     "DEIS": "#E69F00",
 }
 _TUNED = "#000000"
-_APART = 0.052  # of the axes' height: labels beside the lines
-_HEADROOM = 1.6  # above the families' best: settings that fail do not squeeze the rest
+_LABEL_DISTANCE = 0.052  # smallest distance of two labels, as a share of the axes' height
+# The y axis covers the families' best errors times and over this, and not all settings, since
+# settings that fail would squeeze the others.
+_MARGIN = 1.6
+
+
+class LineEnd(NamedTuple):
+    """Where a labelled line ends, and how its label looks."""
+
+    error: float
+    """Error at the largest number of network calls."""
+    colour: str
+    bold: bool
 
 
 def draw_comparison(figure: Figure, comparison: Comparison) -> None:
-    """A panel for each side that has entries: each setting faint, the best of its family not."""
+    """Draw one panel per side that has entries.
+
+    Every setting is a faint line, and the best of a family at each number of calls a full one.
+    """
     sides: list[Side] = [side for side in TITLES if comparison.of(side)]
     panels = figure.subplots(1, len(sides), sharex=True, sharey=True, squeeze=False)[0]
     tuned = comparison.of("tuned")[0].errors
@@ -41,10 +59,10 @@ def draw_comparison(figure: Figure, comparison: Comparison) -> None:
         errors for side in sides for errors in family_bests(comparison, side).values() if errors
     ]
     values = [error for errors in (*best, tuned) for error in errors.values() if error > 0.0]
-    panels[0].set_ylim(min(values) / _HEADROOM, max(values) * _HEADROOM)
+    panels[0].set_ylim(min(values) / _MARGIN, max(values) * _MARGIN)
     panels[0].set_ylabel(f"error per element, RMSE to a run of {comparison.fine_steps} calls")
     for axes, side in zip(panels, sides, strict=True):
-        _label_ends(axes, comparison.steps[-1], _ends(comparison, side, tuned))
+        _label_ends(axes, _ends(comparison, side, tuned))
     figure.suptitle(
         f"Error of {comparison.samples} samples whose noise no plan was tuned with", fontsize=12
     )
@@ -57,18 +75,21 @@ def draw_comparison(figure: Figure, comparison: Comparison) -> None:
 
 
 def family_bests(comparison: Comparison, side: Side) -> dict[str, dict[int, float]]:
-    """The least error of each family's settings at each number of calls, in the order of colours.
+    """The least error of each family's settings at each number of calls.
 
     Args:
-        comparison: of all entries.
-        side: whose.
+        comparison: errors of all samplers.
+        side: "fastsample" or "diffusers".
+
+    Returns:
+        Errors by number of calls, by family in the order of the colours.
     """
-    found: dict[str, dict[int, float]] = {name: {} for name in _COLOURS}
+    bests: dict[str, dict[int, float]] = {name: {} for name in _COLOURS}
     for entry in comparison.of(side):
-        errors = found[entry.family]
+        errors = bests[entry.family]
         for steps, error in sorted(entry.errors.items()):
             errors[steps] = min(error, errors.get(steps, error))
-    return {name: errors for name, errors in found.items() if errors}
+    return {name: errors for name, errors in bests.items() if errors}
 
 
 def _draw_side(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[int, float]) -> None:
@@ -85,7 +106,7 @@ def _draw_side(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[in
 
 
 def _draw_gain(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[int, float]) -> None:
-    """How many times the best of a side is off: between it and the tuned plan."""
+    """Between the tuned plan and the best of a side: how many times larger the best's error is."""
     for steps, error in tuned.items():
         best = comparison.best(side, steps)
         if best is None or not 0.0 < error < best.errors[steps]:
@@ -100,27 +121,25 @@ def _draw_gain(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[in
         )
 
 
-def _ends(
-    comparison: Comparison, side: Side, tuned: Mapping[int, float]
-) -> dict[str, tuple[float, str, bool]]:
-    """Error at the most calls, colour and whether bold, of what is labelled."""
+def _ends(comparison: Comparison, side: Side, tuned: Mapping[int, float]) -> dict[str, LineEnd]:
+    """The ends of the labelled lines by name."""
     last = comparison.steps[-1]
-    found = {
-        name: (errors[last], _COLOURS[name], False)
+    ends = {
+        name: LineEnd(errors[last], _COLOURS[name], bold=False)
         for name, errors in family_bests(comparison, side).items()
         if last in errors
     }
     if last in tuned:
-        found["tuned plan"] = (tuned[last], _TUNED, True)
-    return found
+        ends["tuned plan"] = LineEnd(tuned[last], _TUNED, bold=True)
+    return ends
 
 
-def _label_ends(axes: Axes, last: int, ends: Mapping[str, tuple[float, str, bool]]) -> None:
-    """Names right of the lines, moved apart where the lines end close together."""
+def _label_ends(axes: Axes, ends: Mapping[str, LineEnd]) -> None:
+    """Write names to the right of the lines, moved apart where lines end close together."""
     low, high = np.log(axes.get_ylim())
-    names = sorted(ends, key=lambda name: ends[name][0])
-    heights = spread([(np.log(ends[name][0]) - low) / (high - low) for name in names], _APART)
-    for name, height in zip(names, heights, strict=True):
+    names = sorted(ends, key=lambda name: ends[name].error)
+    heights = [(np.log(ends[name].error) - low) / (high - low) for name in names]
+    for name, height in zip(names, spread(heights, _LABEL_DISTANCE), strict=True):
         _, colour, bold = ends[name]
         axes.annotate(
             name,
@@ -134,21 +153,31 @@ def _label_ends(axes: Axes, last: int, ends: Mapping[str, tuple[float, str, bool
         )
 
 
-def spread(heights: Sequence[float], apart: float) -> list[float]:
-    """Rising heights moved as little as it takes to be `apart`, each group about its middle."""
-    groups: list[list[float]] = []  # wanted heights that touch
+def spread(heights: Sequence[float], distance: float) -> list[float]:
+    """Heights moved apart so that neighbours have a smallest distance.
+
+    Heights that are too close form a group, which is centred at their mean.
+
+    Args:
+        heights: in rising order.
+        distance: smallest distance of two neighbours.
+    """
+    groups: list[list[float]] = []
     for height in heights:
         groups.append([float(height)])
-        while len(groups) > 1 and _low(groups[-1], apart) < _low(groups[-2], apart) + apart * len(
-            groups[-2]
-        ):
+        while len(groups) > 1 and _overlap(groups[-2], groups[-1], distance):
             groups[-2:] = [groups[-2] + groups[-1]]
-    return [_low(group, apart) + apart * i for group in groups for i in range(len(group))]
+    return [_lowest(group, distance) + distance * i for group in groups for i in range(len(group))]
 
 
-def _low(group: Sequence[float], apart: float) -> float:
-    """Where the lowest of a group comes to lie."""
-    return sum(group) / len(group) - apart * (len(group) - 1) / 2
+def _overlap(group: Sequence[float], above: Sequence[float], distance: float) -> bool:
+    """Whether a group and the one above it are too close."""
+    return _lowest(above, distance) < _lowest(group, distance) + distance * len(group)
+
+
+def _lowest(group: Sequence[float], distance: float) -> float:
+    """The lowest height of a group that is moved apart about its mean."""
+    return sum(group) / len(group) - distance * (len(group) - 1) / 2
 
 
 def _points(errors: Mapping[int, float]) -> tuple[list[int], list[float]]:

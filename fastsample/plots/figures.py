@@ -1,9 +1,12 @@
-"""Pictures of cost tables, grids and errors, for reports and for looking (need matplotlib).
+"""Figures of cost tables, grids and errors (need matplotlib).
 
-Every function makes a `matplotlib.figure.Figure` of its own and never touches pyplot: no window
-opens, and no figure or setting of a caller changes. In a notebook the figure shows itself; `save`
-writes it to a file.
+Every function makes a new `matplotlib.figure.Figure` without pyplot: no window opens, and no figure
+or setting of the caller changes. A notebook shows the figure that a cell ends with; `save` writes
+it to a file.
 """
+
+# matplotlib annotates most of its functions in part.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -31,16 +34,16 @@ if TYPE_CHECKING:
 def cost_map(table: CostTable, steps: Sequence[int]) -> Figure:
     """Heat map of the cost of every step t -> s, with the cheapest grids as staircases.
 
-    A staircase comes down from the diagonal at T; each of its dots is a step. The last step of an
-    "elbo" table, the decoder's, is of another kind and may cost less than nothing: it has a panel
-    of its own, with a dot where each grid takes it.
+    A staircase comes down from the diagonal at T; each of its dots is a step. With an "elbo" table
+    the last step is that of the decoder, whose cost may be negative. It has a panel of its own,
+    with a dot for each grid.
 
     Args:
-        table: of any objective.
-        steps: the numbers of steps whose cheapest grids are drawn; may be empty.
+        table: costs for any objective.
+        steps: numbers of steps, whose cheapest grids are drawn; may be empty.
 
     Returns:
-        A figure.
+        A figure of 8.6 x 7 inches.
 
     Raises:
         ImportError: matplotlib is not installed (as from every function here).
@@ -55,22 +58,22 @@ def cost_map(table: CostTable, steps: Sequence[int]) -> Figure:
 def bits_against_steps(
     chosen: CostTable, measured: CostTable | None = None, steps: Sequence[int] | None = None
 ) -> Figure:
-    """Bits per dimension against the number of steps: for even, quadratic and the best times.
+    """Bits per dimension against the number of steps, for even, quadratic and the best times.
 
-    Even and quadratic times are those of `grids.uniform` and `grids.quadratic` where the table has
-    them all, else the nearest that it has, each once; the legend says so.
+    Even and quadratic times are those of `grids.uniform` and `grids.quadratic` if the table has all
+    of them. Otherwise they are the nearest times of the table, and the legend says so.
 
     Args:
         chosen: "elbo" table on which the best times are chosen.
-        measured: "elbo" table that gives the bounds, as that of held-out data, over the same
-            times; None is `chosen`.
+        measured: "elbo" table over the same times that gives the bounds, such as one of held-out
+            data; None is `chosen`.
         steps: numbers of steps; None is 2, 4, 8, ... and all times.
 
     Returns:
-        A figure.
+        A figure of 8.4 x 5.2 inches.
 
     Raises:
-        ValueError: a table of another objective, or more steps than times.
+        ValueError: a table of another objective, more steps than times, or no steps.
     """
     for name, table in (("chosen", chosen), ("measured", measured)):
         if table is not None and table.objective != "elbo":
@@ -85,13 +88,17 @@ def bits_against_steps(
 
 
 def time_strips(grids: Mapping[str, Grid]) -> Figure:
-    """The times of some grids, one line each, data on the left.
+    """The times of some grids, one line each, with the data on the left.
 
     Args:
-        grids: by name, drawn from the top.
+        grids: grids by name, in the order from the top.
 
     Returns:
-        A figure.
+        A figure 8.4 inches wide.
+
+    Raises:
+        TypeError: a value that is not a grid.
+        ValueError: no grids.
     """
     _check_grids("time_strips", grids)
     figure = make_figure(8.4, 0.9 + 0.42 * len(grids))
@@ -100,18 +107,19 @@ def time_strips(grids: Mapping[str, Grid]) -> Figure:
 
 
 def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
-    """What each step of some grids costs, over the time that it spans.
+    """The cost of each step of some grids, over the time that the step spans.
 
     Args:
-        table: of any objective. The terms of an "elbo" table include the decoder's but not the
-            prior, the first of a "trajectory" table what starting there costs.
-        grids: by name, on times of the table.
+        table: costs for any objective. The terms of an "elbo" table include the decoder but not the
+            prior. The first term of a "trajectory" table includes the cost of starting there.
+        grids: grids by name, on times of the table.
 
     Returns:
-        A figure.
+        A figure of 8.4 x 5.2 inches.
 
     Raises:
-        ValueError: no grids, or one that is off the table's times.
+        TypeError: a value that is not a grid.
+        ValueError: no grids, or a grid with times that the table does not have.
     """
     _check_grids("step_terms", grids)
     figure = make_figure(8.4, 5.2)
@@ -120,19 +128,23 @@ def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
 
 
 def tuned_errors(comparison: Comparison) -> Figure:
-    """Errors of tuned plans against network calls, among all other deterministic samplers.
+    """Errors of tuned plans and of all other deterministic samplers against network calls.
 
-    One panel for the methods of this package and one for diffusers, if it took part: every setting
-    is a faint line, the best settings of a family at each number of calls a full one. Between the
-    best of a panel and the tuned plan stands how many times smaller the plan's error is.
+    One panel shows the methods of this package, and one the schedulers of diffusers, if they were
+    compared. Every setting is a faint line, and the best settings of a family at each number of
+    calls are a full line. A number between the tuned plan and the best of a panel says how many
+    times smaller the plan's error is.
 
     Args:
-        comparison: of `fastsample.evaluation.compare.compare`.
+        comparison: result of `fastsample.evaluation.compare.compare`.
 
     Returns:
-        A figure.
+        A figure, 5 inches high.
+
+    Raises:
+        TypeError: an argument that is not a `Comparison`.
     """
-    if not isinstance(comparison, Comparison):
+    if not isinstance(comparison, Comparison):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"tuned_errors: comparison must be a Comparison, got {type(comparison).__name__}"
         )
@@ -143,14 +155,21 @@ def tuned_errors(comparison: Comparison) -> Figure:
 
 
 def overview(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
-    """A plan in one picture: its grids on the cost map and as strips; for "elbo" the bits, too.
+    """Some grids in one figure: on the heat map of `cost_map`, and as the lines of `time_strips`.
+
+    Below the lines are, with an "elbo" table, the bits of `bits_against_steps`, and otherwise the
+    costs of `step_terms`.
 
     Args:
-        table: of any objective.
-        grids: by name, on times of the table.
+        table: costs for any objective.
+        grids: grids by name, on times of the table.
 
     Returns:
-        A figure.
+        A figure 14 inches wide.
+
+    Raises:
+        TypeError: a value that is not a grid.
+        ValueError: no grids, or a grid with times that the table does not have.
     """
     _check_grids("overview", grids)
     heights = (0.9 + 0.42 * len(grids), 3.6)
@@ -167,7 +186,11 @@ def overview(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure; the suffix chooses the format (png, pdf, svg, ...), its folder is made.
+    """Write a figure to a file at 130 dots per inch.
+
+    Args:
+        figure: the figure.
+        path: the file, whose suffix decides the format (png, pdf, svg, ...); its folder is made.
 
     Returns:
         The absolute path.
@@ -188,5 +211,5 @@ def _check_grids(function: str, grids: Mapping[str, Grid]) -> None:
     if not grids:
         raise ValueError(f"{function}: grids must hold at least one grid, got none")
     for name, grid in grids.items():
-        if not isinstance(grid, Grid):
+        if not isinstance(grid, Grid):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"{function}: grids must hold Grids, got {grid!r} for {name!r}")

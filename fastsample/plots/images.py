@@ -1,4 +1,4 @@
-"""Samples as a picture: one PNG with all of them in a grid (needs Pillow, imported when used)."""
+"""Samples as one image file, arranged in a grid (needs Pillow, imported when it is used)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def save_grid(
     """Write samples as a grid of images, row by row.
 
     Args:
-        samples: ``(B, C, H, W)`` with C = 1 or 3, in [-1, 1]; values beyond are cut off.
-        path: the file; its suffix chooses the format, its folder is made.
-        columns: images per row.
-        scale: side of one sample's pixel, in image pixels.
-        gap: pixels between images.
+        samples: `(B, C, H, W)` with C = 1 or 3, in [-1, 1]; values beyond are clipped.
+        path: the file, whose suffix decides the format; its folder is made.
+        columns: images per row, at least 1.
+        scale: width and height of a sample's pixel in the file, in pixels.
+        gap: pixels between two images.
 
     Returns:
         The absolute path.
 
     Raises:
         ImportError: Pillow is not installed.
-        ValueError: samples that are no images.
+        ValueError: samples of another shape.
     """
     try:
         from PIL import Image
@@ -50,9 +50,9 @@ def save_grid(
     images = images.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     count, height, width, channels = images.shape
     columns = min(columns, count)
-    lines = (count + columns - 1) // columns
+    rows = (count + columns - 1) // columns
     canvas = torch.full(
-        (lines * (height + gap) + gap, columns * (width + gap) + gap, channels),
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels),
         96,
         dtype=torch.uint8,
     )

@@ -1,7 +1,11 @@
-"""The drawings that `fastsample.plots.figures` puts on figures, one function per kind.
+"""Draws cost tables and grids on the figures of `fastsample.plots.figures`.
 
-matplotlib is imported when a figure is made, and pyplot never.
+matplotlib is imported when a figure is made; pyplot is never imported.
 """
+
+# matplotlib annotates most of its functions in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 
 from __future__ import annotations
 
@@ -24,14 +28,18 @@ UNITS = {
     "mse": "squared error per sample, times (t - s) / T",
     "trajectory": "squared distance per element",
 }
-# Okabe and Ito's colours, told apart with any colour vision, without their yellow: too pale.
+# Colours of Okabe and Ito, which are distinct with any colour vision, without the pale yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MOST_CELLS = 500  # a side of the heat map: about what a figure has pixels for
-_MOST_DECADES = 8  # of its colours: neighbouring times cost next to nothing
+_MOST_CELLS = 500  # cells along a side of the heat map: a figure has pixels for about as many
+_MOST_DECADES = 8  # range of the heat map: steps between neighbouring times cost almost nothing
 
 
 def make_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; ImportError with the remedy without matplotlib."""
+    """An empty figure of a width and height in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -42,7 +50,7 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) -> None:
-    """The heat map and the staircases; for "elbo" the decoder's panel to its left."""
+    """Draw the heat map and the grids' staircases; for "elbo" the last step's panel to its left."""
     from matplotlib.patheffects import withStroke
 
     costs, times = table.costs, table.times
@@ -51,7 +59,7 @@ def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid
     _draw_cells(figure, axes, table, costs, first=0 if panels is None else 1)
     effects = [withStroke(linewidth=3.6, foreground="white")]
     for i, (name, grid) in enumerate(grids.items()):
-        # Not clipped: the first step lies on the upper edge, the last one on the left.
+        # Not clipped, because the first and the last step lie on the edges of the axes.
         style: dict[str, Any] = {"color": _colour(i), "path_effects": effects, "clip_on": False}
         corners = np.repeat(grid.times, 2)
         axes.plot(corners[1:], corners[:-1], lw=1.8, label=name, **style)
@@ -60,7 +68,7 @@ def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid
     axes.set(xlim=(0.0, times[-1]), ylim=(0.0, times[-1]), xlabel="s, where the step ends")
     variance = "" if table.variance is None else f", variance {table.variance}"
     axes.set_title(f"Cost of every step ({table.objective}{variance})", fontsize=11)
-    if grids:  # nothing is below the diagonal: a step goes towards the data
+    if grids:  # the legend covers no cell: steps go towards the data, above the diagonal
         axes.legend(loc="lower right", frameon=False, fontsize=10, title="grids")
     axes.spines[["top", "right"]].set_visible(False)
     if panels is None:
@@ -73,22 +81,30 @@ def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid
 def _draw_cells(
     figure: FigureBase, axes: Axes, table: CostTable, costs: FloatArray, first: int
 ) -> None:
-    """One cell per step into s >= `first`; logarithmic colours where the costs span decades."""
+    """Draw the cells of the heat map, in logarithmic colours if the costs span decades.
+
+    Args:
+        figure: gets the colour bar.
+        axes: get the cells.
+        table: gives times and units.
+        costs: `(n, n)`, row t and column s.
+        first: first column s to draw.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, LogNorm, Normalize
 
-    few = min(len(costs), _MOST_CELLS)
-    shown = np.rint(np.linspace(0, len(costs) - 1, few)).astype(int)
+    count = min(len(costs), _MOST_CELLS)
+    shown = np.rint(np.linspace(0, len(costs) - 1, count)).astype(int)
     cells = costs[np.ix_(shown, shown)]
     cells[~np.isfinite(cells)] = np.nan
     cells[:, :first] = np.nan
-    known = cells[np.isfinite(cells)]
-    positive = known[known > 0.0]
+    finite = cells[np.isfinite(cells)]
+    positive = finite[finite > 0.0]
     high = float(positive.max(initial=0.0)) or 1.0
     low = max(float(positive.min(initial=high)), high / 10.0**_MOST_DECADES)
     decades = high > 30.0 * low
-    least = float(known.min(initial=low))
-    # Light to middling greys, on which coloured lines stand out.
+    least = float(finite.min(initial=low))
+    # Light to medium greys, on which coloured lines stand out.
     greys = ListedColormap(colormaps["Greys"](np.linspace(0.12, 0.75, 256)))
     edges = np.concatenate(([0.0], (table.times[shown][1:] + table.times[shown][:-1]) / 2))
     edges = np.append(edges, table.times[-1])
@@ -97,7 +113,7 @@ def _draw_cells(
         edges,
         np.ma.masked_invalid(cells),
         cmap=greys,
-        # Clipped, or costs of 0 would be blank like steps that do not exist.
+        # Clipped: otherwise costs of 0 are blank, as are steps that do not exist.
         norm=LogNorm(low, high, clip=True) if decades else Normalize(min(least, low), high),
         rasterized=True,
     )
@@ -110,13 +126,13 @@ def _draw_cells(
 
 
 def _draw_last(axes: Axes, table: CostTable, column: FloatArray, grids: Mapping[str, Grid]) -> None:
-    """The last step's cost from each time, sideways: time goes up, as in the map beside it."""
+    """Draw the last step's cost from each time, with time upwards as in the map beside it."""
     axes.plot(column[1:], table.times[1:], color="0.35", lw=1.5)
     respaced = table.respaced
     for i, grid in enumerate(() if respaced else grids.values()):
-        at = int(np.searchsorted(table.times, grid.times[-2]))
-        size = max(4.0, 9.0 - 2.0 * i)  # grids that end alike stay visible
-        axes.plot(column[at], grid.times[-2], ls="", marker="o", ms=size, color=_colour(i))
+        row = int(np.searchsorted(table.times, grid.times[-2]))
+        size = max(4.0, 9.0 - 2.0 * i)  # grids with the same last step stay visible
+        axes.plot(column[row], grid.times[-2], ls="", marker="o", ms=size, color=_colour(i))
     axes.set(xlabel="nats", ylabel="t, where the step begins")
     axes.set_title("last two steps" if respaced else "last step", fontsize=11)
     _finish(axes)
@@ -128,19 +144,26 @@ def draw_bits(
     measured: CostTable | None,
     steps: Sequence[int] | None,
 ) -> None:
-    """Bits per dimension of even, quadratic and best times against the number of steps."""
+    """Draw bits per dimension of even, quadratic and best times against the number of steps.
+
+    Args:
+        figure: gets the axes.
+        chosen: "elbo" table on which the best times are chosen.
+        measured: "elbo" table that gives the bounds; None is `chosen`.
+        steps: numbers of steps; None is powers of two and all times.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     table, most = chosen if measured is None else measured, len(chosen.times) - 1
     powers = (2**i for i in range(1, most.bit_length()))
-    # Powers of two whose labels leave room for that of all times.
-    usual = {*(k for k in powers if 1.4 * k < most), most}
-    budgets = sorted(usual if steps is None else set(steps))
+    # Powers of two, up to where their labels would overlap that of all times.
+    default = {*(k for k in powers if 1.4 * k < most), most}
+    budgets = sorted(default if steps is None else set(steps))
     best = chosen.best_grids(budgets)
     lines: dict[str, list[Grid]] = {}
-    for name, kind, power in (("even", "uniform", 1), ("quadratic", "quadratic", 2)):
+    for name, maker, power in (("even", "uniform", 1), ("quadratic", "quadratic", 2)):
         near = [nearest_times(chosen.times, k, power) for k in budgets]
-        exact = all(_same(grid, GRIDS[kind](chosen.schedule, len(grid))) for grid in near)
+        exact = all(_same_times(grid, GRIDS[maker](chosen.schedule, len(grid))) for grid in near)
         lines[f"{name} times" + ("" if exact else f" (nearest of the table's {most})")] = near
     lines["best times"] = [best[k] for k in budgets]
     axes = figure.add_subplot()
@@ -169,7 +192,7 @@ def draw_bits(
 
 
 def draw_strips(figure: FigureBase, grids: Mapping[str, Grid], end: float) -> None:
-    """The times of each grid as marks on a line from 0 to the end of the axis."""
+    """Draw the times of each grid as marks on a line, on an axis from 0 to `end`."""
     axes = figure.add_subplot()
     for row, grid in enumerate(grids.values()):
         axes.plot(grid.times[[0, -1]], [row, row], color="0.8", lw=1, zorder=1)
@@ -185,7 +208,7 @@ def draw_strips(figure: FigureBase, grids: Mapping[str, Grid], end: float) -> No
 
 
 def draw_terms(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) -> None:
-    """The cost of each step over the time that it spans."""
+    """Draw the cost of each grid's steps over the time that they span."""
     axes = figure.add_subplot()
     terms = {name: table.terms(grid) for name, grid in grids.items()}
     for i, (name, grid) in enumerate(grids.items()):
@@ -196,7 +219,7 @@ def draw_terms(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) 
     positive = values[values > 0.0]
     if len(positive) == len(values):
         axes.set_yscale("log")
-    elif len(positive):  # a density's decoder may cost less than nothing
+    elif len(positive):  # the decoder of continuous data may have a negative cost
         axes.set_yscale("symlog", linthresh=float(positive.min()))
     _label_time(axes, float(table.times[-1]))
     axes.set(ylabel=f"cost of the step, {UNITS[table.objective]}")
@@ -212,24 +235,26 @@ def draw_terms(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) 
 
 
 def nearest_times(times: FloatArray, num_steps: int, power: float) -> Grid:
-    """The grid on `times` nearest to ``times[-1] (k / K)^power``, halves up, without repeats.
+    """The grid of K steps on `times` that is nearest to ``times[-1] (k / K)^power``.
+
+    Of two times that are equally near, the later one is taken; no time is taken twice.
 
     Args:
-        times: `(n + 1,)` ascending, 0 first.
+        times: `(n + 1,)`, rising from 0.
         num_steps: K, at most n.
-        power: 1 for even, 2 for quadratic times.
+        power: 1 for even times, 2 for quadratic ones.
     """
     wanted = times[-1] * (np.arange(num_steps + 1) / num_steps) ** power
     nearest = np.searchsorted((times[1:] + times[:-1]) / 2, wanted, side="right")
     chosen = [0]
     for k in range(1, num_steps + 1):
-        most = len(times) - 1 - (num_steps - k)  # the later ones need a time each
-        chosen.append(min(max(int(nearest[k]), chosen[-1] + 1), most))
+        largest = len(times) - 1 - (num_steps - k)  # leaves a time for each of the later steps
+        chosen.append(min(max(int(nearest[k]), chosen[-1] + 1), largest))
     return Grid(times[chosen[::-1]])
 
 
 def _colour(i: int) -> str:
-    """The i-th line's."""
+    """The colour of line i."""
     return _COLOURS[i % len(_COLOURS)]
 
 
@@ -238,11 +263,11 @@ def _label_time(axes: Axes, end: float) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    """A faint grid, and no frame above and on the right."""
+    """Add a faint grid, and remove the frame above and on the right."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _same(one: Grid, other: Grid) -> bool:
-    """Whether two grids hold the same times, up to the rounding of continuous ones."""
+def _same_times(one: Grid, other: Grid) -> bool:
+    """Whether two grids hold the same times, up to rounding."""
     return len(one) == len(other) and np.allclose(one.times, other.times, rtol=1e-9, atol=0.0)

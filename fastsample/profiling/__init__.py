@@ -1,1 +1,1 @@
-"""What a model gets wrong at every time, measured once."""
+"""Profiles: a model's errors at every time, measured in one pass over data."""

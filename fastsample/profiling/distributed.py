@@ -1,4 +1,4 @@
-"""A profile measured by several processes: their shares of the batches, and the sum of all."""
+"""A profile measured by several processes: the batches of each, and the sum over all."""
 
 from __future__ import annotations
 
@@ -10,48 +10,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample._support.checks import FloatArray
 from fastsample._support.distributed import process, running, sum_arrays, together
 from fastsample.profiling.profile import Profile
 
 Batches: TypeAlias = Iterable[tuple[int, Tensor]]
-Share: TypeAlias = Callable[[Batches], Iterator[tuple[int, Tensor | None]]]
+"""Batches with the positions of their first samples in the data."""
+
+Selection: TypeAlias = Callable[[Batches], Iterator[tuple[int, Tensor | None]]]
 
 
-def share_of_batches() -> tuple[int, Share]:
-    """(rank, function that leaves each round's batch of this process, None if it has none).
+def batch_selection() -> tuple[int, Selection]:
+    """The rank of this process, and the function that selects its batches.
 
-    Every process sees the same rounds, so that all of them meet in each reduction.
+    With n processes every n batches are a round, and each process measures one batch of a round.
+    The function yields once per round, with None where the last round has no batch for this
+    process: all processes then meet in the reduction after each round.
     """
     if not running():
         return 0, lambda batches: iter(batches)
     rank, world = process()
 
-    def share(batches: Batches) -> Iterator[tuple[int, Tensor | None]]:
-        mine: tuple[int, Tensor | None] = (0, None)
+    def select(batches: Batches) -> Iterator[tuple[int, Tensor | None]]:
+        selected: tuple[int, Tensor | None] = (0, None)
         number = -1
         for number, batch in enumerate(batches):
             if number % world == rank:
-                mine = batch
+                selected = batch
             if number % world == world - 1:
-                yield mine
-                mine = (0, None)
+                yield selected
+                selected = (0, None)
         if (number + 1) % world:
-            yield mine
+            yield selected
 
-    return rank, share
+    return rank, select
 
 
 def all_reduced(measure: Callable[[], Profile], device: torch.device) -> Profile:
-    """The sum of what every process measures; if one of them fails, all of them raise."""
+    """The sum of the profiles that all processes measure; if one of them fails, all of them raise.
+
+    Args:
+        measure: measures this process's batch.
+        device: where tensors are reduced.
+    """
     part = together("profile", measure, device)
     if not running():
         return part
-    # One order for all: a process without a batch has made its dictionary another way.
+    # Sorted by name, because a process without a batch fills its dictionary in another order.
     arrays = dict(sorted(part.arrays().items()))
     flat = np.concatenate([np.atleast_1d(array).ravel() for array in arrays.values()])
-    summed = sum_arrays(torch.from_numpy(np.append(flat, float(part.count))), device)
-    place, found = 0, {}
+    summed = sum_arrays(torch.as_tensor(np.append(flat, float(part.count))), device)
+    totals: dict[str, FloatArray] = {}
+    offset = 0
     for name, array in arrays.items():
-        found[name] = summed[place : place + array.size].reshape(array.shape)
-        place += array.size
-    return replace(part.with_arrays(found), count=int(summed[-1]))
+        totals[name] = np.reshape(summed[offset : offset + array.size], array.shape)
+        offset += array.size
+    return replace(part.with_arrays(totals), count=int(summed[-1]))

@@ -19,28 +19,29 @@ import numpy as np
 from fastsample._support.checks import FloatArray
 from fastsample.schedules.transition import snr_drop
 
-_LEAST_RANGE = 1e-3  # the first time has no step to interpolate for; its nodes must still differ
+_MIN_RANGE = 1e-3  # keeps the nodes of the first time apart, for which no step is interpolated
 
 
 def log_ratios(variance: FloatArray) -> FloatArray:
-    """``a = log(sigma_t^2 / sigma_s^2)`` of every pair, `(n, n)`, row t, column s.
+    """``a = log(sigma_t^2 / sigma_s^2)`` of every pair of times, `(n, n)`, row t, column s.
 
     Args:
-        variance: `(n,)` sigma^2 of the schedule itself at the times, rising: what the network's
-            range lies between depends on the scale that its process lives in.
+        variance: `(n,)` sigma^2 of the schedule at the times, rising; not of the
+            variance-preserving process of equal SNR, because the range of the network's variance
+            depends on the scale of the process.
     """
     return np.log1p((variance[:, None] - variance[None, :]) / variance[None, :])
 
 
 def chebyshev_nodes(variance: FloatArray, count: int) -> FloatArray:
-    """Nodes `(n, count)` in the range of a that each time's steps can have.
+    """Chebyshev nodes `(n, count)` in the range that a takes over the steps from each time.
 
     Args:
         variance: `(n,)` sigma^2 of the schedule at the times, rising.
-        count: 16 gives costs to 1e-6 or better for v in [0, 1], 24 to 1e-12, 32 for v in [-1, 2];
-            0 without a learned variance.
+        count: number of nodes; 0 without a learned variance. 16 nodes give costs to 1e-6 or better
+            for v in [0, 1], 24 to 1e-12; v in [-1, 2] needs 32.
     """
-    largest = np.maximum(np.log(variance / variance[0]), _LEAST_RANGE)
+    largest = np.maximum(np.log(variance / variance[0]), _MIN_RANGE)
     return largest[:, None] * (0.5 * (1.0 - np.cos(_angles(count))))
 
 
@@ -51,12 +52,12 @@ def learned_range_costs(
     excess: FloatArray,
     weighted: FloatArray,
 ) -> FloatArray:
-    """Costs of the steps between times, nats, `(n, n)`, row t, column s < t; the rest is +inf.
+    """Costs of the steps between times in nats, `(n, n)`: row t, column s < t, +inf elsewhere.
 
     Args:
         levels: (alpha_bar, 1 - alpha_bar) `(n,)` of the variance-preserving process.
-        variance: `(n,)` sigma^2 of the schedule itself.
-        nodes: `(n, k)` of `chebyshev_nodes`.
+        variance: `(n,)` sigma^2 of the schedule.
+        nodes: `(n, k)` `chebyshev_nodes` of that variance.
         excess: `(n, k)` H at the nodes.
         weighted: `(n, k)` S at the nodes.
     """
@@ -64,22 +65,22 @@ def learned_range_costs(
     table = np.full((size, size), np.inf)
     alpha_bar, noise = levels
     a = log_ratios(variance)
-    weights = np.sin(_angles(count)) * (-1.0) ** np.arange(
-        count
-    )  # barycentric, of first-kind nodes
+    # Barycentric weights of Chebyshev nodes of the first kind.
+    node_weights = np.sin(_angles(count)) * np.power(-1.0, np.arange(count, dtype=np.float64))
     for t in range(1, size):
-        at = a[t, :t]
+        ratios = a[t, :t]
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = weights / (at[:, None] - nodes[t])
-        hit = np.isinf(share)
-        share[hit.any(1)] = hit[hit.any(1)]
-        share /= share.sum(1, keepdims=True)
+            weights: FloatArray = node_weights / (ratios[:, None] - nodes[t])
+        # A point on a node takes the value there.
+        on_node = np.isinf(weights)
+        weights[on_node.any(1)] = on_node[on_node.any(1)]
+        weights /= weights.sum(1, keepdims=True)
         drop = snr_drop(alpha_bar[t], noise[t], alpha_bar[:t], noise[:t])
-        ratio = excess[t] / nodes[t] ** 2
-        table[t, :t] = 0.5 * (at**2 * (share @ ratio) + drop * (share @ weighted[t]))
+        scaled_excess = weights @ (excess[t] / nodes[t] ** 2)
+        table[t, :t] = 0.5 * (ratios**2 * scaled_excess + drop * (weights @ weighted[t]))
     return table
 
 
 def _angles(count: int) -> FloatArray:
-    """Of the Chebyshev points of the first kind."""
+    """The angles whose cosines are the Chebyshev points of the first kind, `(count,)`."""
     return (np.arange(count, dtype=np.float64) + 0.5) * (np.pi / max(count, 1))

@@ -1,4 +1,4 @@
-"""One pass over data: what a model gets wrong at every time."""
+"""Measuring a profile: one pass over data at every time."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from tqdm import tqdm
 
 from fastsample._support.checks import FloatArray, check_integer, check_vector
 from fastsample._support.distributed import check_agreement
-from fastsample.denoiser.batches import batches_of, check_range, check_width
+from fastsample.denoiser.batches import batches_of, check_bin_width, check_data_range
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.wrap import check_denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.rows import Clip, clip_bounds
-from fastsample.profiling.distributed import all_reduced, share_of_batches
+from fastsample.profiling.distributed import all_reduced, batch_selection
 from fastsample.profiling.measurement import Measurement
 from fastsample.profiling.profile import Profile
-from fastsample.profiling.resume import origin_of, resumed, written
+from fastsample.profiling.resume import load_or_create, run_origin, save_profile
 from fastsample.profiling.statistics import Settings
 from fastsample.sampling.noise import make_identity
 from fastsample.schedules.schedule import NoiseSchedule
 
 _CONTINUOUS_TIMES = 256
-_MOST_TIMES = 4096  # with trajectories, whose Gram matrices are its square: 0.4 GB
+_MAX_TRAJECTORY_TIMES = 4096  # the Gram matrices of the trajectories then take 0.4 GB
 
 
 def profile(
@@ -50,36 +51,37 @@ def profile(
 ) -> Profile:
     """Measure a model's errors at every time: one network call per batch and time.
 
-    What comes back gives the cost of every step between two times, so that the best grid of K steps
+    The profile gives the cost of every step between two times, so that the best grid of K steps
     is found without another call (Watson et al. 2021, arXiv:2106.03802). The memory does not grow
-    with the data; sums are float64. All times share each sample's noise (common random numbers),
-    so that differences between times are not drowned in it; the noise belongs to the sample: the
-    result does not depend on the batches, and profiles of two halves of the data (the second one
-    with its `sample_index`) merge into the profile of the whole.
+    with the data; sums are float64. All times use the same noise of a sample (common random
+    numbers), which reduces the variance of differences between times. The noise is a function of
+    (seed, sample index): the result does not depend on the batches, and profiles of two parts of
+    the data (the second one with its `sample_index`) merge into the profile of the whole.
 
-    Under `torch.distributed` every process passes the same data and works on its share of the
-    batches; each returns the sums of all, and the first one saves.
+    Under `torch.distributed` every process passes the same data and measures its part of the
+    batches; each returns the sums of all processes, and the first one saves.
 
     Args:
         denoiser: the model, in eval mode.
-        data: samples ``(N, *shape)``, or an iterable of such batches, which is gone through once.
-        times: ascending, in (0, T]; whole steps for a schedule that has them. None is every step,
-            or 256 even times in continuous time. A `Grid` stands for its times.
+        data: samples ``(N, *shape)``, or an iterable of such batches, which is read once.
+        times: ascending times in (0, T] ``(n,)``, or a `Grid`; integers for a schedule with integer
+            steps. None is every step, or 256 even times in continuous time.
         batch_size: samples per network call, for a `data` tensor.
         bin_width: distance of neighbouring data levels in [-1, 1], 2/255 for 8-bit images; None
             for continuous data, whose decoder is a density.
-        trajectories: for how many of the first samples a fine DDIM trajectory is run from noise,
-            for ``costs("trajectory")``: one more network call per time for them. It takes every one
-            of the times and no other: fewer than 100 make a coarse one. Holds up to 1 GB.
-        nodes: for a learned variance, see `fastsample.profiling.learned_range.chebyshev_nodes`.
-        clip: range x0hat is held in; "auto" is the model's own.
+        trajectories: number of samples, from the first one on, for which a DDIM trajectory over all
+            `times` is run from noise, for ``costs("trajectory")``; this takes one more network call
+            per time. Fewer than 100 times make coarse trajectories. Holds up to 1 GB.
+        nodes: number of Chebyshev nodes for a learned variance, in [2, 64]; see
+            `fastsample.profiling.learned_range.chebyshev_nodes`.
+        clip: range that x0hat is clamped to, in data units; "auto" is the model's.
         cond: keyword arguments for the network, one entry per sample of the data.
-        seed: of the noise.
+        seed: 64-bit seed of the noise.
         sample_index: global index of the first sample.
         save: file that is written after every batch; if it exists, its samples are skipped in
             the data and the rest is added. An interruption costs one batch (one per process). A
-            file of another model, other settings or other first data is refused (one more call
-            with one sample finds out); the order of the data must be the same.
+            file of another model, other settings or other first data is refused, which takes one
+            more call with one sample; the order of the data must be the same.
         progress: show a progress bar.
 
     Returns:
@@ -91,11 +93,10 @@ def profile(
             (the message names the time), times that the model was not trained on, or a file of
             another run.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(f"profile: denoiser must be a Denoiser, got {type(denoiser).__name__}")
-    measured = _checked_times(denoiser.schedule, times)
+    check_denoiser("profile", denoiser)
+    time_list = _checked_times(denoiser.schedule, times)
     if bin_width is not None:
-        bin_width = check_width("profile", bin_width)
+        bin_width = check_bin_width("profile", bin_width)
     learned = denoiser.variance == "learned_range"
     settings = Settings(
         prediction=denoiser.prediction,
@@ -106,37 +107,40 @@ def profile(
         seed=check_integer("profile", "seed", seed, 0, 2**64 - 1),
     )
     first = check_integer("profile", "sample_index", sample_index, 0)
-    wanted = check_integer("profile", "trajectories", trajectories, 0)
+    num_trajectories = check_integer("profile", "trajectories", trajectories, 0)
     size = check_integer("profile", "batch_size", batch_size, 1)
-    given = len(data) if isinstance(data, Tensor) and data.dim() else None
-    conditions = Conditions("profile", cond, batch=given)
-    if wanted > first and len(measured) > _MOST_TIMES:
+    num_samples = len(data) if isinstance(data, Tensor) and data.dim() else None
+    conditions = Conditions("profile", cond, batch=num_samples)
+    if num_trajectories > first and len(time_list) > _MAX_TRAJECTORY_TIMES:
         raise ValueError(
-            f"profile: trajectories must be 0 with more than {_MOST_TIMES} times, got {wanted}"
+            f"profile: trajectories must be 0 with more than {_MAX_TRAJECTORY_TIMES} times, "
+            f"got {num_trajectories}"
         )
     path = None if save is None else Path(save)
-    empty = Profile.empty(denoiser.schedule, denoiser.shape, measured, settings, wanted > first)
+    empty = Profile.empty(
+        denoiser.schedule, denoiser.shape, time_list, settings, num_trajectories > first
+    )
 
-    rank, share = share_of_batches()
-    calls = len(measured) * -(-len(data) // size) if isinstance(data, Tensor) else None
-    hidden = not progress or rank > 0
+    rank, select = batch_selection()
+    calls = len(time_list) * -(-len(data) // size) if isinstance(data, Tensor) else None
+    no_bar = not progress or rank > 0
     with (
         torch.inference_mode(),
-        tqdm(desc="profile", total=calls, disable=hidden, unit="call") as bar,
+        tqdm(desc="profile", total=calls, disable=no_bar, unit="call") as bar,
     ):
-        measurement = Measurement(denoiser, measured, settings, bar.update)
+        measurement = Measurement(denoiser, time_list, settings, bar.update)
         batches = batches_of("profile", denoiser, data, size)
-        opening = next(batches, None)
-        if opening is None:
+        first_batch = next(batches, None)
+        if first_batch is None:
             raise ValueError("profile: data must hold at least one sample, got none")
         total = empty
         if path is not None:
-            origin = origin_of(denoiser, opening, conditions, first)
-            total = resumed(replace(empty, origin=origin), path, wanted)
+            origin = run_origin(denoiser, first_batch, conditions, first)
+            total = load_or_create(replace(empty, origin=origin), path, num_trajectories)
         check_agreement("profile", "save", total.count, denoiser.device)
-        check_agreement("profile", "data", float(opening.double().sum()), denoiser.device)
-        counted = _Counted(itertools.chain([opening], batches), total.count)
-        for index, x0 in share(counted):
+        check_agreement("profile", "data", float(first_batch.double().sum()), denoiser.device)
+        numbered = _NumberedBatches(itertools.chain([first_batch], batches), total.count)
+        for index, x0 in select(numbered):
 
             def measure(index: int = index, x0: Tensor | None = x0) -> Profile:
                 if x0 is None:  # a process may have no batch in the last round
@@ -146,21 +150,25 @@ def profile(
                 identity = make_identity("profile", seed, first + index, count, x0.device)
                 cond = conditions.part(index, x0)
                 part = replace(empty, count=count, sums=measurement.errors(x0, identity, cond))
-                running = min(wanted - first - index, count)
-                if running <= 0:
+                remaining = min(num_trajectories - first - index, count)
+                if remaining <= 0:
                     return part
-                lines = measurement.trajectories(identity, running, cond)
-                return replace(part, trajectories=lines)
+                trajectories = measurement.trajectories(identity, remaining, cond)
+                return replace(part, trajectories=trajectories)
 
             total = total.merge(all_reduced(measure, denoiser.device))
             if path is not None and rank == 0:
-                written(total, path)
-    conditions.check_count(counted.position)
+                save_profile(total, path)
+    conditions.check_count(numbered.position)
     return total
 
 
-class _Counted:
-    """(position of the first sample, batch), from sample `done` on; counts what it has seen."""
+class _NumberedBatches:
+    """The batches after the first `done` samples, each with the position of its first sample.
+
+    Attributes:
+        position: number of samples that have been read.
+    """
 
     def __init__(self, batches: Iterable[Tensor], done: int) -> None:
         self.batches, self.done, self.position = batches, done, 0
@@ -179,32 +187,32 @@ class _Counted:
 
 
 def _check_data(x0: Tensor, bin_width: float | None) -> None:
-    """Refuse what the decoder has no bins for, or no density."""
+    """ValueError for data without a bin of the decoder, or without a density."""
     if bin_width is not None:
-        check_range("profile", x0)
+        check_data_range("profile", x0)
     elif not torch.isfinite(x0).all():
         raise ValueError("profile: data must be finite, got NaN or infinity")
 
 
 def _checked_times(schedule: NoiseSchedule, times: Any) -> FloatArray:
-    """Ascending times in (0, T]."""
-    whole = schedule.num_steps
+    """Ascending times in (0, T], integers for a schedule with integer steps; see `profile`."""
+    num_steps = schedule.num_steps
     if times is None:
-        if whole is not None:
-            return np.arange(1.0, whole + 1.0)
+        if num_steps is not None:
+            return np.arange(1.0, num_steps + 1.0)
         return np.linspace(0.0, schedule.T, _CONTINUOUS_TIMES + 1)[1:]
     if isinstance(times, Grid):
         times = times.times[-2::-1]
-    found = check_vector("profile", "times", times)
-    if np.any(np.diff(found) <= 0.0):
-        raise ValueError(f"profile: times must rise strictly, got {found}")
-    if found[0] <= 0.0 or found[-1] > schedule.T:
+    checked = check_vector("profile", "times", times)
+    if np.any(np.diff(checked) <= 0.0):
+        raise ValueError(f"profile: times must rise strictly, got {checked}")
+    if checked[0] <= 0.0 or checked[-1] > schedule.T:
         raise ValueError(
-            f"profile: times must be in (0, {schedule.T:g}], got {found[0]:g} to {found[-1]:g}"
+            f"profile: times must be in (0, {schedule.T:g}], got {checked[0]:g} to {checked[-1]:g}"
         )
-    if whole is not None and np.any(found != np.rint(found)):
-        wrong = found[found != np.rint(found)][0]
+    if num_steps is not None and np.any(checked != np.rint(checked)):
+        wrong = checked[checked != np.rint(checked)][0]
         raise ValueError(
             f"profile: times must be whole steps, which the model was trained on, got {wrong:g}"
         )
-    return found
+    return checked

@@ -1,4 +1,4 @@
-"""The network's side of a profile: one batch, every time."""
+"""The network calls of a profile: the sums over one batch at every time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from fastsample.samplers.ddim import ddim
 from fastsample.sampling.loop import Step, run
 from fastsample.sampling.noise import Identity
 
-_MOST_HELD = 2**28  # elements of trajectories kept at once: 1 GB of float32
-_WIDENED = 2**24  # elements of the Gram matrices' factors that are in float64 at once
+_MAX_TRAJECTORY_ELEMENTS = 2**28  # held at once: 1 GB of float32
+_MAX_FLOAT64_ELEMENTS = 2**24  # of the Gram matrices' factors, held at once
 
 
 class Measurement:
-    """Calls a network at every time and adds up what the planner needs.
+    """Calls a network at every time and sums what the planner needs over samples.
 
     Args:
         denoiser: the model.
         times: `(n,)` ascending.
-        settings: of the profile.
-        called: is told after every network call.
+        settings: the settings of the profile.
+        on_call: called after every network call.
     """
 
     def __init__(
@@ -41,33 +41,33 @@ class Measurement:
         denoiser: Denoiser,
         times: FloatArray,
         settings: Settings,
-        called: Callable[[], object],
+        on_call: Callable[[], object],
     ) -> None:
         schedule, device = denoiser.schedule, denoiser.device
-        self.denoiser, self.times, self.settings, self.called = denoiser, times, settings, called
-        self.model = AtTimes(denoiser, times, function="profile", called=lambda _: called())
+        self.denoiser, self.times, self.settings, self.on_call = denoiser, times, settings, on_call
+        self.model = AtTimes(denoiser, times, function="profile", on_call=lambda _: on_call())
         self.alpha, self.sigma = self.model.alpha, self.model.sigma
         terms = (
             function("profile", settings.prediction, self.alpha, self.sigma)
             for function in (x0_terms, eps_terms)
         )
         self.x0_terms, self.eps_terms = ([*zip(*pair, strict=True)] for pair in terms)
-        self.nodes = torch.from_numpy(learned_nodes(schedule, times, settings.nodes)).to(device)
+        self.nodes = torch.as_tensor(learned_nodes(schedule, times, settings.nodes)).to(device)
         scales = log_scales(schedule, times, settings.bin_width)
-        self.log_scales = torch.from_numpy(scales).to(device)
-        self._dtype = history_dtype(torch.empty(0, dtype=denoiser.dtype))  # of the arithmetic
+        self.log_scales = torch.as_tensor(scales).to(device)
+        self._dtype = history_dtype(torch.empty(0, dtype=denoiser.dtype))
         self._width = 4 + 2 * settings.nodes + len(scales)
 
     def errors(
         self, x0: Tensor, identity: Identity, conditions: Conditions
     ) -> dict[str, FloatArray]:
-        """A profile's sums over one batch."""
+        """The sums of a profile over one batch `(B, *shape)` of data."""
         clean = x0.to(self._dtype)
         eps = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
         table = eps.new_empty(len(self.times), self._width, dtype=torch.float64)
         for k in range(len(self.times)):
             x = torch.add(clean * float(self.alpha[k]), eps, alpha=float(self.sigma[k]))
-            x = self.model.seen(x)
+            x = self.model.rounded(x)
             output, _ = self.model.output(x, k, conditions)
             sums = ops.elbo_sums(
                 clean,
@@ -82,41 +82,44 @@ class Measurement:
             )
             torch.sum(sums.table, 0, out=table[k, 1:])
             torch.dot(sums.error, sums.error, out=table[k, 0])
-        found = self._named(table.cpu().numpy())
-        found["x0_square"] = np.array(float(clean.double().square().sum()))
-        return found
+        named = self._named_sums(table.cpu().numpy())
+        named["x0_square"] = np.array(float(clean.double().square().sum()))
+        return named
 
-    def _named(self, table: FloatArray) -> dict[str, FloatArray]:
-        """A profile's sums from the columns of `errors`."""
+    def _named_sums(self, table: FloatArray) -> dict[str, FloatArray]:
+        """The sums of a profile from the columns of the table that `errors` makes."""
         self._check_finite(table, self.times)
         n = self.settings.nodes
         columns = {"error_square": 0, "error": 1, "eps_square": 2, "v": 3}
-        found = {name: table[:, i].copy() for name, i in columns.items()}
+        vectors = {name: np.array(table[:, i]) for name, i in columns.items()}
         rest = np.split(table[:, len(columns) :], [n, 2 * n], axis=1)
-        return found | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
+        return vectors | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
     def trajectories(self, identity: Identity, count: int, conditions: Conditions) -> Trajectories:
-        """Sums along the DDIM trajectories of the first samples of a batch."""
+        """Inner products along the DDIM trajectories of the first `count` samples of a batch."""
         size = int(np.prod(self.denoiser.shape))
-        held = max(1, _MOST_HELD // (2 * size * len(self.times)))
-        lines = Trajectories.empty(len(self.times))
-        for first in range(0, count, held):
-            part = slice(first, min(first + held, count))
-            chosen = Identity(identity.seeds, identity.index[part])
-            lines = lines + self._trajectories(chosen, conditions.select(part))
-        return lines
+        chunk = max(1, _MAX_TRAJECTORY_ELEMENTS // (2 * size * len(self.times)))
+        total = Trajectories.empty(len(self.times))
+        for first in range(0, count, chunk):
+            part = slice(first, min(first + chunk, count))
+            part_identity = Identity(identity.seeds, identity.index[part])
+            total = total + self._trajectories(part_identity, conditions.select(part))
+        return total
 
     def _trajectories(self, identity: Identity, conditions: Conditions) -> Trajectories:
-        """Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0, on all the times."""
+        """Inner products along the trajectories of samples that fit in memory at once.
+
+        The trajectories are those of Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0.
+        """
         n = len(self.times)
         x = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
         states, estimates = x.new_empty(n + 1, *x.shape), x.new_empty(n, *x.shape)
         states[n] = x
 
         def remember(step: Step) -> None:
-            k = n - 1 - step.row  # the times ascend
+            k = n - 1 - step.row  # rows descend in time
             states[k], estimates[k] = step.x, step.x0
-            self.called()
+            self.on_call()
 
         plan = ddim(
             self.denoiser.schedule,
@@ -128,23 +131,23 @@ class Measurement:
         gram = states.new_zeros(n + 1, n + 1, dtype=torch.float64)
         cross = states.new_zeros(n, n + 1, dtype=torch.float64)
         products = states.new_zeros(n, n, dtype=torch.float64)
-        columns = max(1, _WIDENED // (n + 1))
-        for left, right in zip(
-            states.flatten(1).split(columns, dim=1),
-            estimates.flatten(1).split(columns, dim=1),
+        columns = max(1, _MAX_FLOAT64_ELEMENTS // (n + 1))
+        for x_part, x0_part in zip(
+            torch.split(states.flatten(1), columns, dim=1),
+            torch.split(estimates.flatten(1), columns, dim=1),
             strict=True,
         ):
-            left, right = left.double(), right.double()
-            gram += left @ left.T
-            cross += right @ left.T
-            products += right @ right.T
+            x_wide, x0_wide = x_part.double(), x0_part.double()
+            gram += x_wide @ x_wide.T
+            cross += x0_wide @ x_wide.T
+            products += x0_wide @ x0_wide.T
         arrays = [t.cpu().numpy() for t in (gram, cross, products)]
-        # What comes after NaN is NaN: the first call that gave it is the noisiest.
-        self._check_finite(np.diag(arrays[2])[::-1, None], self.times[::-1])
+        # Every row after a NaN is NaN: the first call that returned one is at the noisiest time.
+        self._check_finite(np.diagonal(arrays[2])[::-1, None], self.times[::-1])
         return Trajectories(len(identity.index), *arrays)
 
     def _check_finite(self, table: FloatArray, times: FloatArray) -> None:
-        """Refuse NaN and infinity, by the first row `(n, ...)` that has one."""
+        """ValueError for NaN or infinity in a table `(n, ...)`; names the time of the first row."""
         bad = ~np.isfinite(table).all(axis=1)
         if bad.any():
             raise ValueError(

@@ -1,8 +1,8 @@
-"""Cost tables of a model's statistics, one function per objective."""
+"""Cost tables from a model's statistics, one function per objective."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,13 @@ DecoderChoice: TypeAlias = Literal["optimal", "forward", "posterior", "respaced"
 
 
 def cost_table(
-    found: Statistics,
+    statistics: Statistics,
     objective: str,
     variance: str | None,
     decoder: DecoderChoice,
     method: str,
 ) -> CostTable | SecondOrderTable:
-    """The table of `fastsample.Profile.costs`."""
+    """The cost table of an objective; see `fastsample.Profile.costs`."""
     if objective not in ("elbo", "mse", "trajectory"):
         raise ValueError(
             f'costs: objective must be "elbo", "mse" or "trajectory", got {objective!r}'
@@ -44,147 +44,167 @@ def cost_table(
             f'costs: method must be "ddim", or "dpm++" with objective="trajectory", got {method!r}'
         )
     if objective == "trajectory":
-        return second_order_table(found) if method == "dpm++" else trajectory_table(found)
+        return second_order_table(statistics) if method == "dpm++" else trajectory_table(statistics)
     if objective == "mse":
-        return mse_table(found)
-    chosen = found.settings.variance if variance is None else variance
-    return elbo_table(found, chosen, decoder)
+        return mse_table(statistics)
+    chosen = statistics.settings.variance if variance is None else variance
+    return elbo_table(statistics, chosen, decoder)
 
 
 def _separable(
-    found: Statistics,
+    statistics: Statistics,
     edge: Literal["small", "large", "mse"],
     times: FloatArray,
     decoder: FloatArray,
 ) -> SeparableCosts:
-    levels = vp_levels(found.schedule, np.append(0.0, found.times))
-    error = np.append(0.0, found.error)
-    return SeparableCosts(edge, times, *levels, error, np.append(np.inf, decoder), found.dims)
+    """The costs of an objective whose steps are separable, with the costs of the last steps."""
+    levels = vp_levels(statistics.schedule, np.append(0.0, statistics.times))
+    error = np.append(0.0, statistics.error)
+    return SeparableCosts(edge, times, *levels, error, np.append(np.inf, decoder), statistics.dims)
 
 
-def elbo_table(found: Statistics, variance: str, decoder: DecoderChoice) -> CostTable:
-    """The bound's terms, in nats; see `fastsample.Profile.costs`."""
-    times = np.append(0.0, found.times)
+def elbo_table(statistics: Statistics, variance: str, decoder: DecoderChoice) -> CostTable:
+    """The terms of the variational bound in nats; see `fastsample.Profile.costs`."""
+    times = np.append(0.0, statistics.times)
     known = ("small", "large", "learned_range", "analytic")
-    if not isinstance(variance, str) or variance not in known:
+    checked: Any = variance  # may be an array, which `in` would compare element by element
+    if not isinstance(checked, str) or checked not in known:
         raise ValueError(
             'costs: variance must be "small", "large", "learned_range" or "analytic", '
             f"got {variance!r}"
         )
-    if variance == "learned_range" and not found.settings.nodes:
+    if variance == "learned_range" and not statistics.settings.nodes:
         raise ValueError(
             'costs: variance must be "small", "large" or "analytic" for the profile of a model '
             'that learned none, got "learned_range"'
         )
-    curve = found.decoder()
+    curve = statistics.decoder()
     respaced = isinstance(decoder, str) and decoder == "respaced"
-    chosen = None if respaced else decoder_variances(decoder, found.schedule, found.times, curve)
+    variances = (
+        None
+        if respaced
+        else decoder_variances(decoder, statistics.schedule, statistics.times, curve)
+    )
     if respaced and len(times) < 3:
         raise ValueError('costs: decoder must not be "respaced" for a single time, got one')
-    if chosen is not None and np.any(chosen <= 0.0):
+    if variances is not None and np.any(variances <= 0.0):
         raise ValueError(
             "costs: decoder must have a positive variance, got 0 from an error of 0 at "
-            f"t = {found.times[np.argmin(chosen)]:g}; pass variances"
+            f"t = {statistics.times[np.argmin(variances)]:g}; pass variances"
         )
-    last = np.full(len(found.times), np.inf) if chosen is None else curve.costs(chosen)
-    costs = _step_costs(found, variance, last)
+    last = np.full(len(statistics.times), np.inf) if variances is None else curve.costs(variances)
+    costs = _step_costs(statistics, variance, last)
     last_two = None
     if respaced:
         table = costs.table() if isinstance(costs, SeparableCosts) else costs
-        last_two = table + np.pad(_respaced_decoder(found, curve), (1, 0))
+        last_two = table + np.pad(_respaced_decoder(statistics, curve), (1, 0))
         table[1:, 0] = last_two[1:].min(axis=1)
         costs = table
     return CostTable(
-        found.schedule,
+        statistics.schedule,
         times,
         costs,
         objective="elbo",
-        dims=found.dims,
+        dims=statistics.dims,
         variance=variance,
-        decoder_variance=chosen,
-        prior=found.prior,
+        decoder_variance=variances,
+        prior=statistics.prior,
         last_two=last_two,
     )
 
 
 def _step_costs(
-    found: Statistics, variance: str, decoder: FloatArray
+    statistics: Statistics, variance: str, decoder: FloatArray
 ) -> SeparableCosts | FloatArray:
-    """Separable where the planner can do without the table."""
-    alpha, sigma = found.schedule.levels(found.times)
+    """The costs of the bound's steps; separable ones, where possible, without a table.
+
+    Args:
+        statistics: the model's statistics.
+        variance: the reverse variance.
+        decoder: `(n,)` costs of the last step from each time.
+    """
+    alpha, sigma = statistics.schedule.levels(statistics.times)
     preserving = np.allclose(alpha**2 + sigma**2, 1.0, rtol=0.0, atol=1e-9)
     edge = "large" if variance == "large" and preserving else "small"
-    separable = _separable(found, edge, np.append(0.0, found.times), decoder)
+    separable = _separable(statistics, edge, np.append(0.0, statistics.times), decoder)
     if variance == "analytic":
         return analytic_costs(separable)
     if variance == "small" or edge == "large":
         return separable
     table = separable.table()
     if variance == "large":
-        # Not separable where the process has a scale of its own.
+        # The costs are separable for variance-preserving processes only.
         a = log_ratios(sigma**2)
         with np.errstate(over="ignore", invalid="ignore"):
-            table[1:, 1:] = table[1:, 1:] * np.exp(-a) + 0.5 * found.dims * excess(a)
+            table[1:, 1:] = table[1:, 1:] * np.exp(-a) + 0.5 * statistics.dims * excess(a)
         table[1:, 1:][~np.tri(len(sigma), k=-1, dtype=bool)] = np.inf
         return table
-    levels = vp_levels(found.schedule, found.times)
-    sums = (found.sums[name] / found.count for name in ("excess", "weighted"))
-    table[1:, 1:] = learned_range_costs(levels, sigma**2, found.nodes, *sums)
+    levels = vp_levels(statistics.schedule, statistics.times)
+    sums = (statistics.sums[name] / statistics.count for name in ("excess", "weighted"))
+    table[1:, 1:] = learned_range_costs(levels, sigma**2, statistics.nodes, *sums)
     return table
 
 
-def _respaced_decoder(found: Statistics, curve: Decoders) -> FloatArray:
-    """`(n, n)` the decoder's cost from s at the posterior variance of (t, s), row t."""
-    lower = np.tri(len(found.times), k=-1, dtype=bool)
-    t, s = np.nonzero(lower)
-    variance = np.ones(lower.shape)
-    variance[lower] = respaced_variance(found.schedule, found.times[t], found.times[s])
-    return np.where(lower, curve.costs(variance.T).T, np.inf)
+def _respaced_decoder(statistics: Statistics, curve: Decoders) -> FloatArray:
+    """The decoder's costs from time s, `(n, n)`: row t, column s < t, +inf elsewhere.
 
-
-def trajectory_table(found: Statistics) -> CostTable:
-    """How far one DDIM step strays: squared distance, mean over dimensions and trajectories.
-
-    Squares, because they chose better grids than distances at 5 to 20 steps on every model tried
-    (mixtures and digits); starting times below T, because those cost less than a call.
+    Its variance is the posterior variance of the step from t to s.
     """
-    if found.trajectories is None or found.trajectories.count == 0:
+    lower = np.tri(len(statistics.times), k=-1, dtype=bool)
+    t, s = np.nonzero(lower)
+    variance: FloatArray = np.ones(lower.shape)
+    variance[lower] = respaced_variance(
+        statistics.schedule, statistics.times[t], statistics.times[s]
+    )
+    return np.where(lower, np.transpose(curve.costs(np.transpose(variance))), np.inf)
+
+
+def trajectory_table(statistics: Statistics) -> CostTable:
+    """Squared distances of DDIM steps from trajectories, means over dimensions and trajectories.
+
+    Squares chose better grids than distances at 5 to 20 steps on every model tried (mixtures and
+    digits). Grids may start below T, because that costs less than a network call.
+    """
+    if statistics.trajectories is None or statistics.trajectories.count == 0:
         raise ValueError(
             'costs: objective must be "elbo" or "mse" for a profile without trajectories, '
             'got "trajectory"; pass trajectories=64 to profile'
         )
-    times = np.append(0.0, found.times)
-    squares = found.trajectories.squared_errors(*found.schedule.levels(times))
+    times = np.append(0.0, statistics.times)
+    squares = statistics.trajectories.squared_errors(*statistics.schedule.levels(times))
     return CostTable(
-        found.schedule,
+        statistics.schedule,
         times,
-        squares / found.dims,
+        squares / statistics.dims,
         objective="trajectory",
-        dims=found.dims,
-        start=found.trajectories.start_errors() / found.dims,
+        dims=statistics.dims,
+        start=statistics.trajectories.start_errors() / statistics.dims,
     )
 
 
-def second_order_table(found: Statistics) -> SecondOrderTable:
-    """The same for steps of DPM-Solver++ 2M, whose cost depends on the step before."""
-    if len(found.times) > MOST_TIMES:
+def second_order_table(statistics: Statistics) -> SecondOrderTable:
+    """Squared distances as in `trajectory_table`, for steps of DPM-Solver++ 2M.
+
+    The cost of such a step depends on the step before it.
+    """
+    if len(statistics.times) > MOST_TIMES:
         raise ValueError(
             f'costs: method must be "ddim" for more than {MOST_TIMES} times, got "dpm++" for '
-            f"{len(found.times)}"
+            f"{len(statistics.times)}"
         )
-    first = trajectory_table(found)
-    assert found.trajectories is not None
+    first = trajectory_table(statistics)
+    assert statistics.trajectories is not None
     assert first.start is not None
-    times = np.append(0.0, found.times)
-    squares = found.trajectories.second_order_errors(*found.schedule.levels(times))
+    times = np.append(0.0, statistics.times)
+    squares = statistics.trajectories.second_order_errors(*statistics.schedule.levels(times))
     return SecondOrderTable(
-        found.schedule, times, first.start[:, None] + first.costs, squares / found.dims
+        statistics.schedule, times, first.start[:, None] + first.costs, squares / statistics.dims
     )
 
 
-def mse_table(found: Statistics) -> CostTable:
-    """The reweighted objective ``(t - s) / T m_t``; the last step counts like any other."""
-    times = np.append(0.0, found.times)
-    scaled = times / found.schedule.T
-    costs = _separable(found, "mse", scaled, scaled[1:] * found.error)
-    return CostTable(found.schedule, times, costs, objective="mse", dims=found.dims)
+def mse_table(statistics: Statistics) -> CostTable:
+    """The costs ``(t - s) / T E||x0 - x0hat_t||^2``; the last step counts like any other."""
+    times = np.append(0.0, statistics.times)
+    scaled = times / statistics.schedule.T
+    costs = _separable(statistics, "mse", scaled, scaled[1:] * statistics.error)
+    return CostTable(statistics.schedule, times, costs, objective="mse", dims=statistics.dims)

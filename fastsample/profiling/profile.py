@@ -9,26 +9,26 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from fastsample._support.checks import FloatArray
-from fastsample.grids.grid import Grid, positions_in
+from fastsample.grids.grid import Grid
 from fastsample.planning.cost_table import CostTable, Objective
 from fastsample.planning.multistep_path import SecondOrderTable
+from fastsample.profiling.analytic_variance import analytic_variance
 from fastsample.profiling.file import FORMAT, settings_from_header, settings_to_header
 from fastsample.profiling.objectives import DecoderChoice, cost_table
-from fastsample.profiling.statistics import Settings, Statistics, empty_sums
-from fastsample.profiling.trajectories import Trajectories
+from fastsample.profiling.statistics import Settings, Statistics, check_same, empty_sums
+from fastsample.profiling.trajectories import Trajectories, sum_of_trajectories
 from fastsample.schedules.schedule import NoiseSchedule
-from fastsample.schedules.transition import transition
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Profile(Statistics):
-    """A model's errors at every time, and what is made of them; `fastsample.profile` measures one.
+    """A model's errors at every time, measured by `fastsample.profile`.
 
     Its attributes are those of `fastsample.profiling.statistics.Statistics`.
     """
 
     _tables: dict[Any, CostTable | SecondOrderTable] = field(
-        default_factory=dict, init=False, repr=False
+        default_factory=dict[Any, CostTable | SecondOrderTable], init=False, repr=False
     )
 
     @classmethod
@@ -40,60 +40,74 @@ class Profile(Statistics):
         settings: Settings,
         trajectories: bool,
     ) -> Profile:
-        """The profile of no samples: what others are added to."""
+        """The profile of no samples, to which others are added.
+
+        Args:
+            schedule: the noise levels.
+            shape: shape of one sample.
+            times: `(n,)` ascending.
+            settings: the settings of the profiles to be added.
+            trajectories: whether those profiles have trajectories.
+        """
         sums = empty_sums(schedule, times, settings)
-        lines = Trajectories.empty(len(times)) if trajectories else None
-        return cls(schedule, shape, times, settings, 0, sums, lines)
+        products = Trajectories.empty(len(times)) if trajectories else None
+        return cls(schedule, shape, times, settings, 0, sums, products)
 
     def arrays(self) -> dict[str, FloatArray]:
-        """Everything that adds up over samples, but the count."""
-        lines = {} if self.trajectories is None else self.trajectories.to_arrays()
-        return {**self.sums, **lines}
+        """All sums over samples by name, without the count."""
+        products = {} if self.trajectories is None else self.trajectories.to_arrays()
+        return {**self.sums, **products}
 
     def with_arrays(self, arrays: dict[str, FloatArray]) -> Profile:
         """The same profile with other sums, named as by `arrays`."""
         sums = dict(arrays)
-        lines = Trajectories.from_arrays(sums)
-        return replace(self, sums=sums, trajectories=lines)
+        trajectories = Trajectories.from_arrays(sums)
+        return replace(self, sums=sums, trajectories=trajectories)
 
     def check_model(self, model: Any) -> None:
-        """ValueError unless it was measured of such a model: schedule, shape, outputs.
+        """ValueError unless the profile was measured on a model with the same conventions.
+
+        These are schedule, shape, prediction and variance.
 
         Args:
             model: a `Denoiser`.
         """
-        for name, mine, theirs in (
+        for name, expected, actual in (
             ("schedule", model.schedule, self.schedule),
             ("shape", model.shape, self.shape),
             ("prediction", model.prediction, self.settings.prediction),
             ("variance", model.variance, self.settings.variance),
         ):
-            if mine != theirs:
+            if expected != actual:
                 raise ValueError(
-                    f"with_profile: profile must have the model's {name} {mine!r}, got {theirs!r}"
+                    f"with_profile: profile must have the model's {name} {expected!r}, "
+                    f"got {actual!r}"
                 )
 
     @property
     def default_objective(self) -> Objective:
-        """What `costs` and ``grid="auto"`` make small unless told: an objective about samples.
+        """The objective of `costs` and ``grid="auto"`` by default: the best one for samples.
 
-        "trajectory", or "mse" for a profile without trajectories. ("elbo" is about likelihood, and
-        its grids make worse samples than even ones.)
+        "trajectory", or "mse" for a profile without trajectories. Not "elbo", which is about
+        likelihood and whose grids make worse samples than even ones.
         """
         return "trajectory" if self.trajectories and self.trajectories.count else "mse"
 
     def best_grid(
         self, steps: int, objective: Objective | None = None, **options: Any
     ) -> Grid | None:
-        """The best grid of `steps` network calls; the table of costs is made once and kept.
+        """The best grid of `steps` network calls; the cost table is made once and kept.
 
         Args:
-            steps: K.
+            steps: the number K of network calls.
             objective: as for `costs`; None is `default_objective`.
             **options: further arguments of `costs`, hashable.
 
         Returns:
-            None where the profile has too few times for K steps of this objective.
+            The grid, or None if the profile has too few times for K steps of this objective.
+
+        Raises:
+            ValueError: an objective that the profile has no statistics for.
         """
         if steps > len(self.times) or (options.get("decoder") == "respaced" and steps < 2):
             return None
@@ -133,7 +147,7 @@ class Profile(Statistics):
     ) -> CostTable | SecondOrderTable:
         """Costs of every step between two of the times.
 
-        - "elbo": the step's term of the bound, in nats: what Watson et al. 2021 (arXiv:2106.03802)
+        - "elbo": the step's term of the bound in nats, which Watson et al. 2021 (arXiv:2106.03802)
           minimise. Best for likelihood; its grids crowd near the data, and samples suffer.
         - "mse": ``(t - s) / T E||x0 - x0hat_t||^2``, their reweighted objective.
         - "trajectory": mean squared distance of one DDIM step from a fine DDIM trajectory. Best
@@ -141,21 +155,24 @@ class Profile(Statistics):
           x is still nearly the noise.
 
         Args:
-            objective: what is to be small; None is "elbo" when `variance` or `decoder` is given,
-                which no other objective has, and else `default_objective`.
-            variance: of the reverse steps, "elbo" only; None is the model's own. "analytic" is the
-                best single variance of each step (Bao et al. 2022, arXiv:2201.06503) for the
+            objective: the cost of a step, from the list above; None is "elbo" if `variance` or
+                `decoder` is passed, which no other objective takes, and else `default_objective`.
+            variance: reverse variance of the steps, "elbo" only; None is the model's. "analytic" is
+                the best single variance of each step (Bao et al. 2022, arXiv:2201.06503) for the
                 measured errors.
-            decoder: variance of the last step, "elbo" only. "optimal": the one that costs least
-                here at each time. "forward": ``1 - alpha_bar_t``. "posterior": the same, but for
-                the first time the posterior variance of the two first times (Analytic-DPM).
+            decoder: variance of the last step, "elbo" only. "optimal": the variance of the least
+                cost at each time. "forward": ``1 - alpha_bar_t``. "posterior": the same, but at the
+                first time the posterior variance of the two first times (Analytic-DPM).
                 "respaced": the posterior variance of the step before it in the chosen grid, the
-                convention of improved-diffusion and `fastsample.bits_per_dim` (which with a learned
-                variance go on from there by v, up to 0.1 bits/dim away); grids then have 2 steps or
-                more. Or `(n,)` variances, as another profile's
-                `CostTable.decoder_variance`.
-            method: whose steps "trajectory" is about. "dpm++" is DPM-Solver++ 2M, whose steps look
-                back, and gives a `SecondOrderTable`: at most 256 times.
+                convention of improved-diffusion and `fastsample.bits_per_dim` (with a learned
+                variance those interpolate from there by v, up to 0.1 bits/dim away); grids then
+                have 2 steps or more. Or `(n,)` variances in squared data units, such as
+                `CostTable.decoder_variance` of another profile.
+            method: sampler of the steps of "trajectory". "dpm++" is DPM-Solver++ 2M, whose steps
+                depend on the step before; it takes at most 256 times.
+
+        Returns:
+            Costs between all pairs of times, time 0 first; a `SecondOrderTable` for "dpm++".
 
         Raises:
             ValueError: a combination that the profile has no statistics for.
@@ -168,64 +185,60 @@ class Profile(Statistics):
     def analytic_variance(
         self, grid: Grid, *, estimate: Literal["error", "eps"] = "error"
     ) -> FloatArray:
-        """Best single variance of each step of a grid, for ``fastsample.ancestral(variance=...)``.
+        """The best single variance of each step, for ``fastsample.ancestral(variance=...)``.
 
-        Bao et al. 2022 (arXiv:2201.06503). The posterior's variance plus what the error of x0hat
-        adds: ``beta-tilde + c1^2 E||x0 - x0hat||^2 / D``, c1 the weight of x0 in the mean.
+        ``beta-tilde + c1^2 E||x0 - x0hat||^2 / D`` of Bao et al. 2022 (arXiv:2201.06503): the
+        posterior variance, and the error of x0hat times the squared weight c1 of x0 in the mean.
 
         Args:
             grid: K steps on times of the profile.
             estimate: "error" uses the measured error, right for any network; "eps" is the paper's
-                own, which gets the error from ``E||eps_theta||^2`` as a Bayes-optimal network has
-                it. The two agree for such a network.
+                estimate from ``E||eps_theta||^2``, right for a Bayes-optimal network, for which
+                the two agree.
 
         Returns:
-            `(K,)`, noisiest step first, in the sample's own scale; the last, which lands on x0,
-            is 0.
+            Variances `(K,)`, noisiest step first, in squared units of the noisy samples; 0 for the
+            last step, whose result is x0hat.
 
         Raises:
-            ValueError: a grid off the profile's times.
+            TypeError: other times than a `Grid`.
+            ValueError: a grid with a time that the profile lacks, or an unknown estimate.
         """
-        times = np.append(0.0, self.times)
-        positions = positions_in("analytic_variance", grid, times, "profile")[:-1] - 1
-        alpha, sigma = self.schedule.levels(grid.times)
-        if estimate == "error":
-            error = self.error[positions] / self.dims
-        elif estimate == "eps":
-            share = np.maximum(1.0 - self.eps_square[positions] / self.dims, 0.0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                error = share * (sigma[:-1] / alpha[:-1]) ** 2
-            # Without any signal epsilon is x itself and says nothing of x0.
-            error = np.where(alpha[:-1] == 0.0, self.error[positions] / self.dims, error)
-        else:
-            raise ValueError(
-                f'analytic_variance: estimate must be "error" or "eps", got {estimate!r}'
-            )
-        pair = transition(alpha[1:], sigma[1:], alpha[:-1], sigma[:-1])
-        weight = alpha[1:] * pair.variance / sigma[:-1] ** 2
-        variance = pair.posterior_variance + weight**2 * error
-        variance[-1] = 0.0
-        return variance
+        return analytic_variance(self, grid, estimate)
 
     def merge(self, other: Profile) -> Profile:
-        """The profile of both sets of data together, which must be disjoint.
+        """The profile of two disjoint sets of data together.
+
+        Args:
+            other: the profile of the other set, of the same model and measured alike.
 
         Raises:
-            ValueError: profiles of another schedule, shape, times or settings.
+            TypeError: anything but a profile.
+            ValueError: a profile of another schedule, shape, times or settings.
         """
-        if not isinstance(other, Profile):
+        if not isinstance(other, Profile):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"merge: other must be a Profile, got {type(other).__name__}")
-        _check_same("merge", self, other)
+        check_same("merge", self, other)
         sums = {name: self.sums[name] + other.sums[name] for name in self.sums}
         return replace(
             self,
             count=self.count + other.count,
             sums=sums,
-            trajectories=_sum(self.trajectories, other.trajectories),
+            trajectories=sum_of_trajectories(self.trajectories, other.trajectories),
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write it as safetensors; a reader never sees half a file."""
+        """Write the profile as safetensors, atomically: a reader never sees half a file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         header = {
             "schedule": self.schedule.to_dict(),
             "shape": list(self.shape),
@@ -234,22 +247,25 @@ class Profile(Statistics):
             "settings": settings_to_header(vars(self.settings)),
         }
         arrays = {"times": self.times, **self.arrays()}
-        # C order, but not ascontiguousarray, which makes vectors of numbers.
+        # Not `ascontiguousarray`, which would turn arrays without axes into vectors.
         packed = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         return FORMAT.save(path, header, packed)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read what `save` wrote.
+        """Read a profile that `save` wrote.
+
+        Args:
+            path: the file.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a file that is damaged or cut off, or no profile.
+            ValueError: a file that is damaged, truncated or no profile.
         """
         header, arrays = FORMAT.load(path)
         with FORMAT.reading(path):
             settings = Settings(**settings_from_header(header["settings"]))
-            found = cls(
+            profile = cls(
                 NoiseSchedule.from_dict(header["schedule"]),
                 tuple(header["shape"]),
                 arrays.pop("times"),
@@ -258,28 +274,5 @@ class Profile(Statistics):
                 {},
                 origin=header.get("origin"),
             ).with_arrays(arrays)
-            found.check_arrays()
-            return found
-
-
-def _sum(one: Trajectories | None, other: Trajectories | None) -> Trajectories | None:
-    """Of what one of them may not have."""
-    if one is None or other is None:
-        return one or other
-    return one + other
-
-
-def _check_same(function: str, one: Profile, other: Profile) -> None:
-    """Refuse to add profiles that were not measured alike."""
-    pairs: dict[str, tuple[Any, Any]] = {
-        "schedule": (one.schedule, other.schedule),
-        "shape": (one.shape, other.shape),
-        "settings": (one.settings, other.settings),
-    }
-    for name, (mine, theirs) in pairs.items():
-        if mine != theirs:
-            raise ValueError(f"{function}: {name} must be {mine!r}, got {theirs!r}")
-    if not np.array_equal(one.times, other.times):
-        raise ValueError(
-            f"{function}: times must be the same {len(one.times)}, got {len(other.times)} others"
-        )
+            profile.check_arrays()
+            return profile

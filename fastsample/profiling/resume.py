@@ -1,4 +1,4 @@
-"""The file of a profile that is being measured: written after every batch, gone on with later."""
+"""The file of a profile that is being measured: saved after every batch and resumed later."""
 
 from __future__ import annotations
 
@@ -18,18 +18,29 @@ from fastsample.denoiser.denoiser import Denoiser
 from fastsample.profiling.profile import Profile
 from fastsample.sampling.noise import make_identity
 
-_SAME_MODEL = 1e-3  # relative: far above rounding on another machine, far below another training
+# Relative: far above the rounding of another machine, far below the change by more training.
+_SAME_MODEL = 1e-3
 
 
-def origin_of(
+def run_origin(
     denoiser: Denoiser,
     x0: Tensor,
     conditions: Conditions,
     sample_index: int,
 ) -> dict[str, Any]:
-    """What tells two runs apart besides their settings: data and model, by one sample.
+    """Fields that identify the data and the model of a run, to refuse the file of another run.
 
-    Costs one network call with one sample.
+    Takes one network call with one sample.
+
+    Args:
+        denoiser: the model.
+        x0: the first batch of the data.
+        conditions: extra arguments of the network.
+        sample_index: global index of the first sample.
+
+    Returns:
+        The index, a checksum of the first sample and a few numbers of the network's output, fit
+        for JSON.
     """
     first = x0[:1]
     identity = make_identity("profile", 0, sample_index, 1, x0.device)
@@ -44,20 +55,20 @@ def origin_of(
     }
 
 
-def resumed(empty: Profile, path: Path, trajectories: int) -> Profile:
-    """What an earlier run left at the path, or the empty profile, which is written there at once.
+def load_or_create(empty: Profile, path: Path, trajectories: int) -> Profile:
+    """The profile that an earlier run saved; without a file the empty profile, saved at once.
 
     Args:
-        empty: no samples yet, with the origin of this run.
+        empty: the profile of no samples, with the origin of this run.
         path: the file.
-        trajectories: how many this run wants.
+        trajectories: number of trajectories of this run.
 
     Raises:
-        ValueError: a file of another run, or a place that cannot be written.
+        ValueError: a file of another run, or a path that cannot be written.
     """
     origin = empty.origin or {}
     if not path.exists():
-        written(empty, path)
+        save_profile(empty, path)
         return empty
     try:
         earlier = Profile.load(path)
@@ -79,17 +90,17 @@ def resumed(empty: Profile, path: Path, trajectories: int) -> Profile:
             "answers otherwise; remove it to begin again"
         )
     expected = min(max(trajectories - origin["sample_index"], 0), earlier.count)
-    found = 0 if earlier.trajectories is None else earlier.trajectories.count
-    if found != expected:
+    actual = 0 if earlier.trajectories is None else earlier.trajectories.count
+    if actual != expected:
         raise ValueError(
-            f"profile: trajectories must be as in {path}, which has {found} for its "
+            f"profile: trajectories must be as in {path}, which has {actual} for its "
             f"{earlier.count} samples, got {trajectories}"
         )
     return replace(total, origin=earlier.origin)
 
 
-def written(profile: Profile, path: Path) -> None:
-    """Save, and say so where that cannot be."""
+def save_profile(profile: Profile, path: Path) -> None:
+    """Save a profile; ValueError where the path cannot be written."""
     try:
         profile.save(path)
     except OSError as error:

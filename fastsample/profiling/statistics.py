@@ -1,4 +1,4 @@
-"""What one pass over data leaves of a model: sums per time, and their means."""
+"""The statistics of a model over some data: sums per time, and their means."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from fastsample.schedules.transition import transition
 
 @dataclass(frozen=True)
 class Settings:
-    """What two profiles must share to be added.
+    """The settings of a measurement; profiles can be added if theirs are equal.
 
     Attributes:
         prediction: what the network predicts.
         variance: the model's reverse variance.
-        clip: range of x0hat, (-inf, inf) without.
-        bin_width: distance of neighbouring data levels, None for continuous data.
-        nodes: Chebyshev nodes per time of a learned variance, else 0.
-        seed: of the noise.
+        clip: range that x0hat is clamped to; (-inf, inf) does not clamp.
+        bin_width: distance of neighbouring data levels; None for continuous data.
+        nodes: number of Chebyshev nodes per time for a learned variance; 0 without one.
+        seed: seed of the noise.
     """
 
     prediction: Prediction
@@ -49,14 +49,15 @@ class Statistics:
 
     Attributes:
         schedule: the noise levels.
-        shape: of one sample.
+        shape: shape of one sample.
         times: `(n,)` ascending.
-        settings: under which it was measured.
-        count: samples seen.
-        sums: over samples, float64: "error", "error_square", "eps_square", "v" `(n,)`, "excess",
-            "weighted" `(n, nodes)`, "nll" `(n, scales)`, "x0_square" `()`.
+        settings: the settings of the measurement.
+        count: number of samples.
+        sums: float64 sums over samples: "error", "error_square", "eps_square", "v" `(n,)`,
+            "excess", "weighted" `(n, nodes)`, "nll" `(n, scales)`, "x0_square" `()`.
         trajectories: inner products along fine trajectories, or None.
-        origin: which run it belongs to, for one that goes on; None without a file.
+        origin: identifies the run that a saved profile belongs to, so that it can be resumed; None
+            for a profile that was measured without a file.
     """
 
     schedule: NoiseSchedule
@@ -76,7 +77,7 @@ class Statistics:
 
     @property
     def dims(self) -> int:
-        """Elements of a sample."""
+        """Number of elements of a sample."""
         return math.prod(self.shape)
 
     @property
@@ -86,7 +87,7 @@ class Statistics:
 
     @property
     def error_standard_error(self) -> FloatArray:
-        """`(n,)` standard error of `error` over samples; NaN for a single sample."""
+        """`(n,)` standard error of the means `error` over samples; NaN for a single sample."""
         mean = self.error
         spread = np.maximum(self.sums["error_square"] / self.count - mean**2, 0.0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -99,13 +100,13 @@ class Statistics:
 
     @property
     def prior(self) -> float:
-        """``E KL(q(x_T | x0) || N(0, I))`` at the last time, nats."""
+        """``E KL(q(x_t | x0) || N(0, I))`` at the last time, in nats."""
         alpha, sigma = (float(level) for level in self.schedule.levels(self.times[-1]))
         energy = alpha**2 * float(self.sums["x0_square"]) / self.count
         return 0.5 * (energy + self.dims * (sigma**2 - 1.0 - 2.0 * math.log(sigma)))
 
     def decoder(self) -> Decoders:
-        """The last step's cost from each time, as a function of the variance."""
+        """The cost of the last step from each time, as a function of the decoder's variance."""
         if self.settings.bin_width is None:
             return GaussianDecoder(self.error, self.dims)
         return DiscretizedDecoder(self.log_scales, self.sums["nll"] / self.count)
@@ -114,12 +115,12 @@ class Statistics:
 
     @property
     def nodes(self) -> FloatArray:
-        """`(n, nodes)` values of a for "excess" and "weighted"."""
+        """`(n, nodes)` values of a (see `learned_range`) for the sums "excess" and "weighted"."""
         return learned_nodes(self.schedule, self.times, self.settings.nodes)
 
     @property
     def log_scales(self) -> FloatArray:
-        """`(scales,)` log standard deviations for "nll"."""
+        """`(scales,)` log standard deviations of the decoder for the sums "nll"."""
         return log_scales(self.schedule, self.times, self.settings.bin_width)
 
     def __repr__(self) -> str:
@@ -130,15 +131,17 @@ class Statistics:
         )
 
     def check_arrays(self) -> None:
-        """ValueError unless times, count and sums are what the settings say."""
+        """ValueError for times, count or sums that do not fit the settings, as from a bad file."""
         if self.times.ndim != 1 or not np.all(np.diff(self.times, prepend=0.0) > 0.0):
             raise ValueError("times that do not rise from 0")
         if self.times.dtype != np.float64 or self.times[-1] > self.schedule.T:
             raise ValueError(f"times up to {self.times[-1]:g} in {self.times.dtype}")
-        if not all(isinstance(n, int) and n >= 1 for n in self.shape) or not self.shape:
-            raise ValueError(f"samples of shape {self.shape}")
-        if not isinstance(self.count, int) or self.count < 0:
-            raise ValueError(f"{self.count} samples")
+        shape: Any = self.shape
+        if not all(isinstance(size, int) and size >= 1 for size in shape) or not shape:
+            raise ValueError(f"samples of shape {shape}")
+        count: Any = self.count
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"{count} samples")
         check_prediction("Profile", self.settings.prediction)
         n, scales = len(self.times), 0 if self.settings.bin_width is None else len(self.log_scales)
         shapes = sum_shapes(n, self.settings.nodes, scales)
@@ -158,14 +161,14 @@ class Statistics:
 def empty_sums(
     schedule: NoiseSchedule, times: FloatArray, settings: Settings
 ) -> dict[str, FloatArray]:
-    """Sums over no samples."""
+    """The sums over no samples: zeros."""
     scales = len(log_scales(schedule, times, settings.bin_width))
     shapes = sum_shapes(len(times), settings.nodes, scales)
     return {name: np.zeros(shape) for name, shape in shapes.items()}
 
 
 def sum_shapes(num_times: int, nodes: int, scales: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a profile's sums."""
+    """Names and shapes of the sums over samples."""
     vectors = ("error", "error_square", "eps_square", "v")
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(vectors, (num_times,))
     shapes |= {"excess": (num_times, nodes), "weighted": (num_times, nodes)}
@@ -173,14 +176,30 @@ def sum_shapes(num_times: int, nodes: int, scales: int) -> dict[str, tuple[int, 
 
 
 def learned_nodes(schedule: NoiseSchedule, times: FloatArray, count: int) -> FloatArray:
-    """`(n, count)` nodes at which a profile takes the sums of a learned variance."""
+    """`(n, count)` nodes at which the sums of a learned variance are taken."""
     return chebyshev_nodes(schedule.levels(times)[1] ** 2, count)
 
 
 def log_scales(schedule: NoiseSchedule, times: FloatArray, bin_width: float | None) -> FloatArray:
-    """`(m,)` log standard deviations at which a profile measures the decoder."""
+    """`(m,)` log standard deviations at which the decoder's sums are taken."""
     if bin_width is None:
         return np.empty(0)
     alpha, sigma = schedule.levels(times)
     pair = transition(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
     return decoder_log_scales(bin_width, pair.posterior_variance)
+
+
+def check_same(function: str, one: Statistics, other: Statistics) -> None:
+    """ValueError unless two profiles were measured alike and may be added."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "schedule": (one.schedule, other.schedule),
+        "shape": (one.shape, other.shape),
+        "settings": (one.settings, other.settings),
+    }
+    for name, (expected, actual) in pairs.items():
+        if expected != actual:
+            raise ValueError(f"{function}: {name} must be {expected!r}, got {actual!r}")
+    if not np.array_equal(one.times, other.times):
+        raise ValueError(
+            f"{function}: times must be the same {len(one.times)}, got {len(other.times)} others"
+        )

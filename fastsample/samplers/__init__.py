@@ -1,1 +1,1 @@
-"""One file per sampler: a function from a schedule and a grid to a plan."""
+"""Samplers: one file each, with a function that compiles a schedule and a grid to a plan."""

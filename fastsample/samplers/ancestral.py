@@ -24,10 +24,10 @@ def ancestral(
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
-    r"""Plan for ancestral (DDPM) sampling of the grid's sub-sequence of steps.
+    r"""Compile the plan of ancestral (DDPM) sampling on any subset of the steps.
 
     The mean is that of the posterior q(x_s | x_t, x0): eq. (7) of Ho et al. 2020 (arXiv:2006.11239)
-    with the pair (s, t) in place of neighbouring steps, as in Nichol and Dhariwal 2021, "Improved
+    with the pair (s, t) for two neighbouring steps, as in Nichol and Dhariwal 2021, "Improved
     Denoising Diffusion Probabilistic Models" (arXiv:2102.09672), section 4, for any alpha and
     sigma: ``x_s = alpha_{t|s} sigma_s^2 / sigma_t^2 x + alpha_s sigma_{t|s}^2 / sigma_t^2 x0 + d
     z``.
@@ -36,12 +36,12 @@ def ancestral(
         schedule: noise levels; only alpha and sigma at the grid's times are read.
         grid: K times and the final 0.
         variance: ``d^2`` of each row: "small" is the posterior's (beta-tilde), "large" is
-            ``sigma_{t|s}^2`` (beta); "learned_range" lies between them in the logarithm, at the
-            place that the second half of the output gives (eq. 15 there; v in [-1, 1], not
-            clamped). Or `(K,)` variances >= 0, noisiest first, whose last entry must be 0. All but
+            ``sigma_{t|s}^2`` (beta); "learned_range" interpolates the logarithms of the two by the
+            second half v of the network's output (Nichol and Dhariwal, eq. 15; v in [-1, 1], not
+            clamped). An array `(K,)` of variances >= 0, noisiest first, must end with 0. All but
             "small" break the variance law on purpose.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
         A plan of K rows. Each draws noise but the last, which lands on x0.
@@ -92,14 +92,14 @@ def ancestral(
 
 
 def _deviations(variance: npt.ArrayLike, num_steps: int) -> npt.NDArray[np.float64]:
-    """Square roots of per-step variances, checked."""
+    """Check variances `(K,)` and return their square roots."""
     values = check_vector("ancestral", "variance", variance)
     if values.shape != (num_steps,):
         raise ValueError(f"ancestral: variance must have shape ({num_steps},), got {values.shape}")
     if np.any(values < 0):
         raise ValueError(f"ancestral: variance must not be negative, got {values.min():g}")
     if values[-1] != 0.0:
-        # Also what an array in the wrong order runs into.
+        # An array in the wrong order fails here too.
         raise ValueError(
             "ancestral: variance must be 0 in the last step, which lands on x0, "
             f"got {values[-1]:g}; order it noisiest first"

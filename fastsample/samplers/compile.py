@@ -1,4 +1,4 @@
-"""What every sampler does before and after its own formula."""
+"""Steps that all samplers share: the levels of a grid, and the columns that no method changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from fastsample.schedules.schedule import NoiseSchedule
 def grid_levels(
     function: str, schedule: NoiseSchedule, grid: Grid
 ) -> tuple[FloatArray, FloatArray]:
-    """(alphas, sigmas) `(K + 1,)` at the grid's times; ValueError if it starts above T."""
+    """Return (alphas, sigmas), each `(K + 1,)`, at the grid's times.
+
+    Raises:
+        TypeError: no schedule or no grid.
+        ValueError: the grid starts above T.
+    """
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{function}: schedule must be a NoiseSchedule, got {schedule!r}")
     if not isinstance(grid, Grid):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -45,7 +50,18 @@ def compile_plan(
     check: Check = "all",
     **columns: npt.ArrayLike,
 ) -> Plan:
-    """The plan with p, q from the prediction, lo, hi from the clip, and the sampler's columns."""
+    """Make a plan: p, q follow from the prediction, lo, hi from the clip; `columns` are the others.
+
+    Args:
+        function: name of the sampler's function, for messages.
+        schedule: noise levels.
+        nodes: `(K + 1,)` times.
+        prediction: the quantity that the network predicts.
+        clip: bound on |x0|, a pair (lo, hi), or None.
+        method: name of the sampler with its settings, for people.
+        check: the laws that the rows must obey.
+        **columns: the sampler's own columns, numbers or `(K,)`; the rest are neutral.
+    """
     check_prediction(function, prediction)
     alphas, sigmas = schedule.levels(nodes)
     p, q = x0_terms(function, prediction, alphas[:-1], sigmas[:-1])

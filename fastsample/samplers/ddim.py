@@ -1,4 +1,4 @@
-"""DDIM: sampling from deterministic to DDPM-like, and its deterministic inversion."""
+"""DDIM: sampling that is deterministic to DDPM-like, and its deterministic inversion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ddim(
     rederive: bool = True,
     prediction: Prediction = "epsilon",
 ) -> Plan:
-    r"""Plan for DDIM: deterministic at `eta=0`, DDPM-like at `eta=1`.
+    r"""Compile the plan of DDIM: deterministic at `eta=0`, DDPM-like at `eta=1`.
 
     Implements eq. (12) of Song et al. 2021, "Denoising Diffusion Implicit Models"
     (arXiv:2010.02502), for any alpha and sigma: ``x_s = alpha_s x0 + sqrt(sigma_s^2 - d^2) eps + d
@@ -34,13 +34,13 @@ def ddim(
         grid: K times and the final 0.
         eta: share of the posterior noise, in [0, 1], dimensionless.
         sigma_hat: draw the larger noise ``sigma_{t|s}`` around the mean of `eta=1` (appendix D.3),
-            in every row but the last. It breaks the variance law on purpose. `eta` must be 0 or 1
-            then, and is not used.
+            in every row but the last. It breaks the variance law on purpose. `eta` is not used
+            then, and must be 0 or 1.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
         rederive: take eps from the clipped x0, as improved-diffusion does; False keeps the
             network's own eps, as the DDIM repository and diffusers do. They differ only where
             clipping acts.
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
         A plan of K rows. With eta > 0 each draws noise but the last, which lands on x0.
@@ -61,7 +61,7 @@ def ddim(
     share = 1.0 if sigma_hat else share
     d = np.sqrt(pair.variance) if sigma_hat else share * np.sqrt(pair.posterior_variance)
     d[-1] = 0.0
-    # sqrt(sigma_s^2 - d^2), where the difference would cancel for eta near 1.
+    # This is sqrt(sigma_s^2 - d^2), whose difference would cancel for eta near 1.
     keep = sigma_s * np.sqrt((1.0 - share**2) + share**2 * pair.snr_ratio)
     if rederive:
         a, b, e = keep / sigma_t, alpha_s - keep * alpha_t / sigma_t, np.zeros_like(keep)
@@ -87,20 +87,24 @@ def ddim(
 def ddim_inversion(
     schedule: NoiseSchedule, grid: Grid, *, prediction: Prediction = "epsilon"
 ) -> Plan:
-    r"""Plan that carries data to noise: the deterministic rows of `ddim`, run upwards.
+    r"""Compile the plan that carries data to noise: deterministic DDIM, run backwards.
 
     Eq. (13) of Song et al. 2021 (arXiv:2010.02502) with the network called at the cleaner time s:
     ``x_t = alpha_t x0(x_s) + sigma_t eps(x_s)``. Data are fed as if they were x at the grid's first
-    nonzero time, as in improved-diffusion's `ddim_reverse_sample`, since a network has no index for
-    t = 0. Not an exact inverse of sampling: the two agree to first order in the step.
+    nonzero time, as in improved-diffusion's `ddim_reverse_sample`, since a network has no timestep
+    for t = 0. It is not an exact inverse of sampling: the two agree to first order in the step.
 
     Args:
         schedule: noise levels.
         grid: K >= 2 times and the final 0, noisiest first like every grid.
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
         A plan of K - 1 rows whose nodes increase from the cleanest time to the noisiest.
+
+    Raises:
+        ValueError: for a grid of one step or one that starts above T, or an epsilon prediction
+            where alpha is 0.
     """
     check_prediction("ddim_inversion", prediction)
     grid_levels("ddim_inversion", schedule, grid)
@@ -108,7 +112,7 @@ def ddim_inversion(
         raise ValueError(f"ddim_inversion: grid must hold at least 2 steps, got {len(grid)}")
     nodes = grid.times[-2::-1]
     alphas, sigmas = schedule.levels(nodes)
-    # eps straight from the output: rederiving it from x0 near the data would cancel.
+    # eps comes from the output itself: near the data, rederiving it from x0 would cancel.
     from_x, from_output = eps_terms("ddim_inversion", prediction, alphas[:-1], sigmas[:-1])
     return compile_plan(
         "ddim_inversion",

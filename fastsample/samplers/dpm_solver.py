@@ -26,14 +26,14 @@ def dpm_solver(
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
-    r"""Plan for DPM-Solver++ multistep (1, 2M, 3M), or its stochastic form (SDE 2M).
+    r"""Compile the plan of DPM-Solver++ multistep (1, 2M, 3M), or its stochastic form (SDE 2M).
 
     Lu et al. 2022, "DPM-Solver++" (arXiv:2211.01095): algorithm 2 for 2M, the SDE form of section
     5 in its midpoint type, and 3M as in the authors' code. With ``lambda = log(alpha / sigma)`` and
     ``h = lambda_s - lambda_t`` the second-order step is ``x_s = sigma_s / sigma_t x + alpha_s (1 -
-    e^-h) (x0 + (x0 - x0') h / (2 h'))``, x0' and h' those of the row before. Order 1 is DDIM.
-    3M as published carries half the second derivative that third order takes: its error falls as
-    the square of the step, like that of 2M but from a smaller start; see `corrected`.
+    e^-h) (x0 + (x0 - x0') h / (2 h'))``, where x0' and h' belong to the row before. Order 1 is
+    DDIM. 3M as published carries half of the second derivative that third order needs: its error
+    falls as the square of the step, like that of 2M but from a smaller start; see `corrected`.
 
     The first row is first order, the second at most second. The last row goes to t = 0, where h is
     infinite: it is first order and lands on x0, as in diffusers with `final_sigmas_type="zero"`.
@@ -49,9 +49,9 @@ def dpm_solver(
         lower_order_final: below 15 rows, hold the row before the last to second order, as in the
             authors' code and diffusers.
         corrected: order 3 only: the whole second derivative, so that the error falls as the cube.
-            Not what the paper's code and diffusers compute.
+            The paper's code and diffusers do not do this.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
         A plan of K rows that looks back at ``order - 1`` earlier x0's.
@@ -96,14 +96,14 @@ def dpm_solver(
         second *= 2.0
     d1, d2 = _differences(step_ratios(h), third)
     newest, c1, c2 = (first * u + second * v for u, v in zip(d1, d2, strict=True))
-    kind = "SDE, " if stochastic else "corrected, " if corrected else ""
+    variant = "SDE, " if stochastic else "corrected, " if corrected else ""
     return compile_plan(
         "dpm_solver",
         schedule,
         grid.times,
         prediction=prediction,
         clip=clip,
-        method=f"dpm_solver({kind}order={highest})",
+        method=f"dpm_solver({variant}order={highest})",
         a=a,
         b=gain + newest,
         c1=c1,
@@ -115,11 +115,13 @@ def dpm_solver(
 def _differences(
     ratio: FloatArray, third: npt.NDArray[np.bool_]
 ) -> tuple[tuple[FloatArray, ...], tuple[FloatArray, ...]]:
-    """Coefficients of (x0, h1, h2) in ``h D1`` and ``h^2 D2``, the derivatives of x0 over lambda.
+    """Return the coefficients of (x0, h1, h2) in ``h D1`` and ``h^2 D2``.
+
+    D1 and D2 are the divided differences of x0 over lambda.
 
     Args:
-        ratio: ``h / h'`` of each row to the one before.
-        third: rows whose D1 looks back at two earlier x0's; D2 is meant for those alone.
+        ratio: `(K,)` ``h / h'`` of each row and the one before.
+        third: `(K,)` whether the row's D1 reads two earlier x0's. D2 holds for these rows alone.
     """
     older = ratio * np.append(0.0, ratio[:-1])  # h / h''
     total = np.where(ratio + older > 0.0, ratio + older, 1.0)

@@ -1,4 +1,4 @@
-"""What exponential integrators share: steps in half the log SNR, and the phi functions."""
+"""Helpers of exponential integrators: steps in half the log SNR, and the phi functions."""
 
 from __future__ import annotations
 
@@ -11,29 +11,37 @@ from fastsample.schedules.transition import Transition
 
 
 def half_log_snr_steps(pair: Transition) -> FloatArray:
-    """H = lambda_s - lambda_t of each row, ``lambda = log(alpha / sigma)``; +inf to clean data."""
+    """Return ``h = lambda_s - lambda_t`` of each row `(K,)`, with ``lambda = log(alpha / sigma)``.
+
+    A step to clean data, or from a start without signal, has h = +inf.
+    """
     with np.errstate(divide="ignore"):
         return -0.5 * np.log(pair.snr_ratio)
 
 
 def step_ratios(h: FloatArray) -> FloatArray:
-    """``h_i / h_{i-1}`` of each row; 0 in row 0, next to an infinite step and after one of 0."""
+    """Return ``h_i / h_{i-1}`` of each row `(K,)`.
+
+    It is 0 in row 0, and where either step is infinite or the earlier one is 0.
+    """
     ratios = np.zeros_like(h)
-    sound = np.isfinite(h[1:]) & np.isfinite(h[:-1]) & (h[:-1] > 0.0)
-    np.divide(h[1:], h[:-1], out=ratios[1:], where=sound)
+    usable = np.isfinite(h[1:]) & np.isfinite(h[:-1]) & (h[:-1] > 0.0)
+    np.divide(h[1:], h[:-1], out=ratios[1:], where=usable)
     return ratios
 
 
 def phi(k: int, h: FloatArray) -> FloatArray:
-    """``phi_k(-h)``, k >= 1: phi_0 = exp, ``phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z``.
+    """Return ``phi_k(-h)`` of exponential integrators.
+
+    They are defined by phi_0 = exp and ``phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z``.
 
     Args:
-        k: order.
-        h: finite steps >= 0.
+        k: order, at least 1.
+        h: `(K,)` finite steps >= 0.
     """
     small = h < 0.5
     z = np.where(small, -h, 0.0)
-    series = np.zeros_like(h)  # the recursion would cancel
+    series = np.zeros_like(h)  # for small h the recursion would cancel
     for n in range(14, -1, -1):
         series = series * z + 1.0 / math.factorial(n + k)
     large = np.where(small, 1.0, h)
@@ -44,7 +52,10 @@ def phi(k: int, h: FloatArray) -> FloatArray:
 
 
 def check_order(function: str, order: int | None, highest: int, num_steps: int) -> int:
-    """An order in 1..highest, at most the number of steps; None is 2 as far as it goes."""
+    """Return a checked order in 1..highest, at most the number of steps.
+
+    None stands for order 2, or 1 if there is a single step.
+    """
     if order is None:
         return min(2, num_steps)
     value = check_integer(function, "order", order, 1, highest)

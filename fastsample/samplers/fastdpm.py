@@ -1,4 +1,4 @@
-"""FastDPM: short chains whose noise levels need not be those of trained steps."""
+"""FastDPM: short diffusion chains whose noise levels may lie between the trained steps."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def fastdpm(
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
-    r"""Plan for FastDPM: a short diffusion process, and the time at which each level was trained.
+    r"""Compile the plan of FastDPM: a short chain, and the time at which each level was trained.
 
     Kong and Ping 2021, "On Fast Sampling of Diffusion Probabilistic Models" (arXiv:2106.00132).
-    "steps" picks integer steps, "var" picks variances eta_s and asks the network at the fractional
+    "steps" picks integer steps, "var" picks variances eta_s and calls the network at the fractional
     time ``T(r)`` that has the level ``r_s^2 = prod (1 - eta)``. `schedule.time_at` is that ``T``:
     the Gamma-function form for linear betas, monotone interpolation of log alpha_bar for every
     other schedule. The reverse process is DDIM's with ``eta = kappa`` (DDIM-rev); kappa = 1 is
@@ -51,7 +51,7 @@ def fastdpm(
             0.8 T, some linear ones at T - 1, and the variances of short chains (S < 9 linear, S <
             23 quadratic for the default schedule) are bounded before they reach alpha_bar(T).
         clip: bound on |x0| in data units, a pair (lo, hi), or None (the authors never clip).
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
         A plan of S rows (see `num_steps`).
@@ -79,7 +79,7 @@ def fastdpm(
 def steps_grid(
     schedule: NoiseSchedule, num_steps: int, spacing: Spacing = "linear", *, extended: bool = False
 ) -> Grid:
-    """The times of the STEPS approximation: `get_STEP_step` of the authors' code, plus 1.
+    """Return the times of the STEPS approximation: `get_STEP_step` of the authors' code, plus 1.
 
     Args:
         schedule: noise levels, with whole steps.
@@ -103,23 +103,23 @@ def steps_grid(
 def var_grid(
     schedule: NoiseSchedule, num_steps: int, spacing: Spacing = "linear", *, extended: bool = False
 ) -> Grid:
-    """The times of the VAR approximation: those whose levels are the products of `var_betas`.
+    """Return the times of the VAR approximation, whose levels are the products of `var_betas`.
 
     Args:
         schedule: noise levels, with whole steps.
         num_steps: S, in [2, T].
         spacing: "linear" or "quadratic".
-        extended: end at T where the authors' search is bounded before.
+        extended: end at T where the authors' search stops at its bound before.
     """
     T, _ = _checked(schedule, num_steps, spacing, extended)
     levels = np.cumprod(1.0 - var_betas(schedule, num_steps, spacing, extended=extended))
     lowest = float(schedule.alpha_bar(T))
     times = schedule.time_at(np.maximum(levels, lowest))
     times[0] = 1.0  # the first variance is beta_1
-    short = lowest < levels[-1] * (1.0 - 2e-4)
-    if levels[-1] <= lowest * (1.0 + 1e-9) or (short and extended):
-        times[-1] = T  # extended: short only where rounding bounds the last variance
-    elif short:
+    falls_short = lowest < levels[-1] * (1.0 - 2e-4)
+    if levels[-1] <= lowest * (1.0 + 1e-9) or (falls_short and extended):
+        times[-1] = T  # with `extended` only the rounding of a last variance near 1 leaves a gap
+    elif falls_short:
         warn_user(
             f"fastdpm: num_steps should reach alpha_bar(T) = {lowest:.3g} but {num_steps} "
             f"{spacing} variances end at {levels[-1]:.3g} (t = {times[-1]:.6g}), as in the "
@@ -131,12 +131,12 @@ def var_grid(
 def var_betas(
     schedule: NoiseSchedule, num_steps: int, spacing: Spacing = "linear", *, extended: bool = False
 ) -> FloatArray:
-    """Variances `(S,)`, cleanest first, of the VAR approximation: the authors' `get_VAR_noise`.
+    """Return the variances `(S,)` of the VAR approximation, cleanest first.
 
-    The first is beta_1; one free parameter is bisected until the product of ``1 - eta`` is within
-    1e-4 above alpha_bar(T), with the same midpoints and bounds, so that the variances agree to
-    rounding. Where that search ends at its bound, `extended` searches on, up to a last variance of
-    1, for alpha_bar(T) itself.
+    They are those of `get_VAR_noise` in the authors' code. The first is beta_1; one free parameter
+    is bisected until the product of ``1 - eta`` is within 1e-4 above alpha_bar(T), with the
+    authors' midpoints and bounds, so that the variances agree to rounding. Where that search stops
+    at its bound, `extended` continues it to alpha_bar(T) itself, up to a last variance of 1.
 
     Raises:
         ValueError: if no chain of this length and spacing ends at alpha_bar(T).
@@ -163,7 +163,7 @@ def var_betas(
             return first * np.square(1.0 + np.arange(steps) * x)
 
     def level(x: float) -> float:
-        # At 0, since two variances above 1 would make a positive product again.
+        # Floored at 0, since two variances above 1 would make a positive product again.
         return float(np.prod(np.maximum(1.0 - variances(x), 0.0)))
 
     highest = level(lowest)
@@ -182,7 +182,10 @@ def var_betas(
 def _bisected(
     f: Callable[[float], float], left: float, right: float, target: float, window: float
 ) -> float:
-    """X with ``target <= f(x) <= (1 + window) target`` for falling f, by the authors' midpoints."""
+    """Bisect for x with ``target <= f(x) <= (1 + window) target``, for falling f.
+
+    The midpoints are those of the authors' code.
+    """
     x = 0.5 * (left + right)
     for _ in range(1000):
         x = 0.5 * (left + right)
@@ -198,7 +201,7 @@ def _bisected(
 def _checked(
     schedule: NoiseSchedule, num_steps: int, spacing: str, extended: bool
 ) -> tuple[int, int]:
-    """(T, S) of a schedule with whole steps."""
+    """Return the checked (T, S) for a schedule with whole steps."""
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"fastdpm: schedule must be a NoiseSchedule, got {schedule!r}")
     if schedule.num_steps is None:

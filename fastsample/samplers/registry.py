@@ -1,8 +1,8 @@
-"""The samplers: one entry each, from which everything else that names them is derived.
+"""The registry of samplers.
 
-`sample(method=...)`, `fs.<name>`, the command line, the README's table, the starts of `tune`, the
-line-up of comparisons and the tests read this registry. A new sampler is a file beside this one and
-an entry here.
+`sample(method=...)`, `fs.<name>`, the command line, the README's table, the starting points of
+`tune`, the methods of comparisons and the tests all read it. To add a sampler, add a file beside
+this one and an entry here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from fastsample.samplers.unipc import unipc
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a method's knobs.
+    """A choice of values for a method's knobs.
 
     Attributes:
-        family: what it is called in comparisons, where several settings may go by one name.
-        knobs: the knobs that are not at their defaults.
+        family: its name in comparisons; several settings may share one name.
+        knobs: the values of the knobs that are not at their defaults.
     """
 
     family: str
@@ -36,16 +36,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Method:
-    """A sampler and what it takes.
+    """A sampler and its keyword arguments, which are called knobs.
 
     Attributes:
         make: the sampler: ``(schedule, grid, **knobs) -> Plan``.
-        summary: what it is, in a few words.
-        source: where it was published.
-        order: how many network outputs its best settings combine in a step; 1 looks at one.
-        deterministic: settings that draw no noise and are worth trying for a model: where `tune`
-            starts from and what comparisons run. Empty for a stochastic sampler.
-        chooses_times: it takes a number of steps instead of a grid.
+        summary: a description in a few words.
+        source: its publication.
+        order: the number of network outputs that its best settings combine in a step.
+        deterministic: settings without noise that are worth trying for a model: `tune` starts from
+            them and comparisons run them. Empty for a stochastic sampler.
+        chooses_times: whether it takes a number of steps instead of a grid.
     """
 
     make: Callable[..., Plan]
@@ -57,7 +57,7 @@ class Method:
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """Its keyword arguments and their defaults, but for what the model decides."""
+        """The keyword arguments and their defaults, except those that the model decides."""
         return {
             name: parameter.default
             for name, parameter in inspect.signature(self.make).parameters.items()
@@ -109,21 +109,23 @@ METHODS: dict[str, Method] = {
 }
 
 DEFAULT_METHOD = "ddim"
-"""What "auto" is for a model without tuned plans, unless a knob belongs to another method."""
+"""The method that "auto" stands for when the model has no tuned plans.
+
+A knob that only another method takes selects that method instead."""
 
 
 def method_names() -> list[str]:
-    """The names that `method` arguments take: "auto" and those of `METHODS`."""
+    """Return the names that `method` arguments take: "auto" and those of `METHODS`."""
     return ["auto", *METHODS]
 
 
 def methods_with(knob: str) -> list[str]:
-    """The methods that take a knob."""
+    """Return the names of the methods that take a knob."""
     return [name for name, method in METHODS.items() if knob in method.knobs]
 
 
 def check_method(function: str, name: object, knobs: Mapping[str, Any]) -> Method:
-    """The method of a name, which must take all the knobs.
+    """Return the method of a name, which must take all the knobs.
 
     Raises:
         TypeError: a knob that no method takes.
@@ -132,24 +134,24 @@ def check_method(function: str, name: object, knobs: Mapping[str, Any]) -> Metho
     if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"{function}: method must be one of {method_names()}, got {name!r}")
     for knob, value in knobs.items():
-        having = methods_with(knob)
-        if not having:
+        takers = methods_with(knob)
+        if not takers:
             known = sorted({k for method in METHODS.values() for k in method.knobs})
             raise TypeError(
                 f"{function}: keyword arguments must be its own or knobs of a method, "
                 f"got {knob}={value!r}; the knobs are {known}"
             )
-        if name not in having:
-            own = list(METHODS[name].knobs)
+        if name not in takers:
+            accepted = list(METHODS[name].knobs)
             raise ValueError(
                 f'{function}: {knob} must be left out with method="{name}", got {value!r}; '
-                f"its knobs are {own or 'none'}"
+                f"its knobs are {accepted or 'none'}"
             )
     return METHODS[name]
 
 
 def table() -> str:
-    """The methods and their knobs as a Markdown table."""
+    """Return the methods and their knobs as a Markdown table."""
     lines = ["| method | what it is | knobs and their defaults | source |", "|---|---|---|---|"]
     for name, method in METHODS.items():
         knobs = ", ".join(f"`{knob}={_quoted(value)}`" for knob, value in method.knobs.items())
@@ -161,4 +163,5 @@ def table() -> str:
 
 
 def _quoted(value: Any) -> str:
+    """Return a default value as Python source."""
     return f'"{value}"' if isinstance(value, str) else str(value)

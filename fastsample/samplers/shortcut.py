@@ -1,4 +1,4 @@
-"""Shortcut MCMC: jump to the clean estimate, then noise it afresh."""
+"""Shortcut MCMC: each step estimates x0, then adds fresh noise."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def shortcut(
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
-    r"""Plan for shortcut-MCMC sampling: ``x_s = alpha_s x0 + sigma_s z`` with fresh noise each row.
+    r"""Compile the plan of shortcut MCMC: ``x_s = alpha_s x0 + sigma_s z``, fresh noise each row.
 
     Eq. (8) of Chen 2023 (arXiv:2301.01206), the DDIM family at its largest noise ``d = sigma_s``,
     which consistency models sample with too. The paper draws the times at random: pass
     ``grids.random(T, K, seed)``. Its marginals are those of the forward process only if x0 is a
     posterior sample; with a denoiser's mean the samples come out too concentrated, the more so the
-    fewer the steps. No number of steps mends it: Gaussian data keep at most half their variance.
+    fewer the steps. No number of steps cures this: Gaussian data keep at most half their variance.
 
     Args:
         schedule: noise levels; only alpha and sigma at the grid's times are read.
         grid: K times and the final 0. The paper's "K = 10" makes 11 network calls: K is 11 here.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
         A plan of K rows. Each draws noise but the last, which lands on x0.

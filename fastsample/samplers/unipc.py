@@ -1,4 +1,4 @@
-"""UniPC: a corrector that costs no network call, and DPM-Solver++ as its predictor."""
+"""UniPC: DPM-Solver++ as the predictor, with a corrector that costs no network call."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def unipc(
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
-    r"""Plan for UniPC of order 1 or 2: B2(h) = e^h - 1, data prediction.
+    r"""Compile the plan of UniPC of order 1 or 2, with B2(h) = e^h - 1 and data prediction.
 
-    Zhao et al. 2023, "UniPC" (arXiv:2302.04867), algorithms 5 and 6, as `UniPCMultistepScheduler`
-    of diffusers with its defaults. Each network output first corrects the sample it was computed
-    from, then predicts the next one. The corrected sample differs from the predicted one by a
-    combination of the last three x0's alone, so that both fit in one row, which looks back at one
-    x0 more than the predictor alone. (Order 3 would look back at a fourth.)
+    Zhao et al. 2023, "UniPC" (arXiv:2302.04867), algorithms 5 and 6. It equals diffusers'
+    `UniPCMultistepScheduler` with its defaults. Each network output first corrects the sample it
+    was computed from, then predicts the next one. The corrected sample differs from the predicted
+    one by a combination of the last three x0's alone, so that both fit in one row, which reads one
+    earlier x0 more than the predictor would. (Order 3 would need a fourth x0.)
 
     The last row goes to t = 0 and lands on x0.
 
@@ -36,7 +36,7 @@ def unipc(
         grid: K times and the final 0.
         order: 1 or 2, at most K; None is 2, or 1 for a single step.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
-        prediction: what the network's output is.
+        prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
         A deterministic plan of K rows that looks back at `order` earlier x0's.
@@ -58,8 +58,8 @@ def unipc(
     ratio = step_ratios(h)
     predict = np.where(second, 0.5 * ratio, 0.0)  # UniP-2 is 2M
 
-    # Row i > 0 first corrects x for the step before it: x + spread (h1 - h2) + pull (x0 - h1),
-    # where rho solves the paper's system for the points r_1 = -1 / back and 1.
+    # Row i > 0 first corrects x for the step before it: x + spread (h1 - h2) + pull (x0 - h1).
+    # rho solves the paper's linear system for the points r_1 = -1 / back and r_2 = 1.
     before = np.where(np.isfinite(h[:-1]), h[:-1], 1.0)  # only row 0 is infinite: first order
     b1 = phi(2, before) / phi(1, before)
     b2 = 2.0 * phi(3, before) / phi(1, before)

@@ -1,1 +1,1 @@
-"""Running plans: samples, inversion, noise."""
+"""Running plans: drawing samples, inverting data to noise, and the noise itself."""

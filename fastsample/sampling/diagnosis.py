@@ -1,45 +1,72 @@
-"""What a run shows: a progress bar, and the name of the row that went wrong."""
+"""The progress bar of a run, and the error that names the row whose result is not finite."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastsample.denoiser.conditions import Conditions
+from fastsample.denoiser.denoiser import Denoiser
 from fastsample.plans.plan import Plan
-from fastsample.sampling.loop import run
+from fastsample.sampling.loop import Correct, run
+from fastsample.sampling.noise import Identity
 
 
-def progress_bar(progress: bool, plan: Plan | None) -> tqdm:
-    """A bar of network calls; without a plan their number is not known beforehand."""
+def progress_bar(progress: bool, plan: Plan | None) -> tqdm[NoReturn]:
+    """A bar that counts network calls; None for the plan is a number not known beforehand."""
     total = None if plan is None else len(plan)
     return tqdm(total=total, disable=not progress, desc="sampling", unit="call")
 
 
-def name_bad_row(
-    denoiser, plan, starting, identity, noise, conditions, correct=None, function="sample"
-) -> None:
-    """Run again, looking after every row, and raise the error that names the first bad one."""
+def raise_first_bad_row(
+    denoiser: Denoiser,
+    plan: Plan,
+    make_start: Callable[[], Tensor],
+    identity: Identity | None,
+    noise: Tensor | None,
+    conditions: Conditions,
+    correct: Correct | None = None,
+    function: str = "sample",
+) -> NoReturn:
+    """Run a plan again, checking every row, and raise the error that names the first bad one.
+
+    The first run does not check every row, because each check waits for the device.
+
+    Args:
+        denoiser: the model.
+        plan: the plan whose result was not finite.
+        make_start: makes the starting samples of the run again.
+        identity: as for `run`.
+        noise: as for `run`.
+        conditions: as for `run`.
+        correct: as for `run`.
+        function: the caller's name, for messages.
+
+    Raises:
+        ValueError: always.
+    """
 
     def watch(k: int, output: Tensor, x: Tensor) -> None:
         for label, tensor in (("the model's output", output), ("x", x)):
             if not torch.isfinite(tensor).all():
-                found = "NaN" if torch.isnan(tensor).any() else "infinity"
                 raise ValueError(
-                    f"{function}: {label} must be finite, got {found} in row {k} of {len(plan)} "
-                    f"(t = {plan.times[k]:g})"
+                    f"{function}: {label} must be finite, got {_bad_value(tensor)} in row {k} of "
+                    f"{len(plan)} (t = {plan.times[k]:g})"
                 )
 
-    first = starting().detach().clone()
-    if not torch.isfinite(first).all():
-        given = "start" if function == "sample" else "x0"
-        found = "NaN" if torch.isnan(first).any() else "infinity"
-        raise ValueError(f"{function}: {given} must be finite, got {found}")
+    start = make_start().detach().clone()
+    if not torch.isfinite(start).all():
+        argument = "start" if function == "sample" else "x0"
+        raise ValueError(f"{function}: {argument} must be finite, got {_bad_value(start)}")
     with torch.no_grad():
         run(
             denoiser,
             plan,
-            first,
+            start,
             identity=identity,
             noise=noise,
             conditions=conditions,
@@ -50,3 +77,8 @@ def name_bad_row(
         f"{function}: samples must be finite, got NaN or infinity that a second run did not show; "
         "the model is not deterministic"
     )
+
+
+def _bad_value(tensor: Tensor) -> str:
+    """The name of what makes a tensor not finite."""
+    return "NaN" if torch.isnan(tensor).any() else "infinity"

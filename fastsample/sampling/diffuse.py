@@ -1,8 +1,9 @@
-"""The forward process in one shot: data to any noise level."""
+"""The forward process in one step: from data to any noise level."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,36 +25,35 @@ def diffuse(
     sample_index: int | Sequence[int] | Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Noise data to time t at once: ``x_t = alpha(t) x0 + sigma(t) eps``.
+    """Add the noise of time t to data: ``x_t = alpha(t) x0 + sigma(t) eps``.
 
     Eq. (4) of Ho et al. 2020 (arXiv:2006.11239); at fractional t the fast forward process of
-    FastDPM (Kong and Ping 2021, arXiv:2106.00132). eps is the noise that `sample` would start
-    sample i from: a function of (seed, sample index, element) alone. Differentiable in `x0`.
+    FastDPM (Kong and Ping 2021, arXiv:2106.00132). eps is the starting noise of the same sample
+    in `sample`: a function of (seed, sample index, element) alone. Differentiable in `x0`.
 
     Args:
         x0: data ``(B, *shape)``, floating.
-        schedule: noise levels.
-        t: time in [0, T], real, one or one per sample ``(B,)``.
+        schedule: the noise levels alpha and sigma.
+        t: real times in [0, T], a number or one per sample ``(B,)``.
         seed: as for `sample`.
         sample_index: as for `sample`.
         noise: eps in the shape and dtype of `x0`, instead of generated noise.
 
     Returns:
-        x_t ``(B, *shape)``, in the dtype of `x0`; the arithmetic is float32 or wider.
+        x_t ``(B, *shape)`` in the dtype of `x0`; the arithmetic is in float32, or float64 for
+        float64 data.
 
     Raises:
-        TypeError: data that are no floating tensor, or no schedule.
+        TypeError: data that are no floating tensor, or a schedule that is no `NoiseSchedule`.
         ValueError: a time outside [0, T], or shapes that do not fit.
     """
-    if not isinstance(x0, Tensor) or x0.dtype not in DTYPE_CODES:
-        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
-        raise TypeError(f"diffuse: x0 must be a floating tensor, got {got}")
+    _check_floating(x0)
     if x0.dim() < 2:
         raise ValueError(f"diffuse: x0 must have shape (B, *shape), got {tuple(x0.shape)}")
-    if not isinstance(schedule, NoiseSchedule):
+    if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"diffuse: schedule must be a NoiseSchedule, got {schedule!r}")
     times = check_array("diffuse", "t", t.detach().cpu() if isinstance(t, Tensor) else t)
-    batch, kind = x0.shape[0], history_dtype(x0)
+    batch, dtype = x0.shape[0], history_dtype(x0)
     if times.shape not in ((), (batch,)):
         raise ValueError(
             f"diffuse: t must be one time or one per sample ({batch},), got shape {times.shape}"
@@ -62,7 +62,7 @@ def diffuse(
         raise ValueError(
             f"diffuse: t must be in [0, {schedule.T:g}], got {times.min():g} to {times.max():g}"
         )
-    if noise is not None and not isinstance(noise, Tensor):
+    if not isinstance(noise, Tensor | None):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"diffuse: noise must be a tensor, got {type(noise).__name__}")
     check_tensor("noise", noise, tuple(x0.shape), x0.dtype, x0.device, "diffuse")
     if noise is None:
@@ -72,9 +72,16 @@ def diffuse(
                 f"diffuse: seed and sample_index must be one number or one per sample ({batch},), "
                 f"got {identity.seeds.shape[0]} and {identity.index.shape[0]}"
             )
-        noise = ops.noise(identity.seeds, identity.index, x0.shape[1:], dtype=kind)
+        noise = ops.noise(identity.seeds, identity.index, x0.shape[1:], dtype=dtype)
     alpha, sigma = (
-        torch.as_tensor(level, dtype=kind, device=x0.device).reshape(-1, *[1] * (x0.dim() - 1))
+        torch.as_tensor(level, dtype=dtype, device=x0.device).reshape(-1, *[1] * (x0.dim() - 1))
         for level in schedule.levels(times)
     )
-    return (alpha * x0.to(kind) + sigma * noise.to(kind)).to(x0.dtype)
+    return (alpha * x0.to(dtype) + sigma * noise.to(dtype)).to(x0.dtype)
+
+
+def _check_floating(x0: Any) -> None:
+    """TypeError for data that are no tensor of a supported floating dtype."""
+    if not isinstance(x0, Tensor) or x0.dtype not in DTYPE_CODES:
+        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+        raise TypeError(f"diffuse: x0 must be a floating tensor, got {got}")

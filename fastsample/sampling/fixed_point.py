@@ -1,69 +1,79 @@
-"""Fixed points of a map of a batch of samples, each sample for itself."""
+"""Fixed points of a map on a batch of samples, found for each sample separately."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-_MEMORY = 5
+_Solve: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_MEMORY = 5  # earlier iterates that each new one is extrapolated from
 
 
 def fixed_point(
     g: Callable[[Tensor], Tensor], start: Tensor, tolerance: float, max_calls: int
 ) -> Tensor:
-    """Y with ``|g(y) - y| <= tolerance`` per sample, by Anderson acceleration.
+    """The y with ``|g(y) - y| <= tolerance`` for every sample, by Anderson acceleration.
 
-    Walker and Ni 2011, "Anderson Acceleration for Fixed-Point Iterations", with memory 5. A sample
-    stays at its first iterate within the tolerance, whatever the others of the batch still need;
-    one that never gets there, at its best iterate. Keeps ten tensors of the size of `start`, in
-    float32 or float64.
+    Walker and Ni 2011, "Anderson Acceleration for Fixed-Point Iterations", with memory 5. The
+    result of a sample is its first iterate within the tolerance, independent of how many more the
+    rest of the batch needs; without one it is the iterate of the smallest residual. Holds ten
+    tensors of the size of `start`, in float32 or float64.
 
     Args:
-        g: the map, ``(B, *shape)`` to the same.
-        start: first guess.
+        g: the map, from ``(B, *shape)`` to the same shape.
+        start: first guess ``(B, *shape)``.
         tolerance: largest absolute residual over the elements of a sample.
-        max_calls: calls of `g`, at least 1.
+        max_calls: largest number of calls of `g`, at least 1.
+
+    Returns:
+        ``(B, *shape)``.
     """
-    kind = torch.float64 if start.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if start.dtype == torch.float64 else torch.float32
     batch, column = start.shape[0], [1] * (start.dim() - 1)
     y, best = start, start
-    least = torch.full((batch,), torch.inf, dtype=kind, device=start.device)
-    # The last moves of y and changes of the residual, oldest overwritten first.
-    wide = (batch, start[:1].numel() if batch else 0, _MEMORY)
-    moves, changes = (torch.zeros(wide, dtype=kind, device=start.device) for _ in range(2))
+    least = torch.full((batch,), torch.inf, dtype=dtype, device=start.device)
+    # The last changes of y and of the residual; the oldest are overwritten first.
+    size = (batch, start[:1].numel() if batch else 0, _MEMORY)
+    moves, changes = (torch.zeros(size, dtype=dtype, device=start.device) for _ in range(2))
     point, residual = start, start
     for call in range(max_calls):
         last_point, last_residual = point, residual
-        point = y.to(kind).flatten(1)
-        residual = (g(y) - y).to(kind).flatten(1)
-        size = residual.abs().amax(1) if residual.numel() else least.new_zeros(batch)
-        better = (size < least) & (least > tolerance)
+        point = y.to(dtype).flatten(1)
+        residual = (g(y) - y).to(dtype).flatten(1)
+        largest = residual.abs().amax(1) if residual.numel() else least.new_zeros(batch)
+        better = (largest < least) & (least > tolerance)
         best = torch.where(better.reshape(-1, *column), y, best)
-        least = torch.where(better, size, least)
+        least = torch.where(better, largest, least)
         if not (least > tolerance).any():
             break
-        following = point + residual
+        extrapolated = point + residual
         if call > 0:
             slot = (call - 1) % _MEMORY
             moves[:, :, slot] = point - last_point
             changes[:, :, slot] = residual - last_residual
             weights = _least_squares(changes[:, :, : min(call, _MEMORY)], residual)
             for i in range(weights.shape[1]):
-                following = following - weights[:, i, None] * (moves[:, :, i] + changes[:, :, i])
-        y = following.to(y.dtype).reshape(y.shape)
+                extrapolated = extrapolated - weights[:, i, None] * (
+                    moves[:, :, i] + changes[:, :, i]
+                )
+        y = extrapolated.to(y.dtype).reshape(y.shape)
     return best
 
 
 def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
-    """Weights ``(B, n)`` of the columns ``(B, N, n)`` nearest to a target ``(B, N)``.
+    """Weights ``(B, n)`` whose sum of columns ``(B, N, n)`` is nearest to a target ``(B, N)``.
 
-    Differences of nearly converged iterates are nearly parallel: a ridge keeps the weights small.
+    A ridge keeps the weights small where the columns, differences of nearly converged iterates,
+    are nearly parallel.
     """
     gram = (columns.mT @ columns).double()
     right = (columns.mT @ target[:, :, None]).double()
-    share = 1e-10 if columns.dtype == torch.float64 else 1e-7
-    ridge = share * gram.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(gram.dtype).tiny
+    fraction = 1e-10 if columns.dtype == torch.float64 else 1e-7
+    ridge = fraction * gram.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(gram.dtype).tiny
     gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], device=gram.device)
-    return torch.linalg.solve_ex(gram, right)[0][:, :, 0].to(columns.dtype)
+    solve = cast(_Solve, torch.linalg.solve_ex)  # pyright: ignore[reportUnknownMemberType]
+    return solve(gram, right)[0][:, :, 0].to(columns.dtype)

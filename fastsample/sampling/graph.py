@@ -1,7 +1,7 @@
-"""The loop as a CUDA graph: model and step captured once, replayed for every row.
+"""The sampling loop as a CUDA graph: network and step are captured once and replayed for every row.
 
-It works because nothing in a row is a host number: the coefficients, the row number, the network's
-time, seeds and indices all live on the device, and the graph itself advances the row number.
+A row depends on no number of the host: the coefficients, the row number, the timestep, seeds and
+indices lie on the device, and the graph itself advances the row number.
 """
 
 from __future__ import annotations
@@ -31,11 +31,19 @@ def run_graph(
     conditions: Conditions,
     after_row: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """As `sampling.loop.run` without gradients, explicit noise or callbacks; `x` is overwritten.
+    """Run every row of a plan on ``x (B, *shape)``, which is overwritten with the result.
 
-    The capture runs the network `_WARMUP_CALLS` times more than the plan has rows. The network
-    must be
-    capturable: fixed shapes, no host synchronisation.
+    As `fastsample.sampling.loop.run` without gradients, explicit noise or callbacks. The network
+    must be capturable: fixed shapes and no synchronisation with the host. It is called
+    `_WARMUP_CALLS` times before the capture and once during it.
+
+    Args:
+        denoiser: the model.
+        plan: the rows.
+        x: starting samples `(B, *shape)`.
+        identity: seeds and indices for generated noise; may be None for deterministic plans.
+        conditions: extra arguments of the network.
+        after_row: called after each row is launched.
 
     Raises:
         ValueError: `x` is not on a CUDA device.
@@ -49,9 +57,9 @@ def run_graph(
         seeds, index = identity if identity and plan.is_stochastic else (None, None)
         batch = x.shape[0] * (2 if conditions.guided else 1)
         row = torch.zeros(1, dtype=torch.int64, device=x.device)
-        keeps = plan.needs_history
+        length = plan.needs_history
         h1, h2 = (
-            torch.zeros_like(x, dtype=history_dtype(x)) if keeps > n else None for n in range(2)
+            torch.zeros_like(x, dtype=history_dtype(x)) if length > n else None for n in range(2)
         )
 
         def one_row() -> None:
@@ -74,17 +82,17 @@ def run_graph(
         def rewind() -> None:
             x.copy_(start)
             row.zero_()
-            for kept in (h1, h2):
-                if kept is not None:
-                    kept.zero_()
+            for earlier_x0 in (h1, h2):
+                if earlier_x0 is not None:
+                    earlier_x0.zero_()
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             for _ in range(_WARMUP_CALLS):
                 row.zero_()
                 one_row()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(side_stream)
 
         rewind()
         graph = torch.cuda.CUDAGraph()

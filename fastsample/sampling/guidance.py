@@ -1,7 +1,8 @@
-"""Guidance beyond a constant scale: intervals are rows, rescaling and thresholding whole samples.
+"""Guidance intervals, guidance rescaling and dynamic thresholding.
 
-A scale is the column `w` of a plan. What needs a statistic of the whole sample (a standard
-deviation, a quantile) cannot be a row: it is done to the network's output before the same kernel.
+The guidance scale is the column `w` of a plan, so that an interval changes rows only. Rescaling and
+thresholding need a statistic of the whole sample (a standard deviation, a quantile), which a row
+cannot express: they change the network's output before the kernel of the row.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ from fastsample.plans.rows import COLUMNS
 def interval_scales(
     plan: Plan, guidance: float | Sequence[float], interval: Sequence[float] | None
 ) -> FloatArray:
-    """Guidance scale of each row ``(K,)``: outside an interval of times, 1.
+    """The guidance scale of each row ``(K,)``; 1 outside an interval of times.
 
     Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval" (arXiv:2404.07724).
 
     Args:
         plan: the rows.
         guidance: one scale, or one per row.
-        interval: (low, high): rows called at ``low < t <= high`` are guided; None is all of them.
+        interval: times (low, high); rows that call the network at ``low < t <= high`` are guided.
+            None guides every row.
+
+    Raises:
+        ValueError: another number of scales, or an interval that holds no time of the plan.
     """
     scale = check_array("sample", "guidance", guidance)
     if scale.shape not in ((), (len(plan),)):
@@ -57,21 +62,25 @@ def interval_scales(
 
 
 class Correction:
-    """Changes of the network's output that look at whole samples, before the row's kernel.
+    """Changes the network's output by statistics of whole samples, before the kernel of the row.
 
     Args:
         plan: the run's plan, with guidance and clip.
-        rescale: share phi in [0, 1] of guidance rescaling (Lin et al. 2023, arXiv:2305.08891,
-            eqs. 15 and 16): the guided output is brought to the conditional one's standard
-            deviation.
+        rescale: weight phi in [0, 1] of guidance rescaling (Lin et al. 2023, arXiv:2305.08891,
+            eqs. 15 and 16), which scales the guided output to the standard deviation of the
+            conditional one.
         threshold: quantile in (0, 1] of dynamic thresholding (Saharia et al. 2022,
             arXiv:2205.11487, section 2.3): x0 is clamped at that quantile of |x0|, if above the
             clip bound, and scaled back to the bound. None is off.
 
     Attributes:
-        plan: what the kernel runs on corrected outputs. Thresholding turns it into a plan for x0
-            prediction: p = 0, q = 1. In half precision the corrected output, and so the x0 that
-            multistep rows look back at, is rounded to the samples' dtype.
+        plan: the plan for corrected outputs. With thresholding it is a plan for x0 prediction:
+            p = 0, q = 1. In half precision the corrected output, and so the x0 that multistep rows
+            read again later, is rounded to the samples' dtype.
+
+    Raises:
+        ValueError: values out of range, or thresholding of a plan without a clip bound or with
+            rows that read the output directly.
     """
 
     def __init__(self, plan: Plan, rescale: float = 0.0, threshold: float | None = None) -> None:
@@ -105,40 +114,42 @@ class Correction:
         self, k: int, x: Tensor, conditional: Tensor, unconditional: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """(output, unconditional output or None) for the kernel of row k."""
-        row, kind = self._rows[k], history_dtype(x)
+        row, dtype = self._rows[k], history_dtype(x)
         channels = x.shape[1]
-        c, variance = conditional[:, :channels].to(kind), conditional[:, channels:]
+        c, variance = conditional[:, :channels].to(dtype), conditional[:, channels:]
         m = c
         if unconditional is not None:
-            u = unconditional[:, :channels].to(kind)
+            u = unconditional[:, :channels].to(dtype)
             m = u + row["w"] * (c - u)
             if self._rescale:
                 ratio = _deviation(c) / _deviation(m)
-                ratio = torch.where(torch.isfinite(ratio), ratio, 1.0)  # constant outputs
+                # The deviation of a constant output is 0, and the ratio infinity or NaN.
+                ratio = torch.where(torch.isfinite(ratio), ratio, 1.0)
                 m = m * (self._rescale * ratio + (1.0 - self._rescale))
         if self._quantile is not None:
-            m = dynamic_threshold(row["p"] * x.to(kind) + row["q"] * m, row["hi"], self._quantile)
+            m = dynamic_threshold(row["p"] * x.to(dtype) + row["q"] * m, row["hi"], self._quantile)
         m = m.to(conditional.dtype)
         return (torch.cat((m, variance), dim=1) if variance.shape[1] else m), None
 
 
 def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
-    """Imagen's dynamic thresholding of ``(B, *shape)`` (Saharia et al. 2022, arXiv:2205.11487).
+    """Imagen's dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
 
     Args:
-        x0: clean estimates.
+        x0: clean estimates ``(B, *shape)``.
         bound: the data lie in [-bound, bound].
-        quantile: in (0, 1]; 0.995 in the paper. Linear between order statistics.
+        quantile: in (0, 1], 0.995 in the paper; interpolated linearly between order statistics.
 
     Returns:
-        ``clamp(x0, -s, s) bound / s`` with s the quantile of |x0| per sample, at least `bound`.
+        ``clamp(x0, -s, s) bound / s`` in the shape of `x0`, with s the quantile of |x0| of each
+        sample, but at least `bound`.
     """
     if x0.numel() == 0:
         return x0
     sizes = x0.abs().flatten(1)
     position = quantile * (sizes.shape[1] - 1)
     below = math.floor(position)
-    # Only the largest are needed: torch.quantile would sort all, and refuses 16 M elements.
+    # Only the largest values are needed: torch.quantile sorts all, and refuses 16 M elements.
     top = torch.topk(sizes, sizes.shape[1] - below, dim=1).values
     s = torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - below)
     s = s.clamp(min=bound).reshape(-1, *[1] * (x0.dim() - 1))
@@ -146,7 +157,7 @@ def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
 
 
 def _deviation(output: Tensor) -> Tensor:
-    """Standard deviation of each sample, ready to broadcast; as diffusers' `rescale_noise_cfg`."""
+    """Standard deviation of each sample, with axes of 1, as in diffusers' `rescale_noise_cfg`."""
     wide = output.flatten(1)
     mean = wide.mean(1, keepdim=True)
     square = (wide - mean).square().sum(1) / max(wide.shape[1] - 1, 1)

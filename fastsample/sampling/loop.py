@@ -1,4 +1,4 @@
-"""The one loop: it runs any plan, one network call and one kernel per row."""
+"""The sampling loop: it runs any plan, with one network call and one kernel per row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,34 +20,34 @@ Correct: TypeAlias = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor
 
 
 class Step(NamedTuple):
-    """What a callback sees after each row."""
+    """The state of a run after a row, passed to the callback of `sample`."""
 
     row: int
-    """Number of the row just run, 0 = noisiest."""
+    """Number of the row that was just run; 0 is the noisiest."""
     time: float
-    """Project time the network was called at."""
+    """Project time that the network was called at."""
     x: Tensor
     """Samples after the row `(B, *shape)`."""
     x0: Tensor
     """The row's clean estimate `(B, *shape)`, in arithmetic precision. Multistep plans read it
-    again in later rows: copy it to change it."""
+    again in later rows: copy it before you change it."""
 
 
 class Tables(NamedTuple):
-    """A plan on the device; nothing in the loop waits for the host."""
+    """A plan's numbers on the device, so that the loop never waits for the host."""
 
     rows: Tensor
     """`(K, 13)`, float64 (float32 where the device has no float64)."""
     numbers: Tensor
     """`(K,)` int64 row numbers."""
     timesteps: Tensor
-    """`(K,)` what the network is told at each row."""
+    """`(K,)` the network's timestep of each row."""
 
 
 def make_tables(denoiser: Denoiser, plan: Plan, device: torch.device) -> Tables:
-    """Upload a plan."""
+    """Upload a plan's rows, their numbers and the network's timesteps."""
     return Tables(
-        torch.as_tensor(plan.rows.copy(), dtype=ops.rows_dtype(device), device=device),
+        torch.as_tensor(np.array(plan.rows), dtype=ops.rows_dtype(device), device=device),
         torch.arange(len(plan), device=device),
         denoiser.network_times(plan.times, device),
     )
@@ -70,9 +71,8 @@ def run(
 ) -> Tensor:
     """Run every row of a plan from `x`, with exactly ``len(plan)`` network calls.
 
-    Whatever runs rows runs them here: sampling, the trainer's chain, the teacher and the candidates
-    of tuning, the trajectories of a profile. Differentiable when gradients are enabled (unless
-    `inference`).
+    Sampling, the trainer's chain, the teacher and the candidates of tuning, and the trajectories of
+    a profile all run here. Differentiable when gradients are enabled (unless `inference`).
 
     Args:
         denoiser: the model. A module's input is cast to its dtype, and its output back.
@@ -80,16 +80,18 @@ def run(
         x: starting samples `(B, *shape)` on the model's device.
         identity: seeds and indices for generated noise; may be None for deterministic plans or
             with `noise`.
-        noise: explicit noise `(K, B, *shape)` instead.
+        noise: explicit noise `(K, B, *shape)` instead of generated noise.
         conditions: extra arguments of the network.
         rows: coefficients `(K, 13)` on the device instead of the plan's, for gradients with respect
             to them.
-        history: how many earlier x0's rows may look back at; None is what the plan's own rows need.
+        history: number of earlier x0 that are kept for later rows; None is what the rows of `plan`
+            need.
         in_place: overwrite `x` instead of allocating a tensor per row.
         inference: call the network in inference mode.
-        watch: called with (row, model output, x_next) after each row; for diagnosis.
+        watch: called with (row, model output, x_next) after each row, to diagnose a run.
         callback: called with a `Step` after each row.
-        correct: changes outputs before the kernel, given (row, x, conditional, unconditional).
+        correct: changes outputs before the kernel:
+            ``(row, x, conditional, unconditional) -> (conditional, unconditional)``.
 
     Returns:
         Samples `(B, *shape)`.
@@ -97,24 +99,27 @@ def run(
     tables = make_tables(denoiser, plan, x.device)
     conditions = conditions or Conditions("run", batch=x.shape[0], device=x.device)
     table = tables.rows if rows is None else rows
-    # Everything that depends on the plan alone is read before the first row.
-    keep = plan.needs_history if history is None else history
+    # Everything that depends on the plan alone is read before the first row: the loop stays short.
+    num_earlier = plan.needs_history if history is None else history
     numbers, timesteps = tables.numbers.unbind(), tables.timesteps.unbind()
     scales, times = plan.column("w").tolist(), plan.times.tolist()
     dtype = denoiser.network_dtype
-    # A plan without noise must not pass for one that makes it: the kernels choose by the seeds.
-    draws = identity is not None and noise is None and plan.is_stochastic
-    seeds, index = identity if draws and identity else (None, None)
-    kept: tuple[Tensor, ...] = ()
+    # Seeds select the kernels that generate noise: deterministic plans must not pass any.
+    generates = identity is not None and noise is None and plan.is_stochastic
+    seeds, index = identity if generates and identity else (None, None)
+    earlier_x0: tuple[Tensor, ...] = ()
     for k, number in enumerate(numbers):
         # A row of scale 1 needs no unconditional half.
-        here = conditions if scales[k] != 1.0 else conditions.conditional
-        fed = here.doubled(x if dtype is None or x.dtype == dtype else x.to(dtype))
+        row_conditions = conditions if scales[k] != 1.0 else conditions.conditional
+        network_input = row_conditions.doubled(
+            x if dtype is None or x.dtype == dtype else x.to(dtype)
+        )
+        timestep = timesteps[k].expand(network_input.shape[0])
         with torch.inference_mode() if inference else nullcontext():
-            output = denoiser.at_timestep(fed, timesteps[k].expand(fed.shape[0]), here.arguments)
-        del fed
+            output = denoiser.at_timestep(network_input, timestep, row_conditions.arguments)
+        del network_input
         output = output if output.dtype == x.dtype else output.to(x.dtype)
-        conditional, unconditional = here.split(output)
+        conditional, unconditional = row_conditions.split(output)
         if correct:
             conditional, unconditional = correct(k, x, conditional, unconditional)
         operands = {
@@ -122,12 +127,12 @@ def run(
             "seeds": seeds,
             "index": index,
             "noise": None if noise is None else noise[k],
-            "h1": kept[0] if kept else None,
-            "h2": kept[1] if len(kept) > 1 else None,
+            "h1": earlier_x0[0] if earlier_x0 else None,
+            "h2": earlier_x0[1] if len(earlier_x0) > 1 else None,
         }
-        if keep or callback:
+        if num_earlier or callback:
             x, x0 = ops.step_x0(x, conditional, table, number, **operands)
-            kept = (x0, *kept)[:keep]
+            earlier_x0 = (x0, *earlier_x0)[:num_earlier]
             if callback:
                 callback(Step(k, times[k], x, x0))
         else:

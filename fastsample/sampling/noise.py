@@ -1,4 +1,4 @@
-"""Which samples a batch holds: the seeds and global indices that their noise is a function of."""
+"""The samples of a batch: the seeds and global indices that determine their noise."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import check_integer
-from fastsample.denoiser.trees import batch_of
+from fastsample.denoiser.normalise import batch_size_of
 
 
 class Identity(NamedTuple):
-    """Which samples a batch holds: what their noise is a function of."""
+    """The identity of each sample of a batch, of which its noise is a function."""
 
     seeds: Tensor
-    """int64, one element or `(B,)`."""
-    index: Tensor
-    """int64 `(B,)`."""
+    """int64, one element or `(B,)`: the bits of 64-bit seeds."""
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  (hides tuple.index)
+    """int64 `(B,)`: global indices of the samples."""
 
 
-def agreed_batch(num_samples, start, noise, cond, sample_index, seed) -> int:
-    """The number of samples that the arguments agree on."""
-    sizes = {"num_samples": num_samples, "cond": batch_of(cond)}
+def agreed_batch(
+    num_samples: Any, start: Any, noise: Any, cond: Any, sample_index: Any, seed: Any
+) -> int:
+    """The number of samples that the arguments of `sample` agree on; 1 if none determines it.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: arguments for different numbers of samples.
+    """
+    sizes: dict[str, int | None] = {"num_samples": num_samples, "cond": batch_size_of(cond)}
     if num_samples is not None:
         sizes["num_samples"] = check_integer("sample", "num_samples", num_samples, 0)
     for name, tensor, axis in (("start", start, 0), ("noise", noise, 1)):
@@ -34,7 +41,7 @@ def agreed_batch(num_samples, start, noise, cond, sample_index, seed) -> int:
             if tensor.dim() > axis:
                 sizes[name] = tensor.shape[axis]
     for name, value in (("sample_index", sample_index), ("seed", seed)):
-        if isinstance(value, (Sequence, Tensor, np.ndarray)) and np.ndim(value) == 1:
+        if _is_sequence(value) and np.ndim(value) == 1:
             sizes[name] = len(value)
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:
@@ -45,11 +52,24 @@ def agreed_batch(num_samples, start, noise, cond, sample_index, seed) -> int:
 def make_identity(
     function: str, seed: Any, sample_index: Any, batch: int, device: torch.device
 ) -> Identity:
-    """Seeds and global indices of the samples, on the device."""
-    if isinstance(seed, (Sequence, Tensor, np.ndarray)) and np.ndim(seed) > 1:
+    """The seeds and global indices of the samples of a batch, on a device.
+
+    Args:
+        function: the caller's name, for messages.
+        seed: 64-bit seed, or one per sample.
+        sample_index: global index of each sample, or of the first one. None counts from 0, or is 0
+            for every sample with one seed per sample.
+        batch: number of samples.
+        device: the device.
+
+    Raises:
+        TypeError: seeds or indices that are no integers.
+        ValueError: seeds or indices out of range, or of more than one axis.
+    """
+    if _is_sequence(seed) and np.ndim(seed) > 1:
         raise ValueError(f"{function}: seed must be a number or a vector, got {np.ndim(seed)} dims")
     many = np.ndim(seed) == 1
-    words = [_signed(function, value) for value in (seed if many else [seed])]
+    seed_bits = [_as_int64(function, value) for value in (seed if many else [seed])]
     if sample_index is None:
         index = torch.zeros(batch, dtype=torch.int64) if many else torch.arange(batch)
     elif np.ndim(sample_index) == 0:
@@ -62,12 +82,17 @@ def make_identity(
                 f"got {np.ndim(sample_index)} dims"
             )
         index = _checked_index(function, sample_index)
-    seeds = torch.tensor(words, dtype=torch.int64, device=device)  # int64 even if there are none
+    # The dtype is named because an empty list would make a float tensor.
+    seeds = torch.tensor(seed_bits, dtype=torch.int64, device=device)
     return Identity(seeds, index.to(device, torch.int64))
 
 
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (Sequence, Tensor, np.ndarray))
+
+
 def _checked_index(function: str, sample_index: Any) -> Tensor:
-    """Indices of samples as int64, none below 0."""
+    """Indices of samples as int64; ValueError for one below 0."""
     if isinstance(sample_index, Tensor) and sample_index.dtype == torch.int64:
         least = int(sample_index.min()) if len(sample_index) else 0
         check_integer(function, "sample_index", least, 0)
@@ -80,10 +105,12 @@ def _checked_index(function: str, sample_index: Any) -> Tensor:
 
 
 def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, (Tensor, np.generic)) else value
+    """A number of torch or NumPy as a Python number; anything else as it is."""
+    wrapped: Any = value
+    return wrapped.item() if isinstance(value, (Tensor, np.generic)) else value
 
 
-def _signed(function: str, seed: Any) -> int:
+def _as_int64(function: str, seed: Any) -> int:
     """A 64-bit seed as the int64 of the same bits."""
     value = check_integer(function, "seed", _item(seed), 0, 2**64 - 1)
     return value - 2**64 if value >= 2**63 else value

@@ -1,4 +1,4 @@
-"""From the arguments of `sample` and its kin to what is run: a plan, and how it is guided."""
+"""The plan of a run, its guidance and its corrections, from the arguments of `sample`."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ Steps: TypeAlias = int | Grid | Plan | Sequence[float]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a caller asks for: the arguments of `sample` that decide about the plan.
+class PlanRequest:
+    """The arguments of `sample` that determine the plan.
 
     Attributes:
         steps: K, times, or a plan.
         method: a name of `samplers.registry`, or "auto".
         grid: a name of `grids.registry`, "auto" or "random".
-        clip: range of x0, or "auto".
-        knobs: of the method.
-        seed: of the times of ``grid="random"``.
+        clip: range that x0 is clamped to, or "auto" for the model's.
+        knobs: further keyword arguments of the method.
+        seed: seed of the times of ``grid="random"``.
         guidance: classifier-free guidance scale, one or one per row; None is off.
         guidance_interval: times (low, high) between which rows are guided.
-        guidance_rescale: share of guidance rescaling.
+        guidance_rescale: weight of guidance rescaling.
         threshold: quantile of dynamic thresholding.
-        uncond: conditions that mean "no condition"; None is the model's own.
+        uncond: conditions that mean "no condition"; None is the model's.
     """
 
     steps: Steps
     method: str = "auto"
     grid: str = "auto"
     clip: Clip | Literal["auto"] = "auto"
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seed: Any = None
     guidance: float | Sequence[float] | None = None
     guidance_interval: tuple[float, float] | None = None
@@ -59,14 +59,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What is run for it.
+    """The plan of a run, and where it came from.
 
     Attributes:
         plan: the rows.
-        method: the method's name; "tuned" for the model's own plan, "given" for the caller's.
-        grid: the grid's name; "given" for given times and plans, "method" where the method chooses.
+        method: the method's name; "tuned" for a plan of `Denoiser.with_plans`, "given" for a plan
+            from the caller.
+        grid: the grid's name; "given" for times or a plan from the caller, "method" where the
+            method chooses the times.
         uncond: conditions that mean "no condition"; None without guidance.
-        correct: what changes outputs before the kernel, or None.
+        correct: changes outputs before the kernel; None without rescaling and thresholding.
     """
 
     plan: Plan
@@ -76,108 +78,112 @@ class Resolved:
     correct: Correction | None = None
 
 
-def resolve(function: str, denoiser: Denoiser, wanted: Wanted) -> Resolved:
+def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved:
     """The plan of a run, checked against the model.
 
-    "auto" as the method is, in this order: the plan that was tuned for this model and number of
-    steps, unless times, knobs, a clip, guidance or a threshold are asked for; the one method that
-    takes the given knobs; `DEFAULT_METHOD`. "auto" as the grid is the best for the profile that the
-    model carries, `DEFAULT_GRID` without one.
+    The method "auto" is the first of these: the plan that was tuned for this model and number of
+    steps, unless times, a grid, knobs, a clip, guidance or a threshold are requested; the one
+    method that takes the knobs; `DEFAULT_METHOD`. The grid "auto" is the best one for the model's
+    profile (`Denoiser.with_profile`), or `DEFAULT_GRID` without a profile.
 
     Args:
         function: the caller's name, for messages.
         denoiser: the model.
-        wanted: what is asked for.
+        request: the arguments of the caller.
 
     Raises:
-        TypeError: an argument of the wrong kind, or a knob that no method takes.
+        TypeError: an argument of the wrong type, or a knob that no method takes.
         ValueError: unknown names, knobs of another method, or a plan that does not fit the model.
     """
-    unguided = _unguided(function, denoiser, wanted)
-    plan, uncond = _guided(function, denoiser, unguided.plan, wanted)
+    unguided = _unguided(function, denoiser, request)
+    plan, uncond = _with_guidance(function, denoiser, unguided.plan, request)
     correct = None
-    if wanted.guidance_rescale != 0.0 and not plan.is_guided:
+    if request.guidance_rescale != 0.0 and not plan.is_guided:
         raise ValueError(
             f"{function}: guidance must be given with guidance_rescale, got no guided row"
         )
-    if wanted.threshold is not None or wanted.guidance_rescale != 0.0:
-        correct = Correction(plan, wanted.guidance_rescale, wanted.threshold)
+    if request.threshold is not None or request.guidance_rescale != 0.0:
+        correct = Correction(plan, request.guidance_rescale, request.threshold)
         plan = correct.plan
     return replace(unguided, plan=plan, uncond=uncond, correct=correct)
 
 
-def _unguided(function: str, denoiser: Denoiser, wanted: Wanted) -> Resolved:
-    if isinstance(wanted.steps, Plan):
-        return _given_plan(function, denoiser, wanted)
-    name = wanted.method
+def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved:
+    """The plan before guidance."""
+    if isinstance(request.steps, Plan):
+        return _callers_plan(function, denoiser, request.steps, request)
+    name: Any = request.method
     if isinstance(name, str) and name == "auto":
-        plan = _own_plan(denoiser, wanted)
+        plan = _tuned_plan(denoiser, request)
         if plan is not None:
             return Resolved(check_plan(function, "steps", denoiser, plan), "tuned", "given")
-        name = _method_for(function, wanted.knobs)
-    method = check_method(function, name, wanted.knobs)
-    options = dict(wanted.knobs)
+        name = _method_for(function, request.knobs)
+    method = check_method(function, name, request.knobs)
+    options = dict(request.knobs)
     if "variance" in method.knobs:
         options.setdefault("variance", denoiser.variance)
         check_variance(function, denoiser, options["variance"])
-    options["clip"] = denoiser.clip_for(wanted.clip)
+    options["clip"] = denoiser.clip_for(request.clip)
     options["prediction"] = denoiser.prediction
     if not method.chooses_times:
-        grid, label = make_grid(function, denoiser, wanted.steps, wanted.grid, wanted.seed)
+        grid, label = make_grid(function, denoiser, request.steps, request.grid, request.seed)
         return Resolved(method.make(denoiser.schedule, grid, **options), name, label)
-    even = wanted.grid in ("auto", DEFAULT_GRID)
-    if not even or _are_times(wanted.steps):
+    even = request.grid in ("auto", DEFAULT_GRID)
+    if not even or _are_times(request.steps):
         argument, rule, value = (
-            ("steps", "be a number", wanted.steps) if even else ("grid", "be left out", wanted.grid)
+            ("steps", "be a number", request.steps)
+            if even
+            else ("grid", "be left out", request.grid)
         )
         raise ValueError(
             f'{function}: {argument} must {rule} with method="{name}", which chooses its times, '
             f"got {value!r}"
         )
-    return Resolved(method.make(denoiser.schedule, wanted.steps, **options), name, "method")
+    return Resolved(method.make(denoiser.schedule, request.steps, **options), name, "method")
 
 
-def _given_plan(function: str, denoiser: Denoiser, wanted: Wanted) -> Resolved:
-    """A plan decides what `method`, its knobs, `grid` and `clip` would."""
-    given: dict[str, tuple[Any, ...]] = {
-        "method": (wanted.method, "auto", DEFAULT_METHOD),
-        "grid": (wanted.grid, "auto", DEFAULT_GRID),
-        "clip": (wanted.clip, "auto"),
+def _callers_plan(function: str, denoiser: Denoiser, plan: Plan, request: PlanRequest) -> Resolved:
+    """A plan from the caller; ValueError with a method, knobs, a grid or a clip besides."""
+    arguments: dict[str, tuple[Any, ...]] = {
+        "method": (request.method, "auto", DEFAULT_METHOD),
+        "grid": (request.grid, "auto", DEFAULT_GRID),
+        "clip": (request.clip, "auto"),
     }
-    given |= {name: (value,) for name, value in wanted.knobs.items()}
-    for name, (value, *defaults) in given.items():
+    arguments |= {name: (value,) for name, value in request.knobs.items()}
+    for name, (value, *defaults) in arguments.items():
         if not any(isinstance(value, str) and value == default for default in defaults):
             raise ValueError(
                 f"{function}: {name} must be left out with a Plan, which decides it, got {value!r}"
             )
-    assert isinstance(wanted.steps, Plan)
-    return Resolved(check_plan(function, "steps", denoiser, wanted.steps), "given", "given")
+    return Resolved(check_plan(function, "steps", denoiser, plan), "given", "given")
 
 
-def _own_plan(denoiser: Denoiser, wanted: Wanted) -> Plan | None:
-    """The model's own plan of so many steps, unless something else was asked for."""
-    asked = any(not (isinstance(v, str) and v == "auto") for v in (wanted.grid, wanted.clip))
-    if asked or wanted.knobs or wanted.guidance is not None or wanted.threshold is not None:
+def _tuned_plan(denoiser: Denoiser, request: PlanRequest) -> Plan | None:
+    """The plan of `Denoiser.with_plans` for a number of steps; None if the request excludes it."""
+    choices: tuple[Any, ...] = (request.grid, request.clip)
+    chosen = any(not (isinstance(value, str) and value == "auto") for value in choices)
+    if chosen or request.knobs or request.guidance is not None or request.threshold is not None:
         return None
-    if _are_times(wanted.steps) or isinstance(wanted.steps, (bool, float, str)):
+    if _are_times(request.steps) or isinstance(request.steps, (bool, float, str)):
         return None
+    steps: Any = request.steps
     try:
-        return denoiser.plans.get(operator.index(wanted.steps))  # type: ignore[arg-type]
-    except TypeError:  # `make_grid` says what is wrong with it
+        return denoiser.plans.get(operator.index(steps))
+    except TypeError:  # `make_grid` raises the error for such steps
         return None
 
 
 def _method_for(function: str, knobs: Mapping[str, Any]) -> str:
-    """The method that the knobs belong to; the default one if it takes them."""
-    having = [name for name, method in METHODS.items() if knobs.keys() <= method.knobs.keys()]
-    if DEFAULT_METHOD in having or not having:
-        return DEFAULT_METHOD  # `check_method` says what is wrong with knobs that nobody takes
-    if len(having) > 1:
+    """The one method that takes the knobs; the default method if it takes them or none does."""
+    candidates = [name for name, method in METHODS.items() if knobs.keys() <= method.knobs.keys()]
+    if DEFAULT_METHOD in candidates or not candidates:
+        return DEFAULT_METHOD  # `check_method` raises the error for knobs that no method takes
+    if len(candidates) > 1:
         raise ValueError(
             f"{function}: method must be given with {sorted(knobs)}, which several methods take, "
-            f'got "auto"; it may be one of {having}'
+            f'got "auto"; it may be one of {candidates}'
         )
-    return having[0]
+    return candidates[0]
 
 
 def make_grid(
@@ -188,9 +194,22 @@ def make_grid(
     seed: Any = None,
     **objective: Any,
 ) -> tuple[Grid, str]:
-    """The times and the grid's name: given as they are, or K of them spread as `grid` says.
+    """The times of a run and the name of their grid.
 
-    `objective` is what "auto" asks of the model's profile, see `Profile.best_grid`.
+    Args:
+        function: the caller's name, for messages.
+        denoiser: the model.
+        steps: the times themselves, or their number K.
+        grid: how K times are spread: a name of `grids.registry`, "auto" or "random".
+        seed: seed of the times of ``grid="random"``.
+        **objective: options of `Profile.best_grid` for ``grid="auto"``.
+
+    Returns:
+        The grid, and its name; "given" for times from the caller.
+
+    Raises:
+        TypeError: a number of steps that is no integer.
+        ValueError: a number of steps out of range, or a grid that does not go with `steps`.
     """
     schedule = denoiser.schedule
     check_grid_name(function, grid)
@@ -199,7 +218,8 @@ def make_grid(
             raise ValueError(f"{function}: grid must be left out with given times, got {grid!r}")
         if isinstance(steps, Grid):
             return steps, "given"
-        return Grid(steps.tolist() if isinstance(steps, Tensor) else steps), "given"
+        times: Any = steps
+        return Grid(times.tolist() if isinstance(steps, Tensor) else times), "given"
     count = check_integer(function, "steps", steps, 1, schedule.num_steps)
     if grid == "auto":
         profile = denoiser.profile
@@ -216,19 +236,22 @@ def make_grid(
 
 
 def _are_times(steps: Any) -> bool:
-    """Whether `steps` is the times themselves, not their number."""
+    """Whether `steps` holds the times themselves, not their number."""
     if isinstance(steps, Tensor):
         return steps.dim() > 0
     return isinstance(steps, (Grid, Sequence, np.ndarray)) and not isinstance(steps, str)
 
 
-def _guided(
-    function: str, denoiser: Denoiser, plan: Plan, wanted: Wanted
+def _with_guidance(
+    function: str, denoiser: Denoiser, plan: Plan, request: PlanRequest
 ) -> tuple[Plan, Mapping[str, Any] | None]:
-    """The plan with its scales, and the conditions that mean "no condition" (None: no guidance)."""
-    scale, interval = wanted.guidance, wanted.guidance_interval
+    """The plan with its guidance scales, and the conditions of the unconditional half.
+
+    The conditions are None without guidance.
+    """
+    scale, interval = request.guidance, request.guidance_interval
     if scale is None and not plan.is_guided:
-        for name, value in (("uncond", wanted.uncond), ("guidance_interval", interval)):
+        for name, value in (("uncond", request.uncond), ("guidance_interval", interval)):
             if value is not None:
                 raise ValueError(f"{function}: guidance must be given with {name}, got None")
         return plan, None
@@ -238,7 +261,7 @@ def _guided(
         )
     if scale is not None:
         plan = plan.with_guidance(interval_scales(plan, scale, interval))
-    uncond = denoiser.uncond if wanted.uncond is None else wanted.uncond
+    uncond = denoiser.uncond if request.uncond is None else request.uncond
     if uncond is None:
         raise ValueError(
             f"{function}: uncond must be given with guidance, got None; it holds the keyword "
@@ -248,7 +271,7 @@ def _guided(
 
 
 def make_dtype(dtype: torch.dtype | None, start: Any, denoiser: Denoiser) -> torch.dtype:
-    """The samples' dtype: as asked for, else that of `start`, else the model's."""
+    """The samples' dtype: `dtype`, else that of `start`, else the model's; checked."""
     chosen = dtype or (start.dtype if isinstance(start, Tensor) else denoiser.dtype)
     if chosen not in DTYPE_CODES:
         raise TypeError(

@@ -1,1 +1,1 @@
-"""Noise levels over time."""
+"""Noise schedules: the levels of signal and noise over time."""

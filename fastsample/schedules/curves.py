@@ -1,7 +1,7 @@
-"""Curves of log alpha_bar over real time: the mathematics behind each kind of schedule.
+"""Curves of log alpha_bar over real time: the mathematics behind each noise schedule.
 
-A curve takes times in (0, T] and returns log alpha_bar <= 0; `time_at` inverts it. The schedule
-checks ranges.
+A curve takes times in (0, T] and returns log alpha_bar <= 0; `time_at` inverts it. Curves do not
+check ranges: the schedule that holds one does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastsample._support.checks import FloatArray, check_real
 
 
 class Curve(Protocol):
-    """Log alpha_bar over time, strictly decreasing."""
+    """A strictly decreasing function: log alpha_bar over time."""
 
     @property
     def num_steps(self) -> int | None:
@@ -24,11 +24,11 @@ class Curve(Protocol):
         ...
 
     def log_alpha_bar(self, t: FloatArray) -> FloatArray:
-        """Log alpha_bar at times in (0, T]."""
+        """Return log alpha_bar at times in (0, T]."""
         ...
 
     def time_at(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """Time of a level in [log alpha_bar(T), 0]."""
+        """Return the times at levels in [log alpha_bar(T), 0]."""
         ...
 
 
@@ -36,7 +36,8 @@ class Curve(Protocol):
 class LinearCurve:
     """Linear betas, continuous in t; the two ends must differ.
 
-    For rising betas ``alpha_bar(t) = D^t Gamma(a + 1) / Gamma(a - t + 1)``, ``a = (1 - low) / D``.
+    For rising betas ``alpha_bar(t) = D^t Gamma(a + 1) / Gamma(a - t + 1)`` with D the increment of
+    beta and ``a = (1 - beta_1) / D`` (Kong and Ping 2021, arXiv:2106.00132).
     """
 
     num_steps: int
@@ -44,14 +45,14 @@ class LinearCurve:
     end: float
 
     def log_alpha_bar(self, t: FloatArray) -> FloatArray:
-        """Log alpha_bar; falling betas are rising ones read backwards."""
+        """Return log alpha_bar; falling betas are treated as rising ones read backwards."""
         if self.end > self.start:
             return self._rising(t)
         total = np.asarray(float(self.num_steps))
         return self._rising(total) - self._rising(total - t)
 
     def time_at(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """Time by bisection: the slope is unbounded where beta reaches 1, so no Newton step."""
+        """Return times by bisection: Newton fails where beta reaches 1, with infinite slope."""
         low = np.zeros_like(log_alpha_bar)
         high = np.full_like(log_alpha_bar, self.num_steps)
         for _ in range(64):
@@ -61,7 +62,7 @@ class LinearCurve:
         return low
 
     def _rising(self, t: FloatArray) -> FloatArray:
-        """Log alpha_bar for betas that rise from the smaller to the larger end."""
+        """Return log alpha_bar for betas that rise from the smaller to the larger end."""
         beta, last, steps = min(self.start, self.end), max(self.start, self.end), self.num_steps
         increment = (last - beta) / (steps - 1)
         a = (1.0 - beta) / increment
@@ -82,7 +83,7 @@ class LinearCurve:
 
 
 def _log1p_tail(u: FloatArray) -> FloatArray:
-    """``-log(1 - u) - u`` for u in [0, 1), by its series where the difference would cancel."""
+    """Return ``-log(1 - u) - u`` for u in [0, 1), by its series where the difference cancels."""
     series = np.zeros_like(u)
     small = np.minimum(u, 0.1)
     for k in range(18, 1, -1):
@@ -92,7 +93,7 @@ def _log1p_tail(u: FloatArray) -> FloatArray:
 
 
 def _stirling(z: FloatArray) -> FloatArray:
-    """Remainder of Stirling's formula for log Gamma(z + 1): below 2e-15 off for z >= 20."""
+    """Return the remainder of Stirling's formula for log Gamma(z + 1), to 2e-15 for z >= 20."""
     w = 1.0 / z**2
     return (1 / 12 - w * (1 / 360 - w * (1 / 1260 - w / 1680))) / z
 
@@ -105,21 +106,22 @@ class TableCurve:
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """The number of steps T."""
         return len(self.table) - 1
 
     def log_alpha_bar(self, t: FloatArray) -> FloatArray:
-        """Interpolated table."""
+        """Interpolate the table."""
         if np.isfinite(self.table[-1]):
             return np.interp(t, np.arange(len(self.table)), self.table)
-        # Down to alpha_bar = 0 a line in the logarithm would be -inf: take one in alpha_bar.
+        # If alpha_bar(T) = 0, a line in log alpha_bar would be -inf over the whole last step, so
+        # alpha_bar itself is interpolated there.
         before = self.num_steps - 1
         log = np.interp(t, np.arange(before + 1), self.table[:-1])
         with np.errstate(divide="ignore"):
-            return log + np.log1p(-np.clip(t - before, 0.0, 1.0))
+            return log + np.log1p(-np.minimum(np.maximum(t - before, 0.0), 1.0))
 
     def time_at(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """The exact inverse of the interpolation."""
+        """Return the exact inverse of the interpolation."""
         if np.isfinite(self.table[-1]):
             return np.interp(-log_alpha_bar, -self.table, np.arange(len(self.table)))
         before = self.num_steps - 1
@@ -136,11 +138,11 @@ class VdmCurve:
     num_steps: None = None
 
     def log_alpha_bar(self, t: FloatArray) -> FloatArray:
-        """Log sigmoid(-gamma(t))."""
+        """Return log sigmoid(-gamma(t))."""
         return -np.logaddexp(0.0, self.gamma_min + (self.gamma_max - self.gamma_min) * t)
 
     def time_at(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """0 for every level cleaner than gamma_min: the curve jumps there."""
+        """Return times; levels cleaner than gamma_min give negative ones, as no t > 0 has them."""
         with np.errstate(divide="ignore"):
             gamma = np.log(-np.expm1(log_alpha_bar)) - log_alpha_bar
         return (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
@@ -153,18 +155,18 @@ class FlowCurve:
     num_steps: None = None
 
     def log_alpha_bar(self, t: FloatArray) -> FloatArray:
-        """Without a difference of nearly equal numbers at either end."""
+        """Return log alpha_bar in a form that cancels at neither end."""
         with np.errstate(divide="ignore"):
             return -np.log1p((t / (1.0 - t)) ** 2)
 
     def time_at(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """``t = r / (1 + r)`` with r = sigma / alpha."""
+        """Return ``t = r / (1 + r)`` with r = sigma / alpha."""
         with np.errstate(divide="ignore"):
             return 1.0 / (1.0 + 1.0 / np.sqrt(np.expm1(-log_alpha_bar)))
 
 
 def beta_range(function: str, start: float, end: float) -> tuple[float, float]:
-    """Both ends of a range of betas; only the last may be 1."""
+    """Return both ends of a range of betas, checked: in (0, 1), and only the last may be 1."""
     first = check_real(function, "beta_start", start)
     last = check_real(function, "beta_end", end)
     if not 0.0 < first < 1.0:
@@ -175,7 +177,7 @@ def beta_range(function: str, start: float, end: float) -> tuple[float, float]:
 
 
 def table_from_betas(function: str, betas: FloatArray) -> TableCurve:
-    """The curve through the cumulative products of 1 - beta."""
+    """Return the curve through the cumulative products of 1 - beta."""
     valid = (betas > 0.0) & (betas < 1.0)
     valid[-1] |= betas[-1] == 1.0
     if not valid.all():

@@ -30,6 +30,7 @@ from fastsample.schedules.curves import (
     beta_range,
     table_from_betas,
 )
+from fastsample.schedules.description import check_description
 
 Argument: TypeAlias = int | float | tuple[float, ...]
 
@@ -46,10 +47,10 @@ class NoiseSchedule:
     same class method from the same values.
 
     Attributes:
-        kind: name of the class method.
-        arguments: its arguments, as (name, value) pairs.
+        kind: name of the class method that built the schedule.
+        arguments: the arguments of that method, as (name, value) pairs.
         num_steps: T of a discrete schedule, None for a continuous one.
-        T: the noisiest time, a float: num_steps, or 1.0.
+        T: the noisiest time as a float: num_steps, or 1.0 for a continuous schedule.
     """
 
     kind: str
@@ -73,8 +74,12 @@ class NoiseSchedule:
         Args:
             num_steps: T, at least 1.
             beta_start: variance of step 1, in (0, 1).
-            beta_end: variance of step T, in (0, 1]; 1 gives a zero terminal SNR. May be the
-                smaller.
+            beta_end: variance of step T, in (0, 1]; 1 gives a zero terminal SNR. It may be
+                smaller than `beta_start`.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument out of range.
         """
         steps = check_integer("NoiseSchedule.linear", "num_steps", num_steps, 1)
         start, end = beta_range("NoiseSchedule.linear", beta_start, beta_end)
@@ -88,7 +93,9 @@ class NoiseSchedule:
     def scaled_linear(
         cls, num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
     ) -> NoiseSchedule:
-        """Square roots of beta evenly spaced: Stable Diffusion's, "quad" in the DDIM repository.
+        """Betas whose square roots are evenly spaced, as in Stable Diffusion.
+
+        The DDIM repository calls them "quad" (Song et al. 2021, arXiv:2010.02502).
 
         Args:
             num_steps: T, at least 1.
@@ -104,7 +111,9 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, num_steps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
-        """Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. (17), as improved-diffusion ships it.
+        """The cosine schedule of Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. (17).
+
+        The betas are those of the improved-diffusion repository, bounded by `max_beta`.
 
         Args:
             num_steps: T, at least 1.
@@ -119,11 +128,15 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | npt.NDArray[Any]) -> NoiseSchedule:
-        """Any variances; between integer times log alpha_bar is linear in t.
+        """A schedule of any variances; between integer times log alpha_bar is linear in t.
 
         Args:
             betas: `(T,)`, each in (0, 1); the last may be 1 (zero terminal SNR: there alpha_bar
                 itself is linear over the last step). ``betas[0]`` belongs to t = 1.
+
+        Raises:
+            TypeError: `betas` does not hold real numbers.
+            ValueError: a beta out of range, or no vector.
         """
         values = check_vector("NoiseSchedule.from_betas", "betas", betas)
         curve = table_from_betas("NoiseSchedule.from_betas", values)
@@ -131,12 +144,16 @@ class NoiseSchedule:
 
     @classmethod
     def from_alpha_bar(cls, values: Sequence[float] | npt.NDArray[Any]) -> NoiseSchedule:
-        """Any cumulative products; between integer times log alpha_bar is linear in t.
+        """A schedule of any alpha_bar; between integer times log alpha_bar is linear in t.
 
         Args:
             values: `(T,)`, strictly decreasing in (0, 1); the last may be 0 (zero terminal SNR:
-                there alpha_bar itself is linear over the last step). ``values[0]`` belongs to t =
-                1.
+                there alpha_bar itself is linear over the last step). ``values[0]`` belongs to
+                t = 1.
+
+        Raises:
+            TypeError: `values` does not hold real numbers.
+            ValueError: values that do not decrease or are out of range, or no vector.
         """
         name = "NoiseSchedule.from_alpha_bar"
         table = check_vector(name, "values", values)
@@ -155,14 +172,15 @@ class NoiseSchedule:
 
     @classmethod
     def vdm(cls, gamma_min: float = -13.3, gamma_max: float = 5.0) -> NoiseSchedule:
-        """Continuous, T = 1, log SNR linear: ``alpha(t)^2 = sigmoid(-gamma(t)) = 1 - sigma(t)^2``.
+        """Continuous time with T = 1 and a log SNR that is linear in t.
 
-        Kingma et al. 2021 (arXiv:2107.00630): ``gamma(t) = gamma_min + (gamma_max - gamma_min) t``.
-        At t = 0 exactly the schedule returns clean data, not gamma_min.
+        Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630): ``alpha(t)^2 =
+        sigmoid(-gamma(t)) = 1 - sigma(t)^2`` with ``gamma(t) = gamma_min + (gamma_max - gamma_min)
+        t``. At t = 0 exactly the schedule returns clean data, not the level of gamma_min.
 
         Args:
-            gamma_min: -log SNR just above t = 0.
-            gamma_max: -log SNR at t = 1, above gamma_min.
+            gamma_min: -log SNR just above t = 0, in [-700, 700].
+            gamma_max: -log SNR at t = 1, above gamma_min, at most 700.
         """
         low = check_real("NoiseSchedule.vdm", "gamma_min", gamma_min, -700.0, 700.0)
         high = check_real("NoiseSchedule.vdm", "gamma_max", gamma_max, -700.0, 700.0)
@@ -174,7 +192,9 @@ class NoiseSchedule:
 
     @classmethod
     def flow(cls) -> NoiseSchedule:
-        """Straight paths (arXiv:2209.03003), T = 1: ``alpha(t) = 1 - t``, ``sigma(t) = t``.
+        """Straight paths, continuous with T = 1: ``alpha(t) = 1 - t``, ``sigma(t) = t``.
+
+        Liu et al. 2022, "Flow Straight and Fast" (arXiv:2209.03003).
 
         alpha^2 + sigma^2 is not 1 here: `alpha_bar` is ``alpha^2 / (alpha^2 + sigma^2)``, that of
         the variance-preserving process with the same signal-to-noise ratio.
@@ -190,20 +210,20 @@ class NoiseSchedule:
 
     @property
     def T(self) -> float:
-        """The noisiest time."""
+        """The noisiest time: `num_steps`, or 1.0 for a continuous schedule."""
         return float(self._curve.num_steps or 1.0)
 
     def alpha_bar(self, t: npt.ArrayLike) -> FloatArray:
-        """alpha^2 / (alpha^2 + sigma^2) at t in [0, T]; the shape of t."""
+        """Return alpha^2 / (alpha^2 + sigma^2) at t in [0, T], in the shape of t."""
         return np.exp(self._log_alpha_bar("alpha_bar", t))
 
     def alpha(self, t: npt.ArrayLike) -> FloatArray:
-        """Signal level at t in [0, T]; the shape of t."""
+        """Return the signal level at t in [0, T], in the shape of t."""
         log = self._log_alpha_bar("alpha", t)
         return 1.0 - np.asarray(t, np.float64) if self.kind == "flow" else np.exp(0.5 * log)
 
     def sigma(self, t: npt.ArrayLike) -> FloatArray:
-        """Noise level at t in [0, T]; the shape of t."""
+        """Return the noise level at t in [0, T], in the shape of t."""
         log = self._log_alpha_bar("sigma", t)
         return (
             1.0 * np.asarray(t, np.float64)
@@ -212,23 +232,26 @@ class NoiseSchedule:
         )
 
     def levels(self, t: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """(alpha, sigma) at t in [0, T], the arguments of `transition`."""
+        """Return (alpha, sigma) at t in [0, T], each in the shape of t."""
         return self.alpha(t), self.sigma(t)
 
     def log_snr(self, t: npt.ArrayLike) -> FloatArray:
-        """log(alpha^2 / sigma^2) at t in [0, T]: +inf at t = 0, -inf where alpha is 0."""
+        """Return log(alpha^2 / sigma^2) at t in [0, T]: +inf at t = 0, -inf where alpha is 0."""
         log = self._log_alpha_bar("log_snr", t)
         with np.errstate(divide="ignore"):
             return log - np.log(-np.expm1(log))
 
     def time_at(self, alpha_bar: npt.ArrayLike) -> FloatArray:
-        """Time of a level, the inverse of `alpha_bar`; the shape of the argument.
+        """Return the time at which alpha_bar has a value, in the shape of the argument.
 
         Near t = 0 alpha_bar is close to 1 and its own rounding limits t: `time_at_log_snr` is
         sharper.
 
         Args:
-            alpha_bar: levels in [alpha_bar(T), 1]; up to 1e-9 relative below the range gives T.
+            alpha_bar: values in [alpha_bar(T), 1]; up to 1e-9 relative below the range gives T.
+
+        Raises:
+            ValueError: a value outside the range.
         """
         level = check_array("time_at", "alpha_bar", alpha_bar)
         lowest = float(self.alpha_bar(self.T))
@@ -240,10 +263,13 @@ class NoiseSchedule:
             return self._time(np.log(level))
 
     def time_at_log_snr(self, log_snr: npt.ArrayLike) -> FloatArray:
-        """Time of a log SNR, the inverse of `log_snr`; the shape of the argument.
+        """Return the time at which `log_snr` has a value, in the shape of the argument.
 
         Args:
             log_snr: values of log(alpha^2 / sigma^2), at least `log_snr(T)`; +inf gives 0.
+
+        Raises:
+            ValueError: a value below `log_snr(T)`.
         """
         level = check_array("time_at_log_snr", "log_snr", log_snr, infinite=True)
         lowest = float(self.log_snr(self.T))
@@ -256,37 +282,23 @@ class NoiseSchedule:
     # ---- as data
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able description, read back by `from_dict`."""
+        """Return a description that fits in JSON and that `from_dict` reads."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.arguments}
         return {"kind": self.kind, **values}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NoiseSchedule:
-        """The schedule that `to_dict` described; ValueError or TypeError if it describes none."""
-        name = "NoiseSchedule.from_dict"
-        if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"{name}: data must be a mapping, got {type(data).__name__}")
-        rest = {key: value for key, value in data.items() if key != "kind"}
-        expected = _ARGUMENTS.get(str(data.get("kind")))
-        if expected is None:
-            raise ValueError(
-                f'{name}: data["kind"] must be one of {sorted(_ARGUMENTS)}, '
-                f"got {data.get('kind')!r}"
-            )
-        if set(rest) != set(expected):
-            raise ValueError(
-                f'{name}: data must hold {list(expected)} for kind "{data["kind"]}", '
-                f"got {sorted(map(str, rest))}"
-            )
-        steps = rest.get("num_steps")
-        if isinstance(steps, int) and steps > _MOST_STEPS:  # a table of them would be made
-            raise ValueError(
-                f'{name}: data["num_steps"] must be at most {_MOST_STEPS}, got {steps}'
-            )
-        return getattr(cls, data["kind"])(**rest)
+        """Return the schedule that `to_dict` described.
+
+        Raises:
+            TypeError: `data` is no mapping, or holds a value of the wrong type.
+            ValueError: `data` describes no schedule.
+        """
+        method, arguments = check_description("NoiseSchedule.from_dict", data)
+        return getattr(cls, method)(**arguments)
 
     def __repr__(self) -> str:
-        """The call that builds this schedule, with long tables shortened."""
+        """Return the call that builds this schedule, with long tables shortened."""
         parts = [
             f"<{len(value)} values>" if isinstance(value, tuple) else f"{key}={value!r}"
             for key, value in self.arguments
@@ -294,7 +306,7 @@ class NoiseSchedule:
         return f"NoiseSchedule.{self.kind}({', '.join(parts)})"
 
     def _log_alpha_bar(self, function: str, t: npt.ArrayLike) -> FloatArray:
-        """Log alpha_bar at checked times, 0 at t = 0."""
+        """Return log alpha_bar at times after checking them; 0 at t = 0."""
         times = check_array(function, "t", t)
         bad = (times < 0.0) | (times > self.T)
         if np.any(bad):
@@ -304,18 +316,6 @@ class NoiseSchedule:
         return np.where(times > 0.0, self._curve.log_alpha_bar(times), 0.0)[()]
 
     def _time(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """Time of a level inside the range, kept in [0, T] against rounding."""
+        """Return the time of a level inside the range; rounding cannot take it out of [0, T]."""
         times = np.where(log_alpha_bar < 0.0, self._curve.time_at(log_alpha_bar), 0.0)
         return np.minimum(np.maximum(times, 0.0), self.T)[()]
-
-
-_MOST_STEPS = 10**7  # of a stored schedule
-_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "linear": ("num_steps", "beta_start", "beta_end"),
-    "scaled_linear": ("num_steps", "beta_start", "beta_end"),
-    "cosine": ("num_steps", "max_beta"),
-    "from_betas": ("betas",),
-    "from_alpha_bar": ("values",),
-    "vdm": ("gamma_min", "gamma_max"),
-    "flow": (),
-}

@@ -1,4 +1,4 @@
-"""What ties two noise levels together: the quantities every sampler and every bound is made of."""
+"""Quantities of two noise levels, from which every sampler and every bound is computed."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fastsample._support.checks import FloatArray
 
 
 class Transition(NamedTuple):
-    """What ties a level s to a noisier level t; every field has the shape of the levels."""
+    """Quantities of a level s and a noisier level t; every field has the shape of the levels."""
 
     alpha: FloatArray  # alpha_{t|s}
     variance: FloatArray  # sigma^2_{t|s}
-    posterior_variance: FloatArray  # of q(x_s | x_t, x0)
+    posterior_variance: FloatArray  # variance of q(x_s | x_t, x0)
     snr_ratio: FloatArray  # SNR_t / SNR_s, in [0, 1]
 
 
 def transition(
     alpha_s: npt.ArrayLike, sigma_s: npt.ArrayLike, alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike
 ) -> Transition:
-    r"""Pair quantities of two noise levels, s cleaner than t, for any alpha and sigma.
+    r"""Return the quantities of two noise levels, s cleaner than t, for any alpha and sigma.
 
     ``alpha_{t|s} = alpha_t / alpha_s``, ``sigma^2_{t|s} = sigma_t^2 - alpha_{t|s}^2 sigma_s^2`` and
     the posterior variance ``sigma^2_{t|s} sigma_s^2 / sigma_t^2``: Kingma et al. 2021, "Variational
@@ -50,7 +50,7 @@ def transition(
 def ddim_terms(
     alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike, alpha_s: npt.ArrayLike, sigma_s: npt.ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """(a, b) of the deterministic step ``x_s = a x_t + b x0`` from level t to level s.
+    """Return (a, b) of the deterministic step ``x_s = a x_t + b x0`` from level t to level s.
 
     Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0; for any alpha and sigma, in their
     common shape.
@@ -62,13 +62,13 @@ def ddim_terms(
 def snr_drop(
     alpha_bar_t: FloatArray, noise_t: FloatArray, alpha_bar_s: FloatArray, noise_s: FloatArray
 ) -> FloatArray:
-    """``SNR_s - SNR_t`` of a variance-preserving process, never a difference of large terms.
+    """Return ``SNR_s - SNR_t`` of a variance-preserving process without cancellation.
 
     Args:
-        alpha_bar_t: at the noisier time.
-        noise_t: 1 - alpha_bar there, exact near 0.
-        alpha_bar_s: at the cleaner time.
-        noise_s: 1 - alpha_bar there.
+        alpha_bar_t: alpha_bar at the noisier time t.
+        noise_t: 1 - alpha_bar at t, exact near 0.
+        alpha_bar_s: alpha_bar at the cleaner time s.
+        noise_s: 1 - alpha_bar at s, exact near 0.
     """
     drop = np.where(noise_t < 0.5, noise_t - noise_s, alpha_bar_s - alpha_bar_t)
     return drop / (noise_t * noise_s)

@@ -1,21 +1,25 @@
-"""Losses and trainers for diffusion models; names are imported when they are first used."""
+"""Losses and a trainer for diffusion models; names are imported when they are first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastsample.training.fidelity.collapse import CollapseDetector, CollapseWarning
-    from fastsample.training.fidelity.loss import Fidelity, FidelityLoss
+    from fastsample.training.fidelity.loss import FidelityLoss, FidelityResult
     from fastsample.training.losses.diffusion import DiffusionLoss
     from fastsample.training.losses.vdm import VDMLoss
+    from fastsample.training.trainer.fidelity_term import FidelityTerm
+    from fastsample.training.trainer.optimizer import Optimizer
     from fastsample.training.trainer.trainer import Trainer
 
-_PLACES = {
+_MODULES = {
     "CollapseDetector": "fidelity.collapse",
     "CollapseWarning": "fidelity.collapse",
     "DiffusionLoss": "losses.diffusion",
-    "Fidelity": "fidelity.loss",
     "FidelityLoss": "fidelity.loss",
+    "FidelityResult": "fidelity.loss",
+    "FidelityTerm": "trainer.fidelity_term",
+    "Optimizer": "trainer.optimizer",
     "Trainer": "trainer.trainer",
     "VDMLoss": "losses.vdm",
 }
@@ -24,15 +28,17 @@ __all__ = [
     "CollapseDetector",
     "CollapseWarning",
     "DiffusionLoss",
-    "Fidelity",
     "FidelityLoss",
+    "FidelityResult",
+    "FidelityTerm",
+    "Optimizer",
     "Trainer",
     "VDMLoss",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fastsample.training' has no attribute {name!r}")
-    globals()[name] = getattr(import_module(f"fastsample.training.{_PLACES[name]}"), name)
+    globals()[name] = getattr(import_module(f"fastsample.training.{_MODULES[name]}"), name)
     return globals()[name]

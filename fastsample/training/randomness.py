@@ -1,7 +1,7 @@
-"""What is random in an iteration of training: a function of (seed, iteration, purpose) alone.
+"""The random numbers of a training iteration: a function of (seed, iteration, purpose) alone.
 
-Nothing has to be stored to resume, all processes find the same times, and a sample's noise does not
-depend on how many processes share its batch.
+So resuming needs no stored random state, all processes draw the same times, and the noise of a
+sample does not depend on how many processes share its batch.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Purpose: TypeAlias = Literal[
     "chain noise",
     "directions",
 ]
-# Their order is part of what a seed means.
+# Reordering the purposes changes what a seed gives.
 _NUMBERS = {name: number for number, name in enumerate(get_args(Purpose))}
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Random numbers of one iteration, independent for every purpose.
+class RandomStreams:
+    """Random numbers of one iteration, independent between purposes.
 
     Attributes:
-        seed: of the run, 64 bits.
+        seed: seed of the run, 64 bits.
         iteration: 0, 1, ...
     """
 
@@ -41,12 +41,12 @@ class Draws:
     iteration: int
 
     def generator(self, purpose: Purpose) -> np.random.Generator:
-        """Numbers for the host, the same in every process."""
-        return np.random.Generator(np.random.Philox(self._source(purpose)))
+        """A NumPy generator, the same in every process."""
+        return np.random.Generator(np.random.Philox(self._seed_sequence(purpose)))
 
     def key(self, purpose: Purpose) -> int:
-        """A 64-bit seed, for noise that belongs to samples."""
-        return int(self._source(purpose).generate_state(1, np.uint64)[0])
+        """A 64-bit seed, for noise that is a function of (seed, sample index)."""
+        return int(self._seed_sequence(purpose).generate_state(1, np.uint64)[0])
 
-    def _source(self, purpose: Purpose) -> np.random.SeedSequence:
+    def _seed_sequence(self, purpose: Purpose) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed, spawn_key=(_NUMBERS[purpose], self.iteration))

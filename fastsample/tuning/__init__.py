@@ -1,1 +1,1 @@
-"""Tuned plans: the best K-step sampler for one model, found by measuring."""
+"""Tuning: the plan of K steps whose results are nearest to those of a fine run, for one model."""

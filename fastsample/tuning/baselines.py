@@ -1,4 +1,4 @@
-"""The known deterministic samplers as starting points of a tuned plan."""
+"""The known deterministic samplers and grids that tuning starts from."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _SPACINGS = ("uniform", "quadratic", "log_snr", "karras", "leading")
 
 
 def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:
-    """Known ways of spreading `steps` times, and the planner's, without repeats."""
-    found: dict[str, Grid] = {}
+    """Distinct grids of `steps` times by name: the planner's, and those of known spacings."""
+    grids: dict[str, Grid] = {}
     profile = denoiser.profile
     if profile is not None:
         best = profile.best_grid(steps)
         if best is not None:
-            found["auto"] = best
+            grids["auto"] = best
         if profile.trajectories and len(profile.times) <= MOST_TIMES:
-            second = profile.best_grid(steps, "trajectory", method="dpm++")
-            if second is not None and second not in found.values():
-                found["auto, second order"] = second
+            second_order = profile.best_grid(steps, "trajectory", method="dpm++")
+            if second_order is not None and second_order not in grids.values():
+                grids["auto, second order"] = second_order
     for name in _SPACINGS:
         try:
             grid = GRIDS[name](denoiser.schedule, steps)
-        except ValueError:  # lists of diffusers need whole steps, and enough of them
+        except ValueError:  # the spacings of diffusers need integer steps, and enough of them
             continue
-        if len(grid) == steps and grid not in found.values():
-            found[name] = grid
-    return found
+        if len(grid) == steps and grid not in grids.values():
+            grids[name] = grid
+    return grids
 
 
 def check_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
-    """The deterministic methods asked for; all of them by default."""
+    """The names of deterministic methods, checked; None is all of them."""
     known = [name for name, method in METHODS.items() if method.deterministic]
     if methods is None:
         return tuple(known)
@@ -55,7 +55,14 @@ def check_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
 def solver_plans(
     denoiser: Denoiser, grid: Grid, methods: Sequence[str], clip: Any
 ) -> Iterator[Plan]:
-    """Every variant of the methods on a grid that its length allows."""
+    """The plans of the methods on a grid, in every variant that its length allows.
+
+    Args:
+        denoiser: the model.
+        grid: the times.
+        methods: names of deterministic methods.
+        clip: range that x0 is clamped to.
+    """
     for name in methods:
         for setting in METHODS[name].deterministic:
             if setting.knobs.get("order", 1) <= len(grid):
@@ -71,7 +78,14 @@ def solver_plans(
 def maker_of(
     denoiser: Denoiser, plan: Plan, methods: Sequence[str], clip: Any
 ) -> Callable[[Grid], Plan]:
-    """The function that makes a plan's sampler on other times."""
+    """The function that makes the plan of the same sampler on another grid.
+
+    Args:
+        denoiser: the model.
+        plan: a plan that `solver_plans` made.
+        methods: the names of methods that `solver_plans` had.
+        clip: range that x0 is clamped to.
+    """
 
     def make(grid: Grid) -> Plan:
         plans = solver_plans(denoiser, grid, methods, clip)

@@ -1,14 +1,16 @@
 """Rows by least squares: each row carries the student as near to the teacher as it can.
 
-A row's result is linear in its coefficients, so that, with the student's state, its estimate of x0
-and two earlier ones given, the best row is a regression of 4 numbers on as many equations as there
-are elements of all samples. Row by row that costs exactly one run of the sampler, no gradient.
+The student is the run of K steps that is fitted, the teacher the fine run that it follows. The
+result of a row is linear in its coefficients: with the student's state, its estimate of x0 and two
+earlier estimates known, the best row is a regression of 4 numbers on as many equations as all
+samples have elements. Fitting row by row takes one run of the sampler, and no gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -16,83 +18,86 @@ from torch import Tensor
 from fastsample import ops
 from fastsample.plans.rows import COLUMNS
 from fastsample.schedules.transition import ddim_terms
-from fastsample.tuning.split import Shares
+from fastsample.tuning.split import Split
 from fastsample.tuning.teacher import Teacher
 
 Objective: TypeAlias = Literal["endpoint", "robust"]
+_Solve: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-_RIDGE = 1e-6  # of each feature's own energy, towards the DDIM step
-HISTORY = 2
-_FEATURES = [COLUMNS.index(name) for name in ("a", "b", "c1", "c2")]  # x, x0, h1, h2
+HISTORY = 2  # earlier estimates of x0 that a row may read
+_RIDGE = 1e-6  # relative to the energy of each feature; pulls towards the DDIM step
+_FEATURES = [COLUMNS.index(name) for name in ("a", "b", "c1", "c2")]  # of x, x0, h1, h2
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A run of the student on some times.
+class FittedRun:
+    """A run of the student on some times, with the rows fitted to the teacher.
 
     Attributes:
-        chosen: positions in the teacher's times, falling.
-        states: what each row started from, `(n, *shape)`, and the result.
-        earlier: the x0's before each row, latest first.
-        coefficients: of each row: x, x0, h1, h2, as many as there were.
+        positions: positions of the times in the teacher's times, descending.
+        states: samples `(n, *shape)` before each row, and the result.
+        histories: the earlier x0 `(n, *shape)` that each row may read, latest first.
+        coefficients: float64 coefficients of each row: of x, x0, and the earlier x0.
     """
 
-    chosen: tuple[int, ...]
+    positions: tuple[int, ...]
     states: list[Tensor]
-    earlier: list[tuple[Tensor, ...]]
+    histories: list[tuple[Tensor, ...]]
     coefficients: list[Tensor]
 
     @property
     def result(self) -> Tensor:
-        """`(n, *shape)`."""
+        """The samples `(n, *shape)` after the last row."""
         return self.states[-1]
 
 
 def fit_rows(
     teacher: Teacher,
-    chosen: tuple[int, ...],
+    positions: tuple[int, ...],
     samples: slice,
     *,
-    known: Fitted | None = None,
+    previous: FittedRun | None = None,
     robust: bool = False,
-) -> Fitted:
-    """Run the student on the chosen times and fit each row to the teacher's next state.
+) -> FittedRun:
+    """Run the student on some times and fit each row to the teacher's next state.
 
     Args:
-        teacher: what to follow.
-        chosen: positions in the teacher's times, falling.
-        samples: which of them.
-        known: a run whose rows are kept as far as they are the same.
-        robust: samples that have gone another way than the teacher's count less.
+        teacher: the run to follow.
+        positions: positions of the times in the teacher's times, descending.
+        samples: local positions of the samples.
+        previous: an earlier run on the same samples; its first rows are reused as far as they are
+            the same.
+        robust: give less weight to samples that have moved far from the teacher's.
     """
     conditions = teacher.runner.conditions.select(samples)
-    kept = 0
-    states, earlier, coefficients = [teacher.start[samples]], [()], []
-    if known is not None:
-        kept = _shared(known.chosen, chosen)
-        states, earlier = known.states[: kept + 1], known.earlier[: kept + 1]
-        coefficients = known.coefficients[:kept]
-    x, history = states[-1], earlier[-1]
-    for row in range(kept, len(chosen)):
-        k = chosen[row]
+    num_reused = 0
+    states: list[Tensor] = [teacher.start[samples]]
+    histories: list[tuple[Tensor, ...]] = [()]
+    coefficients: list[Tensor] = []
+    if previous is not None:
+        num_reused = _num_equal_rows(previous.positions, positions)
+        states = previous.states[: num_reused + 1]
+        histories = previous.histories[: num_reused + 1]
+        coefficients = previous.coefficients[:num_reused]
+    x, history = states[-1], histories[-1]
+    for row in range(num_reused, len(positions)):
+        k = positions[row]
         x0, output, uncond = teacher.model.x0(x, k, conditions)
-        to = chosen[row + 1] + 1 if row + 1 < len(chosen) else 0
-        features = (x, x0, *history)
-        target = teacher.states[to][samples]
-        if to == 0 and teacher.clips:
-            # The result is x0 itself, which stays in the range of the data.
+        next_state = positions[row + 1] + 1 if row + 1 < len(positions) else 0
+        target = teacher.states[next_state][samples]
+        if next_state == 0 and teacher.clips:
+            # The result is x0 itself, so that it stays in the range of the data.
             coefficient = torch.tensor([0.0, 1.0, *[0.0] * len(history)], dtype=torch.float64)
         else:
-            prior, weights = _ddim(teacher, k, to), None
+            prior, weights = _ddim_coefficients(teacher, k, next_state), None
             if robust and row:
-                wanted = teacher.states[k + 1][samples]
-                weights = _weights(x, wanted, teacher.shares, samples)
-            coefficient = _regress(features, target, prior, weights, teacher.shares)
+                weights = _weights(x, teacher.states[k + 1][samples], teacher.split, samples)
+            coefficient = _regress((x, x0, *history), target, prior, weights, teacher.split)
         x = _stepped(teacher, k, coefficient, x, output, uncond, history)
         history = (x0, *history)[:HISTORY]
         coefficients = [*coefficients, coefficient]
-        states, earlier = [*states, x], [*earlier, history]
-    return Fitted(chosen, states, earlier, coefficients)
+        states, histories = [*states, x], [*histories, history]
+    return FittedRun(positions, states, histories, coefficients)
 
 
 def _stepped(
@@ -104,7 +109,7 @@ def _stepped(
     uncond: Tensor | None,
     history: tuple[Tensor, ...],
 ) -> Tensor:
-    """The row's result by the operator that users run."""
+    """The result of a row, computed by the same operator as in `sample`."""
     row = teacher.model.rows[k].copy()
     row[_FEATURES[: len(coefficient)]] = coefficient.numpy()
     table = torch.as_tensor(row[None], dtype=ops.rows_dtype(x.device), device=x.device)
@@ -113,9 +118,9 @@ def _stepped(
     return ops.step(x, output, table, number, uncond=uncond, h1=h1, h2=h2)
 
 
-def combined(features: tuple[Tensor, ...], coefficient: Tensor) -> Tensor:
-    """``sum c_i f_i`` in the features' dtype."""
-    values = coefficient.tolist()
+def linear_combination(features: tuple[Tensor, ...], coefficient: Tensor) -> Tensor:
+    """``sum c_i f_i`` of features of equal shape with coefficients `(F,)`, in their dtype."""
+    values = [float(value) for value in coefficient]
     result = values[0] * features[0]
     for value, feature in zip(values[1:], features[1:], strict=True):
         result = result.add(feature, alpha=value)
@@ -124,31 +129,33 @@ def combined(features: tuple[Tensor, ...], coefficient: Tensor) -> Tensor:
 
 def distance(
     result: Tensor,
-    wanted: Tensor,
+    target: Tensor,
     objective: Objective,
-    shares: Shares,
+    split: Split,
     scale: float | None = None,
 ) -> float:
-    """Root mean square difference per element; "robust": pseudo-Huber of each sample's own.
+    """Root mean square difference per element, over the samples of all processes.
 
     Args:
         result: `(n, *shape)`.
-        wanted: the same.
-        objective: how samples count.
-        shares: of which all processes' errors are summed.
-        scale: of the pseudo-Huber: errors far above it count linearly.
+        target: `(n, *shape)`.
+        objective: "robust" takes the pseudo-Huber loss of each sample's root mean square instead
+            of its square.
+        split: the split of the samples over processes.
+        scale: error of a sample above which its pseudo-Huber loss grows linearly; None is the
+            square.
     """
-    squares = (result - wanted).double().flatten(1).square().mean(1)
+    squares = (result - target).double().flatten(1).square().mean(1)
     if objective == "robust" and scale:
         squares = 2.0 * scale**2 * (torch.sqrt(1.0 + squares / scale**2) - 1.0)
     if not bool(torch.isfinite(squares).all()):
         squares = torch.full_like(squares, torch.inf)
-    total, count = shares.sum(torch.stack([squares.sum(), squares.new_tensor(len(squares))]))
+    total, count = split.sum(torch.stack([squares.sum(), squares.new_tensor(len(squares))]))
     return float((total / count).sqrt())
 
 
-def _shared(old: tuple[int, ...], new: tuple[int, ...]) -> int:
-    """How many first rows are the same: a row depends on its time and on the next."""
+def _num_equal_rows(old: tuple[int, ...], new: tuple[int, ...]) -> int:
+    """The number of first rows that are the same: a row depends on its time and the next one."""
     same = 0
     while same < min(len(old), len(new)) and old[same] == new[same]:
         same += 1
@@ -157,18 +164,22 @@ def _shared(old: tuple[int, ...], new: tuple[int, ...]) -> int:
     return max(same - 1, 0)
 
 
-def _ddim(teacher: Teacher, k: int, to: int) -> tuple[float, float]:
-    """(a, b) of the DDIM row between two of the teacher's states."""
+def _ddim_coefficients(teacher: Teacher, k: int, next_state: int) -> tuple[float, float]:
+    """(a, b) of the DDIM step from time k of the teacher to one of its states."""
     model = teacher.model
-    level = (model.alpha[to - 1], model.sigma[to - 1]) if to else (1.0, 0.0)
+    target = next_state - 1
+    level = (model.alpha[target], model.sigma[target]) if next_state else (1.0, 0.0)
     a, b = ddim_terms(model.alpha[k], model.sigma[k], *level)
     return float(a), float(b)
 
 
-def _weights(x: Tensor, wanted: Tensor, shares: Shares, samples: slice) -> Tensor:
-    """`(n,)` less for samples that are far from the teacher's, measured by their median."""
-    squares = (x - wanted).double().flatten(1).square().mean(1)
-    return 1.0 / (1.0 + squares / (9.0 * shares.median(squares, samples) + 1e-30))
+def _weights(x: Tensor, target: Tensor, split: Split, samples: slice) -> Tensor:
+    """`(n,)` weights that fall with a sample's distance from the teacher's, relative to the median.
+
+    A sample at three times the median distance counts half.
+    """
+    squares = (x - target).double().flatten(1).square().mean(1)
+    return 1.0 / (1.0 + squares / (9.0 * split.median(squares, samples) + 1e-30))
 
 
 def _regress(
@@ -176,19 +187,30 @@ def _regress(
     target: Tensor,
     prior: tuple[float, float],
     weights: Tensor | None,
-    shares: Shares,
+    split: Split,
 ) -> Tensor:
-    """Coefficients `(F,)` float64 on the CPU: normal equations with a small ridge to a prior."""
+    """Least squares by normal equations, with a small ridge towards a prior.
+
+    Args:
+        features: F tensors `(n, *shape)`: x, x0, and earlier x0.
+        target: `(n, *shape)`.
+        prior: the coefficients of x and x0 that the ridge pulls towards; the others are 0.
+        weights: `(n,)` weights of the samples; None is equal weights.
+        split: the split of the samples over processes.
+
+    Returns:
+        Coefficients `(F,)`, float64 on the CPU.
+    """
     base = torch.zeros(len(features), dtype=torch.float64)
     base[:2] = torch.tensor(prior, dtype=torch.float64)
-    rest = target.double() - combined(tuple(f.double() for f in features), base)
+    residual = target.double() - linear_combination(tuple(f.double() for f in features), base)
     columns = torch.stack([f.double().flatten() for f in features])
-    scaled = columns
+    weighted = columns
     if weights is not None:
-        per_element = weights.repeat_interleave(rest[0].numel())
-        scaled = columns * per_element
-    equations = torch.cat([scaled @ columns.T, (scaled @ rest.flatten())[:, None]], dim=1)
-    gram, moment = shares.sum(equations).split([len(features), 1], dim=1)
-    # A feature that is zero everywhere keeps its prior.
+        weighted = columns * weights.repeat_interleave(residual[0].numel())
+    equations = torch.cat([weighted @ columns.T, (weighted @ residual.flatten())[:, None]], dim=1)
+    gram, moment = torch.split(split.sum(equations), [len(features), 1], dim=1)
+    # A positive diagonal keeps the prior of a feature that is zero everywhere.
     energy = gram.diagonal().clamp(min=1e-300)
-    return base + torch.linalg.solve(gram + torch.diag(_RIDGE * energy), moment)[:, 0]
+    solve = cast(_Solve, torch.linalg.solve)  # pyright: ignore[reportUnknownMemberType]
+    return base + solve(gram + torch.diag(_RIDGE * energy), moment)[:, 0]

@@ -1,4 +1,4 @@
-"""What tuning found, for people and for the plan's provenance."""
+"""The report of a tuning, which becomes part of the plan's provenance."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Stage:
-    """Errors after a stage, per element against the teacher: root mean squares, or pseudo-Huber.
+    """The errors after a stage, per element against the teacher: root mean squares or pseudo-Huber.
 
     Attributes:
-        name: what was done.
-        calibration: on the samples that it was done with; None where they were not run.
-        validation: on samples that nothing was fitted to; the plan is chosen by them.
+        name: what the stage did.
+        calibration: error on the samples that were fitted to; None where they were not run.
+        validation: error on the held-out samples, by which the plan is chosen.
     """
 
     name: str
@@ -27,17 +27,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """The errors on the way to a tuned plan, and what they cost.
+    """The errors of the stages of a tuning, and its cost.
 
     Attributes:
         starts: the known samplers, best first.
-        stages: what came after them, in order.
-        chosen: name of the entry that became the plan.
-        samples: calibration samples and validation samples.
+        stages: the stages after them, in order.
+        chosen: name of the stage whose plan was chosen.
+        samples: numbers of calibration and of held-out samples.
         teacher_steps: network calls of the teacher's run.
-        runs: candidate times that were tried.
-        network_calls: samples that the network has seen, over all samples of the tuning: full
-            batches.
+        runs: number of candidates that were run.
+        network_calls: network calls per sample of the tuning.
     """
 
     starts: tuple[Stage, ...]
@@ -49,7 +48,7 @@ class TuneReport:
     network_calls: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report as dictionaries and lists, for JSON."""
         return asdict(self)
 
 

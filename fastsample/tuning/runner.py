@@ -1,8 +1,9 @@
-"""Runs of plans on the samples of tuning, in batches, guided and clipped as the plan will be."""
+"""Runs of plans on the samples of tuning, in batches, with the guidance and clip of the result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,13 +22,13 @@ class Runner:
 
     Args:
         denoiser: the model.
-        conditions: of all samples of this process, on the model's device.
-        clip: range of x0.
-        guidance: classifier-free guidance scale; None is none.
+        conditions: the conditions of all samples of this process, on the model's device.
+        clip: range that x0 is clamped to.
+        guidance: classifier-free guidance scale; None is no guidance.
         batch_size: samples per network call.
 
     Attributes:
-        calls: samples that the network has seen, both halves of a guided batch counted.
+        calls: number of samples in all network calls so far; both halves of a guided batch count.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Runner:
         self.guidance, self.batch_size = guidance, batch_size
         self.calls = 0
 
-    def guided(self, plan: Plan) -> Plan:
-        """The plan under the guidance that is tuned for."""
+    def with_guidance(self, plan: Plan) -> Plan:
+        """The plan with the guidance scale of this tuning."""
         return plan if self.guidance is None else plan.with_guidance(self.guidance)
 
     def run(
@@ -57,18 +58,22 @@ class Runner:
         history: int | None = None,
         after_row: Callable[[slice, Step], object] | None = None,
     ) -> Tensor:
-        """Results of a plan.
+        """The results of a plan.
 
         Args:
             plan: the rows, without guidance.
             start: noise `(n, *shape)`.
-            first: number of its first sample.
-            rows: coefficients instead of the plan's, as for `loop.run`.
-            history: as for `loop.run`.
-            after_row: told the positions in `start` and the step after each row of each batch.
+            first: local position of the first sample of `start`.
+            rows: coefficients instead of the plan's, as for `fastsample.sampling.loop.run`.
+            history: as for `fastsample.sampling.loop.run`.
+            after_row: called after each row of each batch with the batch's positions in `start`
+                and the step.
+
+        Returns:
+            `(n, *shape)`.
         """
-        plan = self.guided(plan)
-        results = []
+        plan = self.with_guidance(plan)
+        results: list[Tensor] = []
         for begin in range(0, len(start), self.batch_size):
             part = slice(begin, min(begin + self.batch_size, len(start)))
             x = start[part]
@@ -80,17 +85,15 @@ class Runner:
                     conditions=self.conditions.part(first + begin, x),
                     rows=rows,
                     history=history,
-                    callback=None
-                    if after_row is None
-                    else lambda step, part=part: after_row(part, step),
+                    callback=None if after_row is None else partial(after_row, part),
                 )
             )
             halves = 2 if plan.is_guided else 1
             self.calls += halves * len(x) * len(plan)
         return torch.cat(results) if len(results) > 1 else results[0]
 
-    def at(self, times: FloatArray) -> AtTimes:
-        """The model at fixed times, its calls counted here."""
+    def at_times(self, times: FloatArray) -> AtTimes:
+        """The model at a fixed list of times; its calls are counted here."""
 
         def count(samples: int) -> None:
             self.calls += samples
@@ -102,5 +105,5 @@ class Runner:
             clip=self.clip,
             guidance=self.guidance,
             batch_size=self.batch_size,
-            called=count,
+            on_call=count,
         )

@@ -1,93 +1,98 @@
-"""Which times: coordinate search over the teacher's, every candidate with rows of its own."""
+"""The choice of times: a coordinate search over the teacher's times."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from fastsample._support.checks import FloatArray
-from fastsample.tuning.regression import Fitted
+from fastsample.tuning.regression import FittedRun
 
-Fit = Callable[[tuple[int, ...], Fitted | None], tuple[Fitted, float]]
+Fit: TypeAlias = Callable[[tuple[int, ...], FittedRun | None], tuple[FittedRun, float]]
+"""``(positions, best run so far) -> (run, error)``."""
 
-_GAIN = 1e-3  # relative; less is not worth a move
-_SWEEPS = 8  # with each size of move
+_MIN_GAIN = 1e-3  # smallest relative decrease of the error that a move is made for
+_MAX_SWEEPS = 8  # for each stride
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where the search ended.
+class SearchResult:
+    """The end of a search.
 
     Attributes:
-        fitted: the run on the best times.
-        error: of it, on the samples of the search.
-        runs: candidates that were run.
+        best: the run on the best times.
+        error: its error on the samples of the search.
+        num_runs: number of candidates that were run.
     """
 
-    fitted: Fitted
+    best: FittedRun
     error: float
-    runs: int
+    num_runs: int
 
 
 def nearest_positions(times: FloatArray, grid: FloatArray) -> tuple[int, ...] | None:
-    """Distinct positions in `times` nearest to falling grid times; None where there is no room."""
-    chosen: list[int] = []
+    """Distinct positions in ascending times that are nearest to the descending times of a grid.
+
+    None if there are fewer times than the grid has.
+    """
+    positions: list[int] = []
     for t in grid:
         position = int(np.argmin(np.abs(times - t)))
-        if chosen:
-            position = min(position, chosen[-1] - 1)
-        chosen.append(position)
-    # Push up from below whatever was pressed against the end.
-    for i in range(len(chosen) - 1, -1, -1):
-        least = chosen[i + 1] + 1 if i + 1 < len(chosen) else 0
-        chosen[i] = max(chosen[i], least)
-    return tuple(chosen) if chosen[0] < len(times) else None
+        if positions:
+            position = min(position, positions[-1] - 1)
+        positions.append(position)
+    # Making positions distinct may push the last ones below 0: they move up again, from the end.
+    for i in range(len(positions) - 1, -1, -1):
+        least = positions[i + 1] + 1 if i + 1 < len(positions) else 0
+        positions[i] = max(positions[i], least)
+    return tuple(positions) if positions[0] < len(times) else None
 
 
 def search_times(
-    fit: Fit, start: tuple[int, ...], num_times: int, *, more: Callable[[], bool]
-) -> Found:
+    fit: Fit, start: tuple[int, ...], num_times: int, *, has_budget: Callable[[], bool]
+) -> SearchResult:
     """Move one time at a time, by shrinking strides, while that lowers the error.
 
-    A move changes only the rows from the one before it on, so that `fit` may keep the rest. The
-    order is from the data to the noise, where that saves most.
+    A move changes only the rows from the one before it on, so that `fit` may reuse the others. The
+    order of the moves is from the data to the noise, because late rows leave the most to reuse.
 
     Args:
-        fit: ``(chosen, known) -> (run, error)``.
-        start: positions to begin at.
-        num_times: how many there are.
-        more: asked before each candidate; False ends the search.
+        fit: runs a candidate.
+        start: positions of the first candidate, descending.
+        num_times: number of times to choose from.
+        has_budget: called before each candidate; False ends the search.
     """
     best, error = fit(start, None)
-    runs, seen = 1, {start}
+    num_runs, seen = 1, {start}
     stride = max(1, num_times // (4 * len(start)))
     while stride >= 1:
-        for _ in range(_SWEEPS):
+        for _ in range(_MAX_SWEEPS):
             moved = False
             for row in range(len(start) - 1, -1, -1):
                 for step in (stride, -stride):
-                    chosen = list(best.chosen)
-                    chosen[row] += step
-                    candidate = tuple(chosen)
-                    if candidate in seen or not _valid(candidate, num_times):
+                    positions = list(best.positions)
+                    positions[row] += step
+                    candidate = tuple(positions)
+                    if candidate in seen or not _is_valid(candidate, num_times):
                         continue
-                    if not more():
-                        return Found(best, error, runs)
+                    if not has_budget():
+                        return SearchResult(best, error, num_runs)
                     seen.add(candidate)
-                    found, e = fit(candidate, best)
-                    runs += 1
-                    if e < error * (1.0 - _GAIN):
-                        best, error, moved = found, e, True
+                    run, candidate_error = fit(candidate, best)
+                    num_runs += 1
+                    if candidate_error < error * (1.0 - _MIN_GAIN):
+                        best, error, moved = run, candidate_error, True
                         break
             if not moved:
                 break
         stride //= 2
-    return Found(best, error, runs)
+    return SearchResult(best, error, num_runs)
 
 
-def _valid(chosen: tuple[int, ...], num_times: int) -> bool:
-    falling = all(a > b for a, b in itertools.pairwise(chosen))
-    return falling and chosen[-1] >= 0 and chosen[0] < num_times
+def _is_valid(positions: tuple[int, ...], num_times: int) -> bool:
+    descending = all(a > b for a, b in itertools.pairwise(positions))
+    return descending and positions[-1] >= 0 and positions[0] < num_times

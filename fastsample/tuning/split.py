@@ -1,4 +1,4 @@
-"""Which samples a process tunes with, and sums over all processes."""
+"""The split of the samples into calibration and held-out sets, and over processes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from torch import Tensor
 
 from fastsample._support.distributed import process, summed
 
-SEARCHED = 192  # samples that a candidate is run on
-RANKING = 32  # samples that sort out the known samplers
+SEARCHED = 192  # calibration samples that every candidate is run on
+RANKING = 32  # calibration samples that rank the known samplers
 
 
 @dataclass(frozen=True)
-class Shares:
-    """A process's part of the samples: every world-th of each set, so that sums are those of one.
+class Split:
+    """One process's samples: every n-th sample of each set, for n processes.
+
+    Each set is split over the processes, so that sums over all processes are those that a single
+    process would compute.
 
     Attributes:
-        index: global number of each local sample, calibration first.
-        calibration: local positions of what rows are fitted to.
-        held_out: of what judges.
-        searched: the calibration samples that candidates are run on.
-        ranking: the calibration samples that sort out the known samplers.
-        total: samples of all processes.
-        device: where tensors are reduced.
+        index: global index of each local sample, calibration samples first.
+        calibration: local positions of the samples that rows are fitted to.
+        held_out: local positions of the samples that plans are judged on.
+        searched: local positions of the calibration samples that every candidate is run on.
+        ranking: local positions of the calibration samples that rank the known samplers.
+        total: number of samples of all processes.
+        device: where tensors are reduced over processes.
     """
 
     index: npt.NDArray[np.int64]
@@ -38,32 +41,38 @@ class Shares:
     device: torch.device
 
     @classmethod
-    def of(cls, samples: int, device: torch.device) -> Shares:
-        """This process's; with one process, everything."""
+    def of(cls, samples: int, device: torch.device) -> Split:
+        """The split of a number of samples, a quarter of them held out, for this process."""
         rank, world = process()
-        first = samples - samples // 4
-        # Shuffled: conditions may come sorted.
+        num_calibration = samples - samples // 4
+        # Shuffled, because conditions may be sorted.
         order = np.random.default_rng(0).permutation(samples)
-        fit, judge = np.arange(rank, first, world), np.arange(first + rank, samples, world)
+        calibration = np.arange(rank, num_calibration, world)
+        held_out = np.arange(num_calibration + rank, samples, world)
         return cls(
-            order[np.concatenate([fit, judge])],
-            slice(0, len(fit)),
-            slice(len(fit), len(fit) + len(judge)),
-            slice(0, int(np.sum(fit < SEARCHED))),
-            slice(0, int(np.sum(fit < RANKING))),
+            order[np.concatenate([calibration, held_out])],
+            slice(0, len(calibration)),
+            slice(len(calibration), len(calibration) + len(held_out)),
+            slice(0, int(np.sum(calibration < SEARCHED))),
+            slice(0, int(np.sum(calibration < RANKING))),
             samples,
             device,
         )
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over the processes, float64 on the CPU."""
+        """The sum of a tensor over all processes, in float64 on the CPU."""
         return summed(values.detach().double().cpu(), self.device)
 
     def median(self, values: Tensor, samples: slice) -> float:
-        """Median of one number per sample, over all processes' samples of a set."""
-        everyone = torch.zeros(2, self.total, dtype=torch.float64)
-        here = torch.from_numpy(self.index[samples])
-        everyone[0, here] = values.double().cpu()
-        everyone[1, here] = 1.0
-        everyone = self.sum(everyone)
-        return float(everyone[0, everyone[1] > 0].median())
+        """The median of one number per sample `(n,)`, over the samples of a set in all processes.
+
+        Args:
+            values: `(n,)` one number per local sample of the set.
+            samples: local positions of the set.
+        """
+        table = torch.zeros(2, self.total, dtype=torch.float64)
+        local = torch.as_tensor(self.index[samples])
+        table[0, local] = values.double().cpu()
+        table[1, local] = 1.0
+        table = self.sum(table)
+        return float(table[0, table[1] > 0].median())

@@ -1,47 +1,44 @@
-"""The stages of tuning: known samplers, fitted rows, chosen times."""
+"""The stages of tuning: known samplers, fitted rows, searched times, gradient steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample._support.checks import FloatArray
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.samplers.compile import compile_plan
 from fastsample.tuning.baselines import solver_plans
-from fastsample.tuning.polish import polished
-from fastsample.tuning.regression import (
-    Fitted,
-    Objective,
-    distance,
-    fit_rows,
-)
+from fastsample.tuning.polish import polish_rows
+from fastsample.tuning.regression import FittedRun, Objective, distance, fit_rows
 from fastsample.tuning.report import Stage
 from fastsample.tuning.search import nearest_positions, search_times
 from fastsample.tuning.teacher import Teacher
 
 Entry: TypeAlias = tuple[Stage, Plan]
+"""A plan with the errors of the stage that made it."""
 
-Start: TypeAlias = tuple[float, str, tuple[int, ...]]  # error, name, positions
+_Start: TypeAlias = tuple[float, str, tuple[int, ...]]  # error, name of the grid, positions
 
-_FINALISTS = 3
-_SHARES = (0.7, 0.3)  # of the candidates, for the best two starts
-_HUBER = 3.0  # robust: in medians of a known sampler's errors
+_NUM_FINALISTS = 3
+_RUN_FRACTIONS = (0.7, 0.3)  # of the candidates, for the searches from the best two grids
+_HUBER = 3.0  # "robust": scale in medians of a known sampler's errors
 
 
 class Stages:
-    """Tuning of one number of steps against one teacher.
+    """The stages of tuning for one number of steps against one teacher.
 
     Args:
         teacher: the fine run.
-        grids: where to start, by name.
-        objective: how samples count.
-        features: what results are compared by; None is themselves.
+        grids: the starting grids by name.
+        objective: how the errors of samples are summed.
+        features: computes what results are compared by; None compares the samples themselves.
         tick: called after every run.
     """
 
@@ -57,87 +54,98 @@ class Stages:
         self.teacher, self.runner, self.grids = teacher, teacher.runner, grids
         self.clip, self.tick, self.features = teacher.runner.clip, tick, features
         self.objective: Objective = objective
-        shares = self.shares = teacher.shares
-        self.calibration, self.held_out = shares.calibration, shares.held_out
-        self.searched = shares.searched
+        split = self.split = teacher.split
+        self.calibration, self.held_out = split.calibration, split.held_out
+        self.searched = split.searched
         self.scale: float | None = None
         self.runs = 0
 
     @property
     def calls(self) -> int:
-        """Samples that the networks of all processes have seen."""
-        return int(self.shares.sum(torch.tensor([float(self.runner.calls)]))[0])
+        """Number of samples in all network calls of all processes."""
+        return int(self.split.sum(torch.tensor([float(self.runner.calls)]))[0])
 
     # ---- known samplers ----
 
-    def known(self, methods: Sequence[str]) -> list[Entry]:
-        """The best of the known samplers on the starting grids, best first."""
+    def known_samplers(self, methods: Sequence[str]) -> list[Entry]:
+        """The best known samplers on the starting grids, best first."""
         denoiser = self.runner.denoiser
         plans = [
             (f"{plan.method} on {name}", plan)
             for name, grid in self.grids.items()
             for plan in solver_plans(denoiser, grid, methods, self.clip)
         ]
-        few = self.shares.ranking
+        ranking = self.split.ranking
         if self.objective == "robust":
             self._set_scale(plans[0][1])
-        plans.sort(key=lambda entry: self._error(self._run_plan(entry[1], few), few))
-        found = [
+        plans.sort(key=lambda entry: self._error(self._run_plan(entry[1], ranking), ranking))
+        entries = [
             (Stage(label, None, self._error(self._run_plan(plan, self.held_out))), plan)
-            for label, plan in plans[:_FINALISTS]
+            for label, plan in plans[:_NUM_FINALISTS]
         ]
-        found = [entry for entry in found if math.isfinite(entry[0].validation)]
-        if not found:
+        entries = [entry for entry in entries if math.isfinite(entry[0].validation)]
+        if not entries:
             raise ValueError(
                 "tune: the model's output must be finite, got NaN or infinity in every known "
                 "sampler, but not in the fine run"
             )
-        return sorted(found, key=lambda entry: entry[0].validation)
+        return sorted(entries, key=lambda entry: entry[0].validation)
 
     # ---- rows and times ----
 
-    def fitted(self, max_runs: int) -> list[Entry]:
-        """Rows fitted on the best two starting grids, and on the times found from there."""
-        starts: list[Start] = []
+    def fitted_rows(self, max_runs: int) -> list[Entry]:
+        """Rows fitted on the best starting grid, and on times searched from the best two grids."""
+        starts: list[_Start] = []
         for name, grid in self.grids.items():
-            chosen = nearest_positions(self.teacher.times, grid.times[:-1])
-            error = math.inf if chosen is None else self._fit(chosen, None)[1]
-            if chosen is not None and math.isfinite(error):
-                starts.append((error, name, chosen))
+            positions = nearest_positions(self.teacher.times, grid.times[:-1])
+            error = math.inf if positions is None else self._fit(positions, None)[1]
+            if positions is not None and math.isfinite(error):
+                starts.append((error, name, positions))
         starts.sort()
         entries: list[Entry] = []
-        for share, (_, name, chosen) in zip(_SHARES, starts, strict=False):
+        for fraction, (_, name, positions) in zip(_RUN_FRACTIONS, starts, strict=False):
             if not entries:
-                entries.append(self._finished(chosen, f"fitted rows on {name}"))
-            last = self.runs + max(1, int(share * max_runs))
-            found = search_times(
-                self._fit,
-                chosen,
-                len(self.teacher.times),
-                more=lambda last=last: self.runs < last,
+                entries.append(self._final_fit(positions, f"fitted rows on {name}"))
+            last = self.runs + max(1, int(fraction * max_runs))
+
+            def has_budget(last: int = last) -> bool:
+                return self.runs < last
+
+            result = search_times(
+                self._fit, positions, len(self.teacher.times), has_budget=has_budget
             )
             label = f"fitted rows, times searched from {name}"
-            entries.append(self._finished(found.fitted.chosen, label))
+            entries.append(self._final_fit(result.best.positions, label))
         return entries
 
-    def moved(self, plan: Plan, make: Callable[[Grid], Plan], max_runs: int) -> list[Entry]:
-        """Times searched for a known sampler, with its own rows."""
-        chosen = nearest_positions(self.teacher.times, plan.times)
-        if chosen is None:
+    def searched_sampler(
+        self, plan: Plan, make: Callable[[Grid], Plan], max_runs: int
+    ) -> list[Entry]:
+        """A known sampler with its own rows on searched times; empty where too few times exist.
+
+        Args:
+            plan: the sampler on its starting grid.
+            make: makes the sampler's plan on another grid.
+            max_runs: number of candidates.
+        """
+        start = nearest_positions(self.teacher.times, plan.times)
+        if start is None:
             return []
 
-        def run(chosen: tuple[int, ...], _known: Fitted | None) -> tuple[Fitted, float]:
-            result = self._run_plan(make(self._grid(chosen)), self.searched)
+        def run(positions: tuple[int, ...], _: FittedRun | None) -> tuple[FittedRun, float]:
+            result = self._run_plan(make(self._grid(positions)), self.searched)
             self.runs += 1
             self.tick()
-            return Fitted(chosen, [result], [], []), self._error(result, self.searched)
+            return FittedRun(positions, [result], [], []), self._error(result, self.searched)
 
         last = self.runs + max_runs
-        found = search_times(run, chosen, len(self.teacher.times), more=lambda: self.runs < last)
-        best = make(self._grid(found.fitted.chosen))
+        result = search_times(
+            run, start, len(self.teacher.times), has_budget=lambda: self.runs < last
+        )
+        best = make(self._grid(result.best.positions))
         stage = Stage(
             f"{plan.method}, times searched",
-            found.error,
+            result.error,
             self._error(self._run_plan(best, self.held_out)),
         )
         return [(stage, best)]
@@ -145,77 +153,83 @@ class Stages:
     def polished(self, entry: Entry, iterations: int) -> Entry:
         """An entry after gradient steps on its rows."""
         stage, plan = entry
-        better = polished(self.teacher, plan, self.calibration, iterations)
-        result = self._run_plan(better, self.held_out)
-        again = self._run_plan(better, self.calibration)
+        better = polish_rows(self.teacher, plan, self.calibration, iterations)
+        held_out = self._run_plan(better, self.held_out)
+        calibration = self._run_plan(better, self.calibration)
         name = f"{stage.name}, gradients"
-        found = Stage(name, self._error(again, self.calibration), self._error(result))
-        return found, better
+        errors = self._error(calibration, self.calibration), self._error(held_out)
+        return Stage(name, *errors), better
 
-    def _fit(self, chosen: tuple[int, ...], known: Fitted | None) -> tuple[Fitted, float]:
+    def _fit(
+        self, positions: tuple[int, ...], previous: FittedRun | None
+    ) -> tuple[FittedRun, float]:
+        """A candidate of the search: rows fitted on some times, and the error of the run."""
         robust = self.objective == "robust"
-        fitted = fit_rows(self.teacher, chosen, self.searched, known=known, robust=robust)
+        fitted = fit_rows(self.teacher, positions, self.searched, previous=previous, robust=robust)
         self.runs += 1
         self.tick()
         return fitted, self._error(fitted.result, self.searched)
 
-    def _finished(self, chosen: tuple[int, ...], label: str) -> Entry:
-        """Rows fitted to all calibration samples, judged on the others."""
+    def _final_fit(self, positions: tuple[int, ...], label: str) -> Entry:
+        """Rows fitted to all calibration samples, judged on the held-out ones."""
         robust = self.objective == "robust"
-        fitted = fit_rows(self.teacher, chosen, self.calibration, robust=robust)
-        plan = self._plan(chosen, fitted.coefficients)
+        fitted = fit_rows(self.teacher, positions, self.calibration, robust=robust)
+        plan = self._plan(positions, fitted.coefficients)
         error = self._error(self._run_plan(plan, self.held_out))
         return Stage(label, self._error(fitted.result, self.calibration), error), plan
 
-    def _plan(self, chosen: tuple[int, ...], coefficients: Sequence[Tensor]) -> Plan:
+    def _plan(self, positions: tuple[int, ...], coefficients: Sequence[Tensor]) -> Plan:
+        """The plan of fitted rows."""
         denoiser = self.runner.denoiser
-        table = np.zeros((len(chosen), 4))
-        for row, values in zip(table, coefficients, strict=True):
-            row[: len(values)] = values.numpy()
-        a, b, c1, c2 = table.T
+        columns: FloatArray = np.zeros((4, len(positions)))
+        for row, values in enumerate(coefficients):
+            columns[: len(values), row] = values.numpy()
         return compile_plan(
             "tune",
             denoiser.schedule,
-            self._grid(chosen).times,
+            self._grid(positions).times,
             prediction=denoiser.prediction,
             clip=self.clip,
             method="tuned",
             check="none",
-            a=a,
-            b=b,
-            c1=c1,
-            c2=c2,
+            a=columns[0],
+            b=columns[1],
+            c1=columns[2],
+            c2=columns[3],
         )
 
-    def _grid(self, chosen: tuple[int, ...]) -> Grid:
-        return Grid(np.append(self.teacher.times[list(chosen)], 0.0))
+    def _grid(self, positions: tuple[int, ...]) -> Grid:
+        """The grid of some of the teacher's times."""
+        return Grid(np.append(self.teacher.times[list(positions)], 0.0))
 
     # ---- errors ----
 
     def _run_plan(self, plan: Plan, samples: slice) -> Tensor:
-        """Result of any deterministic plan."""
+        """The result of any deterministic plan on some samples."""
         return self.runner.run(plan, self.teacher.start[samples], samples.start)
 
     def _error(self, result: Tensor, samples: slice | None = None) -> float:
-        wanted = self.teacher.result[self.held_out if samples is None else samples]
-        return distance(*self._seen(result, wanted), self.objective, self.shares, self.scale)
+        """The error of a result on some samples, by default the held-out ones."""
+        target = self.teacher.result[self.held_out if samples is None else samples]
+        return distance(*self._features(result, target), self.objective, self.split, self.scale)
 
-    def _seen(self, result: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as they are compared."""
+    def _features(self, result: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The tensors `(n, ...)` that two results are compared by."""
         if self.features is None:
-            return result, wanted
-        both = self.features(result), self.features(wanted)
-        for found in both:
-            if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != len(result):
-                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            return result, target
+        both: tuple[Any, Any] = self.features(result), self.features(target)
+        for output in both:
+            if not isinstance(output, Tensor) or output.dim() < 2 or len(output) != len(result):
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ValueError(
                     f"tune: features must give a tensor ({len(result)}, ...), got {got}"
                 )
         return both
 
     def _set_scale(self, plan: Plan) -> None:
-        few = self.shares.searched
-        result, wanted = self._seen(self._run_plan(plan, few), self.teacher.result[few])
-        difference = result - wanted
-        each = difference.double().flatten(1).square().mean(1).sqrt()
-        self.scale = _HUBER * self.shares.median(each, few) or None
+        """Set the scale of the pseudo-Huber loss by the errors of a known sampler."""
+        searched = self.split.searched
+        result = self._run_plan(plan, searched)
+        result, target = self._features(result, self.teacher.result[searched])
+        errors = (result - target).double().flatten(1).square().mean(1).sqrt()
+        self.scale = _HUBER * self.split.median(errors, searched) or None

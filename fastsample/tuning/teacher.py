@@ -1,4 +1,4 @@
-"""The teacher of a tuned plan: a fine deterministic run, remembered at many times."""
+"""The teacher of a tuned plan: a fine deterministic run whose states are kept at many times."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from fastsample.sampling.loop import Step
 from fastsample.sampling.noise import make_identity
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.tuning.runner import Runner
-from fastsample.tuning.split import Shares
+from fastsample.tuning.split import Split
 
-_POWER = 1.5  # times T (k / S)^1.5: of 1, 1.5 and 2 the nearest to the limit on every model tried
+# Exponent of the times T (k / S)^p. Of 1, 1.5 and 2 it gave the results nearest to the limit of
+# infinitely many steps on every model tried.
+_POWER = 1.5
 
 
 def teacher_times(schedule: NoiseSchedule, steps: int) -> FloatArray:
-    """Ascending times in (0, T], denser near the data; whole ones for a schedule with steps."""
+    """Ascending times in (0, T], denser near the data.
+
+    They are integers, and may be fewer, for a schedule with integer steps.
+
+    Args:
+        schedule: the noise schedule.
+        steps: number of times.
+    """
     times = schedule.T * (np.arange(1, steps + 1) / steps) ** _POWER
     if schedule.num_steps is None:
         return times
@@ -31,29 +40,29 @@ def teacher_times(schedule: NoiseSchedule, steps: int) -> FloatArray:
 
 
 class Teacher:
-    """States of the teacher at its times, and the noise that it started from.
+    """The states of a fine run at its times, with the noise that it started from.
 
     Args:
         runner: runs plans of the model.
         times: `(C,)` ascending.
-        shares: which samples these are.
-        seed: of the noise.
+        split: the samples of this process.
+        seed: 64-bit seed of the noise.
 
     Attributes:
-        times: the times a tuned plan may use.
+        times: `(C,)` the times that a tuned plan may use.
         model: the model at these times.
         plan: the rows of the fine run.
-        states: `(C + 1, N, *shape)`; 0 is the result, i + 1 belongs to ``times[i]``.
+        states: `(C + 1, N, *shape)`; state 0 is the result, state i + 1 belongs to ``times[i]``.
 
     Raises:
         ValueError: a network that returns NaN or infinity; the message names the time.
     """
 
-    def __init__(self, runner: Runner, times: FloatArray, shares: Shares, seed: int) -> None:
-        self.runner, self.times, self.shares = runner, times, shares
-        self.model = runner.at(times)
+    def __init__(self, runner: Runner, times: FloatArray, split: Split, seed: int) -> None:
+        self.runner, self.times, self.split = runner, times, split
+        self.model = runner.at_times(times)
         denoiser = runner.denoiser
-        index = torch.from_numpy(shares.index)
+        index = torch.as_tensor(split.index)
         identity = make_identity("tune", seed, index, len(index), denoiser.device)
         start = ops.noise(*identity, denoiser.shape, dtype=torch.float32)
         self.plan = dpm_solver(
@@ -75,25 +84,26 @@ class Teacher:
 
     @property
     def start(self) -> Tensor:
-        """`(N, *shape)` noise."""
+        """The starting noise `(N, *shape)`."""
         return self.states[-1]
 
     @property
     def result(self) -> Tensor:
-        """`(N, *shape)` what a perfect plan would give."""
+        """The results `(N, *shape)`, which are the target of a tuned plan."""
         return self.states[0]
 
     @property
     def clips(self) -> bool:
-        """Whether x0 is held in a range."""
+        """Whether x0 is clamped to a range."""
         return any(map(math.isfinite, clip_bounds("tune", self.runner.clip)))
 
     def _check_finite(self) -> None:
-        broken = torch.stack([~torch.isfinite(state).all() for state in self.states[:-1]])
-        broken = self.shares.sum(broken)
-        if bool(broken.any()):
-            # What comes after NaN is NaN: the first call that gave it is the noisiest.
-            k = int(broken.nonzero().max())
+        """ValueError for NaN or infinity in the states of any process."""
+        num_broken = torch.stack([~torch.isfinite(state).all() for state in self.states[:-1]])
+        num_broken = self.split.sum(num_broken)
+        if bool(num_broken.any()):
+            # Every state after a NaN is NaN: the first call that returned one is the noisiest.
+            k = int(num_broken.nonzero().max())
             raise ValueError(
                 "tune: the model's output must be finite, got NaN or infinity at "
                 f"t = {self.times[k]:g}"

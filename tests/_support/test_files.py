@@ -400,7 +400,7 @@ def test_an_old_run_goes_on(folder):
     assert bits(checkpoints.newest(folder).tensors) == bits(tensors)
     run = trainer(folder=folder, resume=True, save_every=1)
     assert run.iteration == 2
-    assert bits(run.updates.tensors()) == bits(tensors)
+    assert bits(run.updater.tensors()) == bits(tensors)
     run.run(3)
     names = ["checkpoint-000000003.safetensors"]
     names += [f"iteration-000000002.{end}" for end in ("json", "safetensors")]

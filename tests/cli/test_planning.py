@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastsample as fs
-from fastsample.cli.planning import _spread_times
+from fastsample.cli.planning import _even_times
 from tests.helpers.cli_cases import MEASURE, digits_file, run
 from tests.helpers.diagonal import SMALL
 from tests.helpers.networks import denoiser, halve
@@ -125,14 +125,14 @@ def test_bin_widths_of_a_file(text, width, data, tmp_path):
     assert fs.Profile.load(tmp_path / "p").settings.bin_width == width
 
 
-def test_spread_times():
+def test_even_times():
     schedule = fs.NoiseSchedule.linear(1000)
-    assert _spread_times(schedule, None) is None
+    assert _even_times(schedule, None) is None
     for count in range(2, 1001):
-        times = _spread_times(schedule, count)
+        times = _even_times(schedule, count)
         assert (len(times), times[0], times[-1]) == (count, 1.0, 1000.0)
         assert np.all(np.diff(times) >= np.floor(999 / (count - 1)))
-    assert _spread_times(fs.NoiseSchedule.flow(), 4).tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert _even_times(fs.NoiseSchedule.flow(), 4).tolist() == [0.25, 0.5, 0.75, 1.0]
 
 
 # ---- plan ----

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,8 +40,9 @@ def test_a_model_from_nothing(swirl, capsys):
     recipe = recipe_of("swirl")
     assert model.schedule != recipe.denoiser.schedule  # it has learned its ends
     assert model.schedule.kind == "vdm"
-    given = {**recipe.options, "batch_size": 64}
-    run = Trainer(recipe.denoiser, recipe.data, loss=recipe.loss, **given)
+    run = Trainer(
+        recipe.denoiser, recipe.data, loss=recipe.loss, optimizer=recipe.optimizer, batch_size=64
+    )
     expected = run.run(3)
     assert model.schedule == expected.schedule
     mine, theirs = model.model.state_dict(), expected.model.state_dict()
@@ -99,19 +102,22 @@ def test_every_option_reaches_the_term(swirl, tmp_path, monkeypatch):
     --iterations 1 --batch-size 16 --lr 0.5 --ema 0.5 --precision bfloat16 --save-every 9"""
     assert train(swirl / "model.safetensors", tmp_path, *text.split()) == 0
     (options,) = seen
+    recipe = recipe_of(swirl / "model.safetensors")
     term = options["fidelity"]
-    assert repr(term) == (
+    assert term.lr == 0.01
+    assert options["optimizer"] == replace(recipe.optimizer, lr=0.5)
+    assert repr(term.loss) == (
         "FidelityLoss((2, 3), method='ancestral', grid='random', distance='mmd', start='paired', "
         "gradient='last', subset=8, chains=1, seed=5, last_rows=2)"
     )
-    assert term.path == ("last", 2, True)
-    wanted = {"fidelity_lr": 0.01, "seed": 5, "batch_size": 16, "lr": 0.5, "ema": 0.5}
+    assert term.loss.path == ("last", 2, True)
+    wanted = {"seed": 5, "batch_size": 16, "ema": 0.5}
     wanted |= {"precision": "bfloat16", "save_every": 9, "resume": False, "progress": False}
     assert {name: options[name] for name in wanted} == wanted
     train(swirl / "model.safetensors", tmp_path / "2", "--steps", 3, "--iterations", 0)
-    recipe = recipe_of(swirl / "model.safetensors")
-    assert repr(seen[1]["fidelity"]) == repr(FidelityLoss(3, **recipe.fidelity))
-    assert seen[1]["fidelity_lr"] == recipe.options["fidelity_lr"]
+    assert repr(seen[1]["fidelity"].loss) == repr(FidelityLoss(3, **recipe.fidelity))
+    assert seen[1]["fidelity"].lr == recipe.fidelity_lr
+    assert seen[1]["optimizer"] == recipe.optimizer
 
 
 @pytest.mark.parametrize(
@@ -166,8 +172,8 @@ def test_the_digits_model(tmp_path):
         (["--fidelity-lr", "1"], "--steps must be given with --fidelity-lr, got none"),
         (["--steps", "3", "--distance", "mse"], "start must come from x0"),
         (["--steps", "0"], "steps must be"),
-        (["--steps", "3", "--fidelity-lr", "-1"], "fidelity_lr must be positive, got -1"),
-        (["--lr", "-1"], "lr must be positive, got -1"),
+        (["--steps", "3", "--fidelity-lr", "-1"], "FidelityTerm: lr must be positive, got -1"),
+        (["--lr", "-1"], "Optimizer: lr must be positive, got -1"),
         (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["--device", "abacus"], "device must be"),
     ],

@@ -49,7 +49,7 @@ def test_a_picture_of_the_errors(tmp_path, capsys):
 def test_the_picture_has_the_steps_asked_for_alone(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.setattr("fastsample.evaluation.diffusers_schedulers.installed", lambda: False)
+    monkeypatch.setattr("fastsample.evaluation.diffusers_schedulers.is_installed", lambda: False)
     out, picture = tmp_path / "plans.json", tmp_path / "errors.png"
     tune("--steps", "3,5", "--out", str(out))
     capsys.readouterr()

@@ -10,7 +10,7 @@ import torch
 
 import fastsample as fs
 from fastsample.denoiser.conditions import Conditions
-from fastsample.denoiser.trees import batch_of
+from fastsample.denoiser.normalise import batch_size_of
 from tests.helpers.networks import LINEAR
 from tests.helpers.refusals import check_refusal, refusals
 
@@ -67,7 +67,7 @@ def expected(rows: list[int]) -> dict:
 def test_the_network_is_passed_what_was_given():
     conditions = Conditions("test", nested(), batch=4, device=CPU)
     assert same(conditions.arguments, expected([0, 1, 2, 3]))
-    assert Conditions("test", nested()).batch == batch_of(nested()) == 4
+    assert Conditions("test", nested()).batch == batch_size_of(nested()) == 4
 
 
 @pytest.mark.parametrize(

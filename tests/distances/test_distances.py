@@ -178,7 +178,7 @@ def test_wide_and_narrow_distances_agree(monkeypatch, offset: float) -> None:
     weights = normal(20, 15, seed=2, dtype=torch.float32)
     found = []
     for narrow in (0, 500):
-        monkeypatch.setattr(pairwise, "_NARROW", narrow)
+        monkeypatch.setattr(pairwise, "_MAX_DIRECT", narrow)
         leaf = x.clone().requires_grad_()
         distances = pairwise.pairwise_distances(leaf, y)
         (distances[5:, :10] * weights[5:, :10]).sum().backward()

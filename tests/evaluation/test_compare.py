@@ -11,7 +11,7 @@ import torch
 
 import fastsample as fs
 from fastsample import plots
-from fastsample.evaluation import diffusers_schedulers as peers
+from fastsample.evaluation import diffusers_schedulers
 from fastsample.evaluation.compare import Comparison, Entry, compare
 from fastsample.plots.comparison import family_bests, spread
 from tests.helpers.mixture import mixture
@@ -67,7 +67,7 @@ def test_every_method_and_scheduler_takes_part(found):
         "DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC",
     }  # fmt: skip
     names = {entry.name for entry in found.of("diffusers")}
-    expected = {f"{p.short_label}, {p.grid}" for p in peers.deterministic_peers()}
+    expected = {f"{p.short_label}, {p.grid}" for p in diffusers_schedulers.deterministic_samplers()}
     assert names >= {name for name in expected if "beta" not in name}  # those need SciPy
     assert names <= expected
     for entry in found.entries:
@@ -94,7 +94,7 @@ def test_conditions_reach_every_sampler():
             mixture("v", fs.NoiseSchedule.flow(), time="fraction"),
             "the model must have a schedule of whole steps for diffusers",
         ),
-        (mixture(clip=(-1.0, 2.0)), "Peer: clip must be a bound on .x0., got"),
+        (mixture(clip=(-1.0, 2.0)), "DiffusersSampler: clip must be a bound on .x0., got"),
     ],
 )
 def test_where_diffusers_cannot_it_is_said(model, message):
@@ -106,7 +106,7 @@ def test_where_diffusers_cannot_it_is_said(model, message):
 
 def test_without_diffusers_the_rest_is_compared(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)  # importing it would raise
-    monkeypatch.setattr(peers, "installed", lambda: False)
+    monkeypatch.setattr(diffusers_schedulers, "is_installed", lambda: False)
     model = mixture()
     comparison = compare(model, tuned(model), samples=8)
     table = comparison.table()
@@ -164,7 +164,9 @@ def test_peers_reach_the_limit_in_many_steps(prediction):
     fine = fs.sample(model, 300, start=start, method="dpm++")
     for name in ("DDIM", "DPM-Solver++ 2M", "UniPC", "DEIS"):
         peer = next(
-            p for p in peers.deterministic_peers() if p.family == name and p.grid == "trailing"
+            p
+            for p in diffusers_schedulers.deterministic_samplers()
+            if p.family == name and p.grid == "trailing"
         )
         assert rmse(peer.run(model, 200, start), fine) < 0.02, name
 
@@ -177,7 +179,9 @@ def test_peers_tell_the_network_its_own_times():
         told.append(t[0].item())
         return 0.5 * x
 
-    peer = peers.Peer("DDIM", "DDIMScheduler", peers.TIMES["leading"])
+    peer = diffusers_schedulers.DiffusersSampler(
+        "DDIM", "DDIMScheduler", diffusers_schedulers.TIMES["leading"]
+    )
     peer.run(denoiser(network, 2), 4, torch.randn(3, 2))
     peer.run(denoiser(network, 2, time="fraction"), 4, torch.randn(3, 2))
     assert told[:4] == [750, 500, 250, 0]
@@ -188,16 +192,16 @@ def test_peers_clip_as_the_model_says():
     pytest.importorskip("diffusers")
     model = denoiser(halve, 2, clip=1.0)
     start = 4.0 * torch.randn(20, 2)
-    for peer in peers.deterministic_peers():
+    for peer in diffusers_schedulers.deterministic_samplers():
         # The last step of DEIS adds noise that it thinks left to the clipped x0.
         if peer.grid == "linspace" and peer.family != "DEIS":
             assert float(peer.run(model, 5, start).abs().max()) <= 1.0, peer.label
     wide = denoiser(halve, 2, clip=2.0)
-    for peer in peers.deterministic_peers()[:4]:
+    for peer in diffusers_schedulers.deterministic_samplers()[:4]:
         if peer.family == "DDIM":
             assert float(peer.run(wide, 5, start).abs().max()) <= 2.0
         else:
-            with pytest.raises(ValueError, match="Peer: clip must be 1, got 2"):
+            with pytest.raises(ValueError, match="DiffusersSampler: clip must be 1, got 2"):
                 peer.make(wide)
 
 

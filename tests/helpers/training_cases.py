@@ -13,8 +13,8 @@ import fastsample as fs
 from fastsample import ops
 from fastsample.ops import reference
 from fastsample.sampling.noise import make_identity
-from fastsample.training import DiffusionLoss, FidelityLoss, Trainer
-from fastsample.training.randomness import Draws
+from fastsample.training import DiffusionLoss, FidelityLoss, Optimizer, Trainer
+from fastsample.training.randomness import RandomStreams
 from tests.helpers.networks import LINEAR
 
 GRID = fs.Grid([600, 300, 100, 0])
@@ -97,13 +97,13 @@ def plain_chain(
     model: fs.Denoiser,
     plan: fs.Plan,
     x: Tensor,
-    draws: Draws,
+    streams: RandomStreams,
     *,
     blind: int = 0,
     jacobian_free: bool = False,
 ) -> Tensor:
     """The chain in plain torch, with the noise of samples 0, 1, ... of the iteration."""
-    seeds, index = make_identity("test", draws.key("chain noise"), 0, len(x), x.device)
+    seeds, index = make_identity("test", streams.key("chain noise"), 0, len(x), x.device)
     rows, told = torch.from_numpy(plan.rows.copy()), model.network_times(plan.times)
     h1 = h2 = None
     for k in range(len(plan)):
@@ -118,9 +118,9 @@ def plain_chain(
 
 def trainer(model: fs.Denoiser | None = None, data: Any = None, **options: Any) -> Trainer:
     """A quick trainer of 64 points."""
-    given = {"batch_size": 16, "lr": 1e-3, "ema": 0.9, **options}
+    options = {"optimizer": Optimizer(lr=1e-3), "batch_size": 16, "ema": 0.9, **options}
     return Trainer(
-        tiny() if model is None else model, points(64) if data is None else data, **given
+        tiny() if model is None else model, points(64) if data is None else data, **options
     )
 
 
@@ -131,7 +131,7 @@ def fidelity(**options: Any) -> FidelityLoss:
 
 def state(run: Trainer) -> dict[str, Tensor]:
     """Weights, average and moments."""
-    return {name: value.detach().clone() for name, value in run.updates.tensors().items()}
+    return {name: value.detach().clone() for name, value in run.updater.tensors().items()}
 
 
 def weights(run: Trainer) -> Tensor:
@@ -146,8 +146,7 @@ def assert_same_run(one: Trainer, other: Trainer) -> None:
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
-    assert one.detector.state() == other.detector.state()
-    assert one.failures == other.failures
+    assert one.record.state() == other.record.state()
     count = min(len(one.history), len(other.history))
     last = [json.dumps(run.history[len(run.history) - count :]) for run in (one, other)]
     assert last[0] == last[1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastsample import ops
-from fastsample.ops import native
+from fastsample.ops import launch
 
 EMULATED = (-2, 0, 0)
 INF = float("inf")
@@ -94,7 +94,7 @@ def both(monkeypatch, function):
     """(CPU kernel's result, emulated threads' result)."""
     plain = function()
     with monkeypatch.context() as patch:
-        patch.setattr(native, "_place", lambda tensor: EMULATED)
+        patch.setattr(launch, "device_arguments", lambda tensor: EMULATED)
         return plain, function()
 
 

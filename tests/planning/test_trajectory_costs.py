@@ -109,8 +109,12 @@ def test_the_trajectory_is_that_of_the_sampler():
 
 def test_nothing_depends_on_how_many_are_held_at_once(monkeypatch):
     whole, calls = measured()
-    monkeypatch.setattr("fastsample.profiling.measurement._MOST_HELD", 2 * 6 * len(TIMES) * 4)
-    monkeypatch.setattr("fastsample.profiling.measurement._WIDENED", 5 * (len(TIMES) + 1))
+    monkeypatch.setattr(
+        "fastsample.profiling.measurement._MAX_TRAJECTORY_ELEMENTS", 2 * 6 * len(TIMES) * 4
+    )
+    monkeypatch.setattr(
+        "fastsample.profiling.measurement._MAX_FLOAT64_ELEMENTS", 5 * (len(TIMES) + 1)
+    )
     parts, more = measured()
     assert len(more) == len(calls) + len(TIMES)  # four trajectories, then two
     for name, array in whole.trajectories.to_arrays().items():

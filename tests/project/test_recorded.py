@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import fastsample as fs
-from fastsample.training import DiffusionLoss, FidelityLoss, Trainer
+from fastsample.training import DiffusionLoss, FidelityLoss, Optimizer, Trainer
 
 RECORD = Path(__file__).parents[1] / "data" / "recorded.json"
 LINEAR = fs.NoiseSchedule.linear()
@@ -166,7 +166,7 @@ def trained(fidelity: bool) -> list[torch.Tensor]:
         loss=DiffusionLoss.of(denoiser),
         fidelity=FidelityLoss(3, clip=(-2.0, 2.0)) if fidelity else None,
         batch_size=16,
-        lr=1e-3,
+        optimizer=Optimizer(lr=1e-3),
         ema=0.9,
         seed=3,
     )

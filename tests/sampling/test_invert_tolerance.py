@@ -11,7 +11,7 @@ import torch
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.sampling import invert as inversion
+from fastsample.sampling import exact_inversion
 from tests.helpers.cases import PREDICTIONS
 from tests.helpers.networks import (
     LINEAR,
@@ -196,7 +196,7 @@ def test_out_of_reach_it_says_how_near_it_came(options):
 
 def test_the_best_attempt_is_kept(monkeypatch):
     attempts = iter(torch.tensor([0.1, 0.3]))
-    monkeypatch.setattr(inversion, "fixed_point", lambda g, y, *_: y * 0.0 + next(attempts))
+    monkeypatch.setattr(exact_inversion, "fixed_point", lambda g, y, *_: y * 0.0 + next(attempts))
     model = denoiser(lambda x, t: x, *SHAPE, prediction="x0")
     with pytest.warns(UserWarning, match=r"decoding is 0\.1 away from x0"):
         assert fs.invert(model, torch.zeros(1, *SHAPE), 1, tolerance=1e-6).unique() == 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastsample.training import FidelityLoss, Trainer
+from fastsample.training import FidelityLoss, FidelityTerm, Trainer
 from tests.helpers.training_cases import CHAINS, DISTANCES, chain_model, points
 
 pytestmark = pytest.mark.cuda
@@ -54,8 +54,8 @@ def test_a_run_goes_on_where_it_was_left(tmp_path, precision):
     def trainer(folder, resume=False):
         model = on_gpu_model("ddim", torch.float32, dropout=0.1)
         options = {"batch_size": 16, "precision": precision, "folder": folder, "resume": resume}
-        term = FidelityLoss(3, gradient="jacobian_free")
-        return Trainer(model, points(64), fidelity=term, fidelity_lr=1e-3, **options)
+        term = FidelityTerm(FidelityLoss(3, gradient="jacobian_free"), lr=1e-3)
+        return Trainer(model, points(64), fidelity=term, **options)
 
     whole = trainer(tmp_path / "whole")
     whole.run(6)
@@ -64,5 +64,5 @@ def test_a_run_goes_on_where_it_was_left(tmp_path, precision):
     parts = trainer(tmp_path / "parts", resume=True)
     parts.run(6)
     # Reductions of a GPU may be added in another order.
-    for name, value in whole.updates.tensors().items():
-        torch.testing.assert_close(parts.updates.tensors()[name], value, rtol=1e-4, atol=1e-6)
+    for name, value in whole.updater.tensors().items():
+        torch.testing.assert_close(parts.updater.tensors()[name], value, rtol=1e-4, atol=1e-6)

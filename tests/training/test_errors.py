@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 import fastsample as fs
-from fastsample.training import FidelityLoss, VDMLoss
+from fastsample.training import FidelityLoss, FidelityTerm, Optimizer, VDMLoss
 from tests.helpers.networks import LINEAR, denoiser, halve
 from tests.helpers.refusals import check_refusal, refusals
 from tests.helpers.training_cases import GRID, Tiny, points, tiny, trainer
@@ -33,6 +33,7 @@ def used(steps=3, *, model=None, data=DATA, cond=None, iteration=0, **options):
 
 
 def train(model=None, data=None, run=1, **options):
+    """Some iterations of training."""
     return lambda: trainer(model, data, **options).run(run)
 
 
@@ -193,33 +194,20 @@ TRAINING = {
     ),
     "loss": (train(loss="simple"), TypeError, "loss must be a DiffusionLoss, a VDMLoss or None"),
     "loss of another": (train(loss=VDMLoss()), ValueError, "VDMLoss: denoiser must have"),
-    "fidelity": (train(fidelity=10), TypeError, "fidelity must be a FidelityLoss, got 10"),
-    "fidelity_lr": (
-        train(fidelity_lr=1e-3),
-        ValueError,
-        "fidelity_lr must be None without fidelity, got 0.001",
+    "fidelity": (
+        train(fidelity=10),
+        TypeError,
+        "fidelity must be a FidelityLoss or a FidelityTerm, got 10",
     ),
-    "lr": (train(lr=-1.0), ValueError, "lr must be positive, got -1"),
-    "lr of text": (train(lr="a"), TypeError, "lr must be a real number, got 'a'"),
-    "its lr": (
-        train(fidelity=FidelityLoss(3), fidelity_lr=0.0),
-        ValueError,
-        "fidelity_lr must be positive, got 0",
+    "optimizer": (
+        train(optimizer=torch.optim.SGD),
+        TypeError,
+        r"optimizer must be a fastsample.training.Optimizer, got <class .*; for another optimiser "
+        r"pass Optimizer\(make=...\)",
     ),
-    "clip": (train(clip=0.0), ValueError, "clip must be positive, got 0"),
-    "its clip": (train(fidelity_clip=-1.0), ValueError, "fidelity_clip must be positive, got -1"),
-    "weight": (
-        train(fidelity_weight=np.nan),
-        ValueError,
-        r"fidelity_weight must be in \[0, inf\], got nan",
-    ),
-    "decay of weights": (train(weight_decay=-1.0), ValueError, "weight_decay must be in"),
     "ema": (train(ema=1.0), ValueError, r"ema must be in \[0, 0.999999\], got 1"),
-    "warmup": (train(warmup=-1), ValueError, "warmup must be at least 0, got -1"),
-    "decay": (train(decay=0), ValueError, "decay must be at least 1, got 0"),
     "batch": (train(batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
     "parts": (train(accumulation=0), ValueError, "accumulation must be at least 1, got 0"),
-    "every": (train(fidelity_every=0), ValueError, "fidelity_every must be at least 1, got 0"),
     "saves": (train(save_every=0), ValueError, "save_every must be at least 1, got 0"),
     "workers": (train(workers=-1), ValueError, "workers must be at least 0, got -1"),
     "dropout": (train(cond_dropout=2), ValueError, r"cond_dropout must be in \[0, 1\], got 2"),
@@ -235,7 +223,59 @@ TRAINING = {
 }
 
 
-@refusals(settings=SETTINGS, uses=USES, data=DATASETS, training=TRAINING)
+def optimizer(**options):
+    return lambda: Optimizer(**options)
+
+
+def term(loss=None, **options):
+    return lambda: FidelityTerm(FidelityLoss(3) if loss is None else loss, **options)
+
+
+OPTIMIZERS = {
+    "lr": (optimizer(lr=-1.0), ValueError, "Optimizer: lr must be positive, got -1"),
+    "lr of text": (optimizer(lr="a"), TypeError, "Optimizer: lr must be a real number, got 'a'"),
+    "warmup": (optimizer(warmup=-1), ValueError, "Optimizer: warmup must be at least 0, got -1"),
+    "decay": (optimizer(decay=0), ValueError, "Optimizer: decay must be at least 1, got 0"),
+    "weight decay": (
+        optimizer(weight_decay=-1.0),
+        ValueError,
+        r"Optimizer: weight_decay must be in \[0, inf\], got -1",
+    ),
+    "clip": (optimizer(clip=0.0), ValueError, "Optimizer: clip must be positive, got 0"),
+    "make": (
+        optimizer(make="sgd"),
+        TypeError,
+        "Optimizer: make must be callable or None, got 'sgd'",
+    ),
+    "weight decay of another": (
+        optimizer(make=torch.optim.SGD, weight_decay=0.1),
+        ValueError,
+        "Optimizer: weight_decay must be 0 with make, got 0.1; make decides about it",
+    ),
+}
+TERMS = {
+    "loss": (term(10), TypeError, "FidelityTerm: loss must be a FidelityLoss, got 10"),
+    "lr": (term(lr=0.0), ValueError, "FidelityTerm: lr must be positive, got 0"),
+    "clip": (term(clip=-1.0), ValueError, "FidelityTerm: clip must be positive, got -1"),
+    "no clip": (term(clip=None), TypeError, "FidelityTerm: clip must be a real number, got None"),
+    "weight": (
+        term(weight=np.nan),
+        ValueError,
+        r"FidelityTerm: weight must be in \[0, inf\], got nan",
+    ),
+    "negative weight": (term(weight=-1.0), ValueError, r"weight must be in \[0, inf\], got -1"),
+    "every": (term(every=0), ValueError, "FidelityTerm: every must be at least 1, got 0"),
+}
+
+
+@refusals(
+    settings=SETTINGS,
+    uses=USES,
+    data=DATASETS,
+    training=TRAINING,
+    optimizers=OPTIMIZERS,
+    terms=TERMS,
+)
 def test_refusals(call, error, match):
     check_refusal(call, error, match)
 

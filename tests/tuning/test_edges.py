@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastsample as fs
-from fastsample.tuning.split import Shares
+from fastsample.tuning.split import Split
 from fastsample.tuning.teacher import teacher_times
 from tests.helpers.mixture import mixture
 from tests.helpers.networks import LINEAR, denoiser
@@ -71,11 +71,11 @@ def test_seeds_of_any_integer_kind():
 
 
 def test_the_split_does_not_follow_the_order_of_conditions():
-    shares = Shares.of(400, torch.device("cpu"))
-    labels = np.arange(10).repeat(40)[shares.index]
-    for part in (shares.calibration, shares.held_out, shares.searched):
+    split = Split.of(400, torch.device("cpu"))
+    labels = np.arange(10).repeat(40)[split.index]
+    for part in (split.calibration, split.held_out, split.searched):
         assert len(set(labels[part])) == 10
-    assert sorted(shares.index) == list(range(400))
+    assert sorted(split.index) == list(range(400))
 
 
 def test_conditions_without_and_with_guidance_may_be_per_sample():

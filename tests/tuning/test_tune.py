@@ -10,9 +10,9 @@ import torch
 
 import fastsample as fs
 from fastsample.plans.files import load_plans, save_plans
-from fastsample.tuning.regression import Fitted, combined
+from fastsample.tuning.regression import FittedRun, linear_combination
 from fastsample.tuning.search import nearest_positions, search_times
-from fastsample.tuning.split import Shares
+from fastsample.tuning.split import Split
 from fastsample.tuning.teacher import teacher_times
 from tests.helpers.mixture import mixture
 from tests.helpers.networks import LINEAR, denoiser
@@ -69,8 +69,8 @@ def test_the_error_it_states_is_the_plan_s():
     """The report's run and `sample` are the same sampler."""
     model = mixture()
     plan = fs.tune(model, 4, **SMALL)
-    shares = Shares.of(96, torch.device("cpu"))
-    seeds = {"seed": 0, "sample_index": shares.index[shares.held_out].tolist()}
+    split = Split.of(96, torch.device("cpu"))
+    seeds = {"seed": 0, "sample_index": split.index[split.held_out].tolist()}
     times = teacher_times(model.schedule, 32)
     teacher = fs.dpm_solver(model.schedule, fs.Grid([*times[::-1], 0.0]), order=3, corrected=True)
     error = rmse(fs.sample(model, plan, **seeds), fs.sample(model, teacher, **seeds))
@@ -217,14 +217,14 @@ def test_nan_names_the_time():
 def test_search_finds_the_best_of_a_bowl():
     best = (17, 9, 4)
 
-    def fit(chosen, known):
-        assert known is None or known.chosen != chosen
-        error = 1.0 + sum((a - b) ** 2 for a, b in zip(chosen, best, strict=True))
-        return Fitted(chosen, [], [], []), error
+    def fit(positions, previous):
+        assert previous is None or previous.positions != positions
+        error = 1.0 + sum((a - b) ** 2 for a, b in zip(positions, best, strict=True))
+        return FittedRun(positions, [], [], []), error
 
-    found = search_times(fit, (12, 6, 1), 20, more=lambda: True)
-    assert found.fitted.chosen == best
-    assert found.error == 1.0
+    result = search_times(fit, (12, 6, 1), 20, has_budget=lambda: True)
+    assert result.best.positions == best
+    assert result.error == 1.0
 
 
 def test_nearest_positions_are_distinct():
@@ -235,8 +235,8 @@ def test_nearest_positions_are_distinct():
     assert nearest_positions(times[:2], np.array([3.0, 2.0, 1.0])) is None
 
 
-def test_combined_is_the_sum():
+def test_a_linear_combination_is_the_sum():
     features = tuple(torch.randn(4, 3) for _ in range(3))
     c = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
     expected = 0.5 * features[0] - features[1] + 2.0 * features[2]
-    torch.testing.assert_close(combined(features, c), expected)
+    torch.testing.assert_close(linear_combination(features, c), expected)

@@ -1,1 +1,1 @@
-"""The fidelity loss: samples of a short chain compared with data."""
+"""The fidelity loss: a distance between samples of a short chain and data."""

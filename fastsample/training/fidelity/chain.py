@@ -1,13 +1,15 @@
-"""The K-step chain that the fidelity loss looks through: its start, its noise, its gradient."""
+"""The K-step chain that the fidelity loss differentiates: its start, its noise, its gradient."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    checkpoint,  # pyright: ignore[reportUnknownVariableType]  # annotated in part
+)
 
 from fastsample import ops
 from fastsample.denoiser.conditions import Conditions
@@ -19,44 +21,44 @@ from fastsample.sampling.invert import invert
 from fastsample.sampling.loop import run
 from fastsample.sampling.noise import make_identity
 from fastsample.training.fidelity.names import Gradient, Start
-from fastsample.training.randomness import Draws
+from fastsample.training.randomness import RandomStreams
 
 
 class GradientPath(NamedTuple):
-    """How gradients leave the chain.
+    """How gradients flow back through the chain.
 
     Attributes:
-        gradient: "full" is exact; "last" sees `last` rows only (DRaFT-K, Clark et al. 2024,
-            arXiv:2309.17400); "jacobian_free" detaches the network's input and keeps the sampler's
-            own linear path.
-        last: rows that "last" sees.
-        checkpoint: keep no activations, run the network again in the backward pass. The chain's
-            noise is a function of the sample and the row: nothing has to be replayed.
+        gradient: "full" is exact; "last" goes through the last rows only (DRaFT-K, Clark et al.
+            2024, arXiv:2309.17400); "jacobian_free" detaches the network's input and keeps the
+            linear path of the sampler's rows.
+        last_rows: number of rows that "last" goes through.
+        checkpoint: keep no activations, and run the network again in the backward pass. The
+            chain's noise is a function of sample and row, so that no random state is replayed.
     """
 
     gradient: Gradient = "full"
-    last: int = 1
+    last_rows: int = 1
     checkpoint: bool = False
 
 
-class _Network(nn.Module):
+class _NetworkWithGradientPath(nn.Module):
     """A network whose calls let gradients through as a `GradientPath` says."""
 
     def __init__(self, model: Any, path: GradientPath, calls: int) -> None:
         super().__init__()
         self.model, self.path = model, path
-        self.blind = calls - path.last if path.gradient == "last" else 0
+        self.calls_without_gradient = calls - path.last_rows if path.gradient == "last" else 0
         self.calls = 0
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
         self.calls += 1
-        if self.calls <= self.blind:
+        if self.calls <= self.calls_without_gradient:
             with torch.no_grad():
                 return self.model(x, t, **cond)
         if self.path.gradient == "jacobian_free":
             x = x.detach()
         if self.path.checkpoint:
-            return checkpoint(self.model, x, t, use_reentrant=False, **cond)
+            return cast("Any", checkpoint(self.model, x, t, use_reentrant=False, **cond))
         return self.model(x, t, **cond)
 
 
@@ -66,49 +68,58 @@ def run_chain(
     start: Tensor,
     *,
     index: Tensor,
-    draws: Draws,
+    streams: RandomStreams,
     path: GradientPath,
     cond: Conditions | None = None,
 ) -> Tensor:
     """Samples `(B, *shape)` of a plan, differentiable in the network's weights.
 
+    The network is called once per row of the plan, and with activation checkpoints once more in
+    the backward pass.
+
     Args:
         denoiser: the model.
-        plan: the rows; exactly as many network calls, and as many again in the backward pass with
-            checkpoints.
-        start: x at the plan's first time `(B, *shape)`, without gradient.
-        index: `(B,)` int64, global numbers of the samples in the iteration.
-        draws: of the iteration; noise is fresh in every row and iteration.
-        path: how gradients leave.
+        plan: the rows of the chain.
+        start: samples at the plan's first time `(B, *shape)`, without gradient.
+        index: `(B,)` int64, indices of the samples in the iteration, over all processes.
+        streams: random numbers of the iteration; every row draws fresh noise.
+        path: how gradients flow back.
         cond: keyword arguments of the network for these samples.
     """
-    seen = copy.copy(denoiser)
-    seen.model = _Network(denoiser.model, path, len(plan))
+    differentiated = copy.copy(denoiser)
+    differentiated.model = _NetworkWithGradientPath(denoiser.model, path, len(plan))
     identity = make_identity(
-        "FidelityLoss", draws.key("chain noise"), index, len(index), start.device
+        "FidelityLoss", streams.key("chain noise"), index, len(index), start.device
     )
-    return run(seen, plan, start, identity=identity, conditions=cond)
+    return run(differentiated, plan, start, identity=identity, conditions=cond)
 
 
 def starting_points(
     denoiser: Denoiser,
     plan: Plan,
     x0: Tensor,
-    kind: Start,
+    start: Start,
     *,
     index: Tensor,
-    draws: Draws,
+    streams: RandomStreams,
     cond: Conditions | None = None,
 ) -> Tensor:
     """Samples at the plan's first time `(B, *shape)`, without gradient.
 
-    "prior" is noise alone, as in sampling; "paired" and "noised" are x0 noised to that time (the
-    plan's grid says which); "inverted" is the noise that DDIM inversion finds for x0.
+    Args:
+        denoiser: the model.
+        plan: the rows of the chain.
+        x0: data `(B, *shape)`.
+        start: "prior" is noise alone, as in sampling; "paired" and "noised" are x0 noised to the
+            plan's first time; "inverted" is the noise that DDIM inversion gives for x0.
+        index: `(B,)` int64, indices of the samples in the iteration, over all processes.
+        streams: random numbers of the iteration.
+        cond: keyword arguments of the network for these samples; only "inverted" uses them.
     """
-    seed = draws.key("chain start")
-    if kind == "inverted":
+    seed = streams.key("chain start")
+    if start == "inverted":
         return invert(denoiser, x0.detach(), Grid(plan.nodes), cond=cond and cond.mapping).detach()
-    if kind == "prior":
+    if start == "prior":
         identity = make_identity("FidelityLoss", seed, index, len(index), x0.device)
         return ops.noise(*identity, x0.shape[1:], dtype=x0.dtype)
     return diffuse(

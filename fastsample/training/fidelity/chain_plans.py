@@ -1,4 +1,4 @@
-"""Which chain an iteration of the fidelity loss runs: fixed, or drawn anew."""
+"""The plan of the chain that an iteration of the fidelity loss runs: fixed, or drawn anew."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ import numpy as np
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
-from fastsample.sampling.resolve import Steps, Wanted, resolve
-from fastsample.training.randomness import Draws
+from fastsample.sampling.resolve import PlanRequest, Steps, resolve
+from fastsample.training.fidelity.names import Start
+from fastsample.training.randomness import RandomStreams
 
 
 @dataclass(frozen=True, eq=False)
 class ChainPlans:
-    """The plans of a run of iterations.
+    """Gives the plan of every iteration.
 
     Attributes:
-        steps: K, several to draw from, times, or a plan.
-        method: as for `fastsample.sample`, as are the others.
-        grid: "random" draws times anew.
-        clip: range of x0.
-        knobs: of the method.
-        late: chains begin at one of the later times, drawn anew; "auto" is then DDIM.
-        fewest: rows that a late chain has at least; noise needs two, since the last row adds none.
+        steps: number of steps K, several numbers to draw from, times, or a plan.
+        method: the sampler, as for `fastsample.sample`.
+        grid: how times are spread, as for `fastsample.sample`; "random" draws them anew in every
+            iteration.
+        clip: range of x0; "auto" is the model's.
+        knobs: options of the method.
+        start: with "noised", a chain begins at one of its plan's later times, drawn anew in every
+            iteration.
+        min_rows: rows that a "noised" chain has at least. Chains that must differ need two, since
+            the last row adds no noise.
     """
 
     steps: Steps
@@ -34,63 +38,73 @@ class ChainPlans:
     grid: str
     clip: Any
     knobs: Mapping[str, Any]
-    late: bool
-    fewest: int = 1
+    start: Start
+    min_rows: int = 1
 
-    def of(self, denoiser: Denoiser, draws: Draws) -> Plan:
+    def plan_for(self, denoiser: Denoiser, streams: RandomStreams) -> Plan:
         """The plan of one iteration."""
-        choice = self._choices()
-        steps = choice[int(draws.generator("chain length").integers(len(choice)))]
-        plan = self._made(denoiser, steps, self.grid, draws)
-        if not self.late:
+        choices = self._step_choices()
+        steps = choices[int(streams.generator("chain length").integers(len(choices)))]
+        plan = self._resolve(denoiser, steps, self.grid, streams)
+        if self.start != "noised":
             return plan
         self._check_length(plan)
-        first = int(draws.generator("chain start").integers(1, len(plan) - self.fewest + 1))
+        first = int(streams.generator("chain start").integers(1, len(plan) - self.min_rows + 1))
         rest = Grid(plan.nodes[first:])
         order: Any = self.knobs.get("order")
-        # A multistep method begins anew there: few rows cannot be of high order.
+        # A multistep method has no history where the chain begins: few rows allow no high order.
         fitting = {} if order is None else {"order": min(order, len(rest))}
-        return self._made(denoiser, rest, "auto", draws, **fitting)
+        return self._resolve(denoiser, rest, "auto", streams, **fitting)
 
-    def fixed(self, denoiser: Denoiser) -> list[Plan]:
-        """Deterministic plans that no iteration changes: what to sample with after training."""
-        if self.grid == "random" or self.late:
+    def fixed_plans(self, denoiser: Denoiser) -> list[Plan]:
+        """The deterministic plans that are the same in every iteration.
+
+        A model that was trained for them should be sampled with them.
+        """
+        if self.grid == "random" or self.start == "noised":
             return []
         return [plan for plan in self.check(denoiser) if not plan.is_stochastic]
 
-    def _choices(self) -> Sequence[Any]:
-        """Numbers of steps to draw from, or whatever else was given."""
+    def check(self, denoiser: Denoiser) -> list[Plan]:
+        """One plan for each number of steps, with random times those of one draw.
+
+        Raises:
+            ValueError: the model cannot run one of the plans.
+        """
+        streams = RandomStreams(0, 0)
+        plans = [self._resolve(denoiser, k, self.grid, streams) for k in self._step_choices()]
+        if self.start == "noised":
+            self._check_length(min(plans, key=len))
+        return plans
+
+    def _step_choices(self) -> Sequence[Any]:
+        """The numbers of steps to draw from; times or a plan are a single choice."""
         steps: Any = self.steps
         if isinstance(steps, (Plan, Grid)) or np.ndim(steps) == 0 or len(steps) == 0:
             return [steps]
         values = np.asarray(steps)
-        # Numbers of steps are whole and rise; times fall.
+        # Numbers of steps are positive integers that rise; times fall.
         numbers = values.dtype.kind in "iu" and values.ndim == 1 and values[0] > 0
         return values.tolist() if numbers and np.all(values[1:] > values[:-1]) else [steps]
 
-    def check(self, denoiser: Denoiser) -> list[Plan]:
-        """All plans but those that are drawn; ValueError for what the model cannot have."""
-        plans = [self._made(denoiser, k, self.grid, Draws(0, 0)) for k in self._choices()]
-        if self.late:
-            self._check_length(min(plans, key=len))
-        return plans
-
     def _check_length(self, plan: Plan) -> None:
-        """Refuse a plan with too few rows for a late chain."""
-        if len(plan) <= self.fewest:
-            several = " and several chains" if self.fewest > 1 else ""
+        """Refuse a plan with too few rows to begin at a later time."""
+        if len(plan) <= self.min_rows:
+            several = " and several chains" if self.min_rows > 1 else ""
             raise ValueError(
-                f'FidelityLoss: steps must be at least {self.fewest + 1} with start="noised"'
+                f'FidelityLoss: steps must be at least {self.min_rows + 1} with start="noised"'
                 f"{several}, got {len(plan)}"
             )
 
-    def _made(self, denoiser: Denoiser, steps: Any, grid: str, draws: Draws, **knobs: Any) -> Plan:
-        wanted = Wanted(
+    def _resolve(
+        self, denoiser: Denoiser, steps: Any, grid: str, streams: RandomStreams, **knobs: Any
+    ) -> Plan:
+        request = PlanRequest(
             steps,
             self.method,
             grid,
             self.clip,
             {**self.knobs, **knobs},
-            draws.key("chain times"),
+            streams.key("chain times"),
         )
-        return resolve("FidelityLoss", denoiser, wanted).plan
+        return resolve("FidelityLoss", denoiser, request).plan

@@ -1,11 +1,11 @@
-"""Watches whether a model's few-step samples lose the spread of the data while it is trained."""
+"""Detects that a model's samples lose the spread of the data while it is trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,21 +17,31 @@ __all__ = ["CollapseDetector", "CollapseWarning"]
 
 _STATISTICS = {"sd": "standard deviation", "diversity": "mean pairwise distance"}
 _REMEDY = 'distance="energy", start="prior" or a lower learning rate'
-# Data do not change while the model does: averaged for longer, they add little noise of their own.
-_DATA_MEMORY = 10
-# A fall must also be this many standard errors: 5% is noise when batches are small.
-_ERRORS = 3.0
-# ... but a single wild batch at the start must not blind the detector.
-_LARGEST_MARGIN = 0.5
+# The data's average covers this many times more batches: the data do not change while the model
+# does, so that a longer average only has less noise.
+_DATA_MEMORY_FACTOR = 10
+# A fall must also exceed this many standard errors, since with small batches 5% is noise.
+_STANDARD_ERRORS = 3.0
+# The standard errors count up to this relative fall: one wild batch among the first must not keep
+# the detector from ever warning.
+_LARGEST_NOISE = 0.5
 
 
 class CollapseWarning(UserWarning):
-    """Generated samples have lost spread against the data since training began."""
+    """Generated samples have lost spread, relative to the data, since training began."""
 
 
 @dataclass
 class _Track:
-    """One statistic of the batches so far; plain numbers, for `state`."""
+    """Exponential averages of one statistic over the batches so far.
+
+    Attributes:
+        level: average of the samples' statistic.
+        square: average of its square.
+        data: average of the data's statistic.
+        start: `level` after the first `memory` batches, where training began.
+        margin: relative standard error of a fall from `start` to `level`.
+    """
 
     level: float = 0.0
     square: float = 0.0
@@ -40,22 +50,30 @@ class _Track:
     margin: float = 0.0
 
     def add(self, level: float, data: float, count: int, memory: int) -> None:
-        """The values of batch number `count` (1 for the first), and the start once it is known."""
+        """Add the statistic of a batch.
+
+        Args:
+            level: the samples' statistic.
+            data: the data's statistic.
+            count: number of the batch, 1 for the first.
+            memory: batches that the average covers.
+        """
         rate = _rate(count, memory)
         self.level += rate * (level - self.level)
         self.square += rate * (level**2 - self.square)
-        self.data += _rate(count, _DATA_MEMORY * memory) * (data - self.data)
+        self.data += _rate(count, _DATA_MEMORY_FACTOR * memory) * (data - self.data)
         if count == memory:
             self.start = self.level
-            self.margin = self._noise(memory)
+            self.margin = self._relative_error(memory)
 
-    def _noise(self, memory: int) -> float:
-        """Standard error of `level` against `start`, relative, from the batches so far."""
+    def _relative_error(self, memory: int) -> float:
+        """Standard error of ``level - start`` as a share of `level`, from the batches so far."""
         if self.level == 0.0:
             return 0.0
         scatter = math.sqrt(max(self.square - self.level**2, 0.0)) / self.level
-        # Both are averages whose weights fall by 1 - 1/memory a batch: of all batches so far, and
-        # of the first `memory`; the sum of their squared weights is their share of the variance.
+        # Both are averages with weights that fall by 1 - 1/memory per batch, over all batches and
+        # over the first `memory`. The variance of each is that of a batch times the sum of the
+        # squared weights.
         decay = 1.0 - 1.0 / memory
         share = (1.0 - decay) / (1.0 + decay)
         kept = decay**memory
@@ -63,35 +81,41 @@ class _Track:
 
     @property
     def ratio(self) -> float:
-        """Smoothed level against the data."""
+        """The samples' average over the data's."""
         return self.level / self.data
 
-    def is_below(self, tolerance: float, noise: float) -> bool:
-        """Whether the level is below the data's and below its own start."""
-        fall = max(tolerance, min(noise * self.margin, _LARGEST_MARGIN))
+    def has_fallen(self, tolerance: float, standard_errors: float) -> bool:
+        """Whether the level is below the data's and has fallen since the start.
+
+        Both by more than `tolerance`, and the fall by more than its standard errors too.
+        """
+        fall = max(tolerance, min(standard_errors * self.margin, _LARGEST_NOISE))
         return self.ratio < 1.0 - tolerance and self.level < self.start * (1.0 - fall)
 
 
 class CollapseDetector:
-    """Warns when samples lose spread: what a paired loss does, whose best chain gives a mean.
+    """Warns when a model's samples lose the spread of the data while it is trained.
 
-    Follows two ratios to the data, averaged exponentially over about `memory` updates: of the
-    standard deviation (root of the variance over the batch, averaged over elements) and of the mean
-    distance between two samples. A `CollapseWarning` is given once per collapse, when one of the
-    ratios is below 1 - tolerance and has fallen by more than `tolerance` of its level in the first
-    `memory` updates. Small batches are noisy: the fall must also exceed three standard errors,
-    judged by the scatter of those first updates. Another warning needs a recovery in between, to
-    within half of that fall.
+    A paired loss such as "mse" causes that: it is least where every sample is a mean.
 
-    A chain that has too little spread from the start (few steps, a stochastic sampler) gives no
-    warning while it keeps it. A model that drops modes but keeps spread is not seen.
+    The detector follows two statistics as ratios of the samples' to the data's, averaged
+    exponentially over about `memory` updates: the standard deviation (root of the variance over
+    the batch, averaged over elements) and the mean distance between two samples. It gives a
+    `CollapseWarning` when one of the ratios is below ``1 - tolerance`` and the samples' statistic
+    has fallen by more than `tolerance` since the first `memory` updates. As small batches are
+    noisy, the fall must also exceed three standard errors, estimated from those first updates. A
+    second warning needs a recovery in between, to within half of that fall.
+
+    A chain with too little spread from the start (few steps, a stochastic sampler) gives no
+    warning while it keeps that spread. A model that drops modes but keeps the spread is not
+    noticed.
 
     Args:
-        tolerance: relative loss of spread that is borne, in [0, 1].
+        tolerance: relative loss of spread without a warning, in [0, 1].
         memory: updates that an average covers, at least 2.
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument of the wrong type.
         ValueError: an argument out of its range.
     """
 
@@ -104,20 +128,24 @@ class CollapseDetector:
         self._collapsed = False
 
     def update(self, samples: Tensor, data: Tensor) -> dict[str, float]:
-        """Takes the samples of one iteration in, and warns if they show a collapse.
+        """Add the samples of one iteration.
 
         Args:
-            samples: generated `(n, *shape)`, n >= 2; those that are not finite are left out.
-            data: `(m, *shape)`, m >= 2, of the same iteration.
+            samples: generated samples `(n, *shape)`, n >= 2; those that are not finite are ignored.
+            data: data `(m, *shape)` of the same iteration, m >= 2.
 
         Returns:
-            `sd_ratio` and `diversity_ratio`, smoothed, 1 for samples like the data and NaN before
-            any could be measured; `collapsed`, 1 from the warning to the recovery, else 0;
-            `ignored`, samples left out so far.
+            `sd_ratio` and `diversity_ratio`, the averaged ratios: 1 for samples like the data, NaN
+            before any finite samples; `collapsed`, 1 from a warning to the recovery, else 0;
+            `ignored`, the number of samples ignored so far.
 
         Raises:
             TypeError: an argument that is not a floating tensor.
-            ValueError: sets that do not fit or have fewer than 2 samples, or data without spread.
+            ValueError: sample shapes that differ, a set of fewer than 2 samples, or first data
+                without spread.
+
+        Warns:
+            CollapseWarning: the samples have lost spread.
         """
         with torch.no_grad():
             x, y = check_sets("CollapseDetector.update", samples, data, least=2)
@@ -130,18 +158,18 @@ class CollapseDetector:
             self._ignored += len(samples) - len(x)
             if len(x) >= 2:
                 self._measure(_spread(x), _spread(y), len(x))
-        found = {
+        ratios = {
             f"{name}_ratio": track.ratio if self._updates else math.nan
             for name, track in self._tracks.items()
         }
         return {
-            **found,
+            **ratios,
             "collapsed": float(self._collapsed),
             "ignored": float(self._ignored),
         }
 
     def state(self) -> dict[str, Any]:
-        """All that the next updates depend on: numbers and names, ready for JSON."""
+        """What `load_state` needs to go on, ready for JSON."""
         return {
             "updates": self._updates,
             "ignored": self._ignored,
@@ -150,7 +178,10 @@ class CollapseDetector:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the detector of this state was; same `tolerance` and `memory` assumed.
+        """Restore a state of a detector with the same `tolerance` and `memory`.
+
+        Args:
+            state: from `state`.
 
         Raises:
             ValueError: a state that lacks an entry, or has others.
@@ -168,21 +199,22 @@ class CollapseDetector:
         self._collapsed, self._tracks = state["collapsed"], tracks
 
     def _measure(self, samples: list[float], data: list[float], count: int) -> None:
-        """Averages the spreads of one batch; warns on the first that has fallen."""
+        """Add the statistics of a batch of `count` samples, and warn if one has fallen."""
         if not all(map(math.isfinite, samples + data)):
-            self._ignored += count  # squares too large for float32, or data that are not finite
+            self._ignored += count  # the squares overflow float32, or the data are not finite
             return
         self._updates += 1
-        for track, level, known in zip(self._tracks.values(), samples, data, strict=True):
-            track.add(level, known, self._updates, self.memory)
+        for track, level, data_level in zip(self._tracks.values(), samples, data, strict=True):
+            track.add(level, data_level, self._updates, self.memory)
         if self._collapsed:
-            # Half the fall as the bar of recovery: noise at the bar is not a second collapse.
+            # Recovered within half the fall only: noise around the limit is no second collapse.
             self._collapsed = any(
-                t.is_below(self.tolerance / 2, _ERRORS / 2) for t in self._tracks.values()
+                track.has_fallen(self.tolerance / 2, _STANDARD_ERRORS / 2)
+                for track in self._tracks.values()
             )
             return
         for name, track in self._tracks.items():
-            if track.is_below(self.tolerance, _ERRORS):
+            if track.has_fallen(self.tolerance, _STANDARD_ERRORS):
                 self._collapsed = True
                 self._warn(name, track)
                 return
@@ -197,10 +229,11 @@ class CollapseDetector:
 
 
 def _rate(count: int, memory: int) -> float:
-    """Weight of the newest of `count` values in their exponential average without bias."""
+    """Weight of the newest of `count` values in a bias-corrected exponential average."""
     return (1.0 / memory) / (1.0 - (1.0 - 1.0 / memory) ** count)
 
 
 def _spread(x: Tensor) -> list[float]:
-    """The statistics of one set `(n, D)`, in the order of `_STATISTICS`."""
-    return torch.stack([x.var(dim=0).mean().sqrt(), mean_pairwise_distance(x)]).tolist()
+    """The statistics of a set `(n, D)`, in the order of `_STATISTICS`."""
+    statistics = torch.stack([x.var(dim=0).mean().sqrt(), mean_pairwise_distance(x)])
+    return cast("list[float]", statistics.tolist())  # pyright: ignore[reportUnknownMemberType]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

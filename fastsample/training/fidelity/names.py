@@ -1,4 +1,4 @@
-"""Names of what a chain of the fidelity loss starts from, and of how gradients leave it."""
+"""Names for where chains of the fidelity loss start, and for how gradients flow through them."""
 
 from typing import Literal, TypeAlias, get_args
 

@@ -1,1 +1,1 @@
-"""Losses of one network call."""
+"""Diffusion losses, each computed from one network call per batch."""

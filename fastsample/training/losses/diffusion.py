@@ -1,7 +1,8 @@
-"""Training losses of diffusion models, one value per sample.
+"""Training losses of diffusion models in discrete time, one value per sample.
 
-Time `t` is the project's (0 = data, 1..T or (0, T]). A `Denoiser` is told the time by its own
-convention; any other network is handed the index t - 1, or t itself if the schedule is continuous.
+A time `t` is 0 at the data, and 1..T (a step) or in (0, T] (continuous) at noise. A `Denoiser`
+turns it into its network's timestep by its own convention; any other network is called with
+t - 1, or on a continuous schedule with t.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from fastsample.training.losses.weighting import Weighting, output_weights
 
 __all__ = ["DiffusionLoss"]
 
-Kind: TypeAlias = Literal["simple", "hybrid", "vlb"]
+LossKind: TypeAlias = Literal["simple", "hybrid", "vlb"]
 
 _CHOICES = {
-    "kind": get_args(Kind),
+    "kind": get_args(LossKind),
     "variance": get_args(Variance),
     "prediction": get_args(Prediction),
     "weighting": (None, *get_args(Weighting)),
@@ -37,35 +38,37 @@ _CHOICES = {
 class DiffusionLoss:
     """L_simple, L_hybrid or L_vlb of a diffusion model, one value per sample.
 
-    Nichol and Dhariwal 2021 (arXiv:2102.09672): "simple" is eq. 14, the mean squared error;
-    "hybrid" is eq. 16, L_simple + `vlb_weight` * L_vlb, where the bound trains the variance only
-    (the prediction is detached in it); "vlb" is the bound itself, T times the term of a random
-    step. Times are drawn uniformly; the importance sampling of their Sec. 3.3 is not done. With
-    "simple" a learned variance gets no gradient. The bound in continuous time is `VDMLoss`.
+    The losses are those of Nichol and Dhariwal 2021 (arXiv:2102.09672). "simple" is eq. 14, the
+    mean squared error. "vlb" is the variational bound, estimated as T times the term of a random
+    step. "hybrid" is eq. 16, ``L_simple + vlb_weight * L_vlb``, where the bound trains the
+    variance only, because the prediction is detached in it. Times are drawn uniformly, without the
+    importance sampling of Sec. 3.3. "simple" gives a learned variance no gradient. The bound in
+    continuous time is `VDMLoss`.
 
     Args:
-        schedule: noise levels with integer steps 1..T; "simple" also takes a continuous one.
+        schedule: noise levels with integer steps 1..T; "simple" also takes a continuous schedule.
         kind: "simple", "hybrid" or "vlb".
-        variance: reverse variance "small", "large" or "learned_range"; the last needs a network
-            of twice the channels.
+        variance: reverse variance: "small", "large" or "learned_range", which needs a network with
+            twice the channels.
         prediction: what the network predicts: "epsilon", "x0", "v" or "flow".
-        vlb_weight: lambda in the hybrid loss, per bit and dimension. Bits, not nats: the default
-            equals RESCALED_MSE of the released code.
+        vlb_weight: weight of the bound in "hybrid", in units of a bit per dimension. With bits
+            instead of nats the default equals RESCALED_MSE of the released code.
         bin_width: distance of neighbouring data levels, in data units: 2/255 for 8-bit images.
-        weighting: weight of the squared error of x0, "snr", "snr+1", "truncated_snr" or "min_snr"
-            (see `output_weights`), for kind "simple"; None counts the error of the output itself.
-        gamma: bound on the SNR of "min_snr", positive.
+        weighting: for kind "simple", a weight of the squared error of x0: "snr", "snr+1",
+            "truncated_snr" or "min_snr" (see `output_weights`). None weighs the error of the
+            network's output equally at all times.
+        gamma: bound on the SNR in "min_snr", positive.
 
     Raises:
         ValueError: an unknown name, "hybrid" without a learned variance, a bound on a continuous
-            schedule, or a weighting with a bound or without a limit.
+            schedule, or a weighting together with a bound or infinite at the schedule's end.
     """
 
     def __init__(
         self,
         schedule: NoiseSchedule,
         *,
-        kind: Kind = "hybrid",
+        kind: LossKind = "hybrid",
         variance: Variance = "learned_range",
         prediction: Prediction = "epsilon",
         vlb_weight: float = 1e-3,
@@ -73,8 +76,8 @@ class DiffusionLoss:
         weighting: Weighting | None = None,
         gamma: float = 5.0,
     ) -> None:
-        given = {"kind": kind, "variance": variance, "prediction": prediction}
-        for name, value in {**given, "weighting": weighting}.items():
+        names = {"kind": kind, "variance": variance, "prediction": prediction}
+        for name, value in {**names, "weighting": weighting}.items():
             if value not in _CHOICES[name]:
                 raise ValueError(
                     f"DiffusionLoss: {name} must be one of {_CHOICES[name]}, got {value!r}"
@@ -96,7 +99,7 @@ class DiffusionLoss:
         if not check_real("DiffusionLoss", "gamma", gamma) > 0.0:
             raise ValueError(f"DiffusionLoss: gamma must be positive, got {gamma:g}")
         self.schedule = schedule
-        self.kind: Kind = kind
+        self.kind: LossKind = kind
         self.variance: Variance = variance
         self.prediction: Prediction = prediction
         self.vlb_weight = vlb_weight
@@ -105,23 +108,26 @@ class DiffusionLoss:
         self.gamma = gamma
         self.num_steps = schedule.num_steps
         self._times = TrainingTimes(schedule)
-        # Row t - 1 belongs to time t. Made in float64 once, rounded once per dtype and device. A
-        # continuous schedule keeps only T, where a weighting shows whether it has a limit.
+        # Row t - 1 belongs to time t. The table is in float64, and is rounded once per dtype and
+        # device. A continuous schedule has a row for T only, which raises if a weight is infinite.
         steps = np.arange(1.0, self.num_steps + 1) if self.num_steps else np.array([schedule.T])
         table = self._levels(steps)
         if kind != "simple":
             bound = posterior_table(schedule, prediction=prediction)[::-1]
             table = np.concatenate([table, bound], axis=1)
-        self._table = torch.from_numpy(table)
+        self._table = torch.as_tensor(table)
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
-    def of(cls, denoiser: Denoiser, *, kind: Kind | None = None, **options: Any) -> DiffusionLoss:
-        """The loss that trains a denoiser: its schedule, its prediction, its variance.
+    def of(
+        cls, denoiser: Denoiser, *, kind: LossKind | None = None, **options: Any
+    ) -> DiffusionLoss:
+        """The loss with the schedule, prediction and variance of a denoiser.
 
         Args:
             denoiser: the model.
-            kind: None is "hybrid" for a learned variance, else "simple".
+            kind: "simple", "hybrid" or "vlb"; None is "hybrid" for a learned variance, else
+                "simple".
             **options: `vlb_weight`, `bin_width`, `weighting`, `gamma`.
         """
         if kind is None:
@@ -132,14 +138,14 @@ class DiffusionLoss:
         )
 
     def times(self, u: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Training times of uniform numbers u in [0, 1), in their shape.
+        """Training times of uniform numbers u in [0, 1), in the same shape.
 
-        Whole steps, int64 in 1..T, or real times (1 - u) T in (0, T] of a continuous schedule.
+        The times are steps 1..T (int64), or on a continuous schedule ``(1 - u) T`` in (0, T].
         """
-        return self._times.of("DiffusionLoss.times", u)
+        return self._times.from_uniform("DiffusionLoss.times", u)
 
     def current(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser itself, checked: this loss learns nothing that belongs to its schedule."""
+        """The denoiser as it is, after a check that it fits: this loss trains no schedule."""
         self._check_denoiser(denoiser)
         return denoiser
 
@@ -163,24 +169,26 @@ class DiffusionLoss:
         """Loss of one batch; `loss(model, x0)["loss"].mean().backward()` is a training step.
 
         Args:
-            model: a `Denoiser` of this schedule, prediction and variance, told the times by its
-                own convention; or a callable, called as `model(x_t, t - 1, **cond)`, on a
-                continuous schedule as `model(x_t, t, **cond)` with t in float32.
+            model: a `Denoiser` of this schedule, prediction and variance; or a callable, called as
+                `model(x_t, t - 1, **cond)`, on a continuous schedule as `model(x_t, t, **cond)`
+                with t in float32.
             x0: data `(B, C, ...)`, floating; in [-1, 1] unless the kind is "simple".
-            t: times `(B,)`: integers in 1..T, or real in (0, T] if the schedule is continuous;
-                None draws them uniformly. Real times on the CPU save the wait for a GPU.
+            t: times `(B,)`: integers in 1..T, or real numbers in (0, T] on a continuous schedule;
+                None draws them uniformly. Real times are read on the CPU: if they are there
+                already, nothing waits for a GPU.
             noise: standard normal noise in the shape of `x0`; None draws it.
             generator: random numbers for `t` and `noise`, on the device of `x0`.
-            **cond: handed to the model (labels, say).
+            **cond: keyword arguments of the network, such as labels.
 
         Returns:
-            `loss`, `mse` (of the output, without weight) and, unless the kind is "simple", `vb` in
-            bits per dimension (the term of the sampled step, not multiplied by T); each `(B,)`.
+            `loss`; `mse`, the squared error of the output without a weight; and, unless the kind
+            is "simple", `vb`, the bound's term of the drawn step in bits per dimension (`loss`
+            holds it times T). Each is `(B,)`.
 
         Raises:
             ValueError: times out of range, an output that does not fit `x0`, or a denoiser of
                 another schedule, prediction or variance.
-            TypeError: times that are not integers where steps are.
+            TypeError: real times with a discrete schedule.
         """
         if isinstance(model, Denoiser):
             self._check_denoiser(model)
@@ -190,13 +198,13 @@ class DiffusionLoss:
             self._times.check("DiffusionLoss", t, x0.shape[0])
         if noise is None:
             noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
-        rows, told = self._rows(t, x0), self._times.told(model, t, x0.device)
+        rows, timesteps = self._rows(t, x0), self._times.timesteps(model, t, x0.device)
         alpha, sigma, mx, me = (rows[:, i].reshape(-1, *[1] * (x0.ndim - 1)) for i in range(4))
         x_t = alpha * x0 + sigma * noise
         if isinstance(model, Denoiser):
-            output = model.at_timestep(x_t, told, cond)
+            output = model.at_timestep(x_t, timesteps, cond)
         else:
-            output = model(x_t, told, **cond)
+            output = model(x_t, timesteps, **cond)
         channels = x0.shape[1] * (2 if self.variance == "learned_range" else 1)
         expected = (x0.shape[0], channels, *x0.shape[2:])
         if output.shape != expected:
@@ -209,7 +217,7 @@ class DiffusionLoss:
         if self.kind == "simple":
             return {"loss": mse if self.weighting is None else rows[:, 4] * mse, "mse": mse}
         if self.kind == "hybrid":
-            # The bound's noisy gradient must not reach the prediction (Sec. 3.1).
+            # The bound's noisy gradient must not reach the prediction (arXiv:2102.09672, Sec. 3.1).
             output = torch.cat([prediction.detach(), output[:, x0.shape[1] :]], dim=1)
         vb, _ = vlb_terms(
             output,
@@ -224,20 +232,21 @@ class DiffusionLoss:
         return {"loss": loss, "mse": mse, "vb": vb}
 
     def _levels(self, times: FloatArray) -> FloatArray:
-        """Rows alpha, sigma, mx, me, weight of the times; mx x0 + me eps is the target."""
+        """A row (alpha, sigma, mx, me, weight) per time; the target is ``mx x0 + me eps``."""
         alpha, sigma = self.schedule.levels(times)
         weight = np.ones_like(alpha)
         if self.weighting is not None:
-            name, kind = self.weighting, self.prediction
-            weight = output_weights("DiffusionLoss", name, kind, alpha, sigma, gamma=self.gamma)
+            weight = output_weights(
+                "DiffusionLoss", self.weighting, self.prediction, alpha, sigma, gamma=self.gamma
+            )
         target = output_terms(self.prediction, alpha, sigma)
         return np.stack([alpha, sigma, *target, weight], axis=1)
 
     def _rows(self, t: Tensor, x0: Tensor) -> Tensor:
-        """The times' rows on the device and in the dtype of the data."""
+        """The rows of the times, on the device and in the dtype of the data."""
         if self.num_steps is None:
             table = self._levels(t.detach().cpu().double().numpy())
-            return torch.from_numpy(table).to(x0.device, x0.dtype)
+            return torch.as_tensor(table).to(x0.device, x0.dtype)
         key = (x0.device, x0.dtype)
         if key not in self._tables:
             self._tables[key] = self._table.to(x0.device, x0.dtype)
@@ -246,9 +255,9 @@ class DiffusionLoss:
     def _check_denoiser(self, denoiser: Denoiser) -> None:
         """Refuse a model of another schedule, prediction or variance."""
         for name in ("schedule", "prediction", "variance"):
-            own, other = getattr(self, name), getattr(denoiser, name)
-            if own is not other and own != other:
+            expected, actual = getattr(self, name), getattr(denoiser, name)
+            if expected is not actual and expected != actual:
                 raise ValueError(
-                    f"DiffusionLoss: model must have the loss's {name} {own!r}, got {other!r}; "
-                    "DiffusionLoss.of(denoiser) takes it over"
+                    f"DiffusionLoss: model must have the loss's {name} {expected!r}, "
+                    f"got {actual!r}; DiffusionLoss.of(denoiser) takes it over"
                 )

@@ -1,4 +1,7 @@
-"""The categorical decoder of variational diffusion models: which level did the data have?"""
+"""The decoder of variational diffusion models: the probability of the data's discrete levels."""
+
+# Arguments of users are checked at runtime, whatever their annotations say.
+# pyright: reportUnnecessaryIsInstance=false
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from torch import Tensor
 __all__ = ["checked_levels", "level_nats"]
 
 _CHUNK = 1 << 16
-"""Logits held at once on the CPU: 256 kB in float32 stay in a core's cache."""
+"""Logits computed at once on the CPU: 256 kB in float32 stay in a core's cache."""
 _IMPOSSIBLE = -0.1
-"""Nats of an element that no rounding of a level explains: a probability is at most 1."""
+"""Nats below which an element is no level: a probability is at most 1, up to rounding."""
 
 
 def checked_levels(function: str, levels: Tensor | None) -> Tensor | None:
-    """A copy of the levels `(V,)` or `(D, V)`, or None."""
+    """A copy of the levels `(V,)` or `(D, V)`; None stays None."""
     if levels is None:
         return None
     if not isinstance(levels, Tensor) or not levels.is_floating_point():
@@ -30,18 +33,18 @@ def checked_levels(function: str, levels: Tensor | None) -> Tensor | None:
 
 
 def level_nats(x0: Tensor, eps: Tensor, levels: Tensor, gamma_0: Tensor) -> Tensor:
-    """``-log p(x0 | z_0)`` in nats per sample, p a softmax over the levels.
+    """``-log p(x0 | z_0)`` in nats per sample, where p is a softmax over the levels.
 
     Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630), as in their code: the
     logits are ``-(z_0 / alpha_0 - level)^2 / (2 e^gamma_0)``, and ``z_0 / alpha_0 = x0 +
     e^(gamma_0 / 2) eps``. With ``n = (level - x0) e^(-gamma_0 / 2)`` that is, per element,
-    ``log sum exp(n eps - n^2 / 2)``, whose own level contributes exactly 1.
+    ``log sum exp(n eps - n^2 / 2)``, where the level equal to x0 contributes exactly 1.
 
     Args:
         x0: data `(B, *shape)`, every element one of its levels.
         eps: standard normal noise in the shape of `x0`.
-        levels: `(V,)` or `(D, V)`, D elements per sample in C order.
-        gamma_0: negative log SNR at the data, a scalar tensor; it alone gets a gradient.
+        levels: `(V,)`, or `(D, V)` with a row for each of the D elements of a sample in C order.
+        gamma_0: negative log-SNR at the data, a scalar tensor; only it gets a gradient.
 
     Returns:
         Nats `(B,)`, summed over elements.
@@ -55,8 +58,8 @@ def level_nats(x0: Tensor, eps: Tensor, levels: Tensor, gamma_0: Tensor) -> Tens
             f"VDMLoss: levels must have a row for each of the {dims} elements of a sample, "
             f"got {len(levels)}"
         )
-    flat = x0.flatten(1), eps.flatten(1)
-    nats = cast(Tensor, _LevelNats.apply(*flat, levels.to(x0), gamma_0))
+    function: Any = _LevelNats  # torch gives `apply` no types
+    nats = cast(Tensor, function.apply(x0.flatten(1), eps.flatten(1), levels.to(x0), gamma_0))
     if nats.device.type == "cpu" and nats.numel() and nats.min() < _IMPOSSIBLE:
         value = x0.flatten()[nats.argmin()].item()
         raise ValueError(f"VDMLoss: x0 must hold values of levels, got {value:.6g}")
@@ -69,24 +72,24 @@ class _LevelNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x0: Tensor, eps: Tensor, levels: Tensor, gamma_0: Tensor) -> Tensor:
         scale = torch.exp(-0.5 * gamma_0).to(x0.dtype)
-        nats, slope = torch.empty_like(x0), torch.empty_like(x0)
-        held = _CHUNK if x0.device.type == "cpu" else 256 * _CHUNK
-        rows = max(held // max(x0.shape[1] * levels.shape[-1], 1), 1)
-        parts = (tensor.split(rows) for tensor in (x0, eps, nats, slope))
+        nats, derivatives = torch.empty_like(x0), torch.empty_like(x0)
+        chunk = _CHUNK if x0.device.type == "cpu" else 256 * _CHUNK
+        rows = max(chunk // max(x0.shape[1] * levels.shape[-1], 1), 1)
+        parts = (torch.split(tensor, rows) for tensor in (x0, eps, nats, derivatives))
         for x, e, value, derivative in zip(*parts, strict=True):
             e = e.unsqueeze(-1)
             n = (levels - x.unsqueeze(-1)).mul_(scale)
-            # No maximum to take off: the exponent is at most eps^2 / 2.
-            share = torch.sub(e, n, alpha=0.5).mul_(n).exp_()
-            total = share.sum(-1)
+            # No maximum needs to be subtracted: the exponent is at most eps^2 / 2.
+            terms = torch.sub(e, n, alpha=0.5).mul_(n).exp_()
+            total = terms.sum(-1)
             torch.log(total, out=value)
             if ctx.needs_input_grad[3]:  # d n / d gamma_0 = -n / 2
-                torch.div(share.mul_(n).mul_(n.sub_(e)).sum(-1), 2.0 * total, out=derivative)
-        ctx.save_for_backward(slope)
+                torch.div(terms.mul_(n).mul_(n.sub_(e)).sum(-1), 2.0 * total, out=derivative)
+        ctx.save_for_backward(derivatives)
         return nats
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, Tensor]:  # pyright: ignore
-        (slope,) = ctx.saved_tensors
-        return None, None, None, (grad * slope).sum()
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (derivatives,) = ctx.saved_tensors
+        return None, None, None, (grad * derivatives).sum()

@@ -1,4 +1,4 @@
-"""The times that a loss trains at: drawn, checked, and told to the network."""
+"""The times that a loss trains at: drawn, checked, and turned into the network's timesteps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["TrainingTimes", "unit_numbers"]
 
 
 def unit_numbers(function: str, u: npt.ArrayLike) -> FloatArray:
-    """The numbers as float64, all of them in [0, 1)."""
+    """The numbers as float64, checked to be in [0, 1)."""
     numbers = check_array(function, "u", u)
     bad = (numbers < 0.0) | (numbers >= 1.0)
     if np.any(bad):
@@ -27,18 +27,18 @@ def unit_numbers(function: str, u: npt.ArrayLike) -> FloatArray:
 
 
 class TrainingTimes:
-    """Whole steps 1..T of a discrete schedule, real times in (0, T] of a continuous one.
+    """Times to train at: steps 1..T of a discrete schedule, (0, T] of a continuous one.
 
     Args:
-        schedule: noise levels; only their times are read.
+        schedule: noise levels, of which only the times are read.
     """
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.schedule = schedule
         self.num_steps = schedule.num_steps
-        self._steps_told: tuple[TimeInput, torch.device, Tensor] | None = None
+        self._all_timesteps: tuple[TimeInput, torch.device, Tensor] | None = None
 
-    def of(self, function: str, u: npt.ArrayLike) -> npt.NDArray[Any]:
+    def from_uniform(self, function: str, u: npt.ArrayLike) -> npt.NDArray[Any]:
         """Times of uniform numbers u in [0, 1): int64 ``floor(u T) + 1``, or real ``(1 - u) T``."""
         numbers = unit_numbers(function, u)
         if self.num_steps is None:
@@ -47,15 +47,18 @@ class TrainingTimes:
         return np.minimum(np.floor(numbers * self.num_steps).astype(np.int64) + 1, self.num_steps)
 
     def draw(self, batch: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Uniform times `(B,)`: integers on the device, or float64 on the host."""
+        """Uniform times `(B,)`: integers on the device, or float64 on the CPU."""
         if self.num_steps is not None:
             shape = (batch,)
             return torch.randint(1, self.num_steps + 1, shape, device=device, generator=generator)
         u = torch.rand(batch, device=device, generator=generator)
-        return torch.from_numpy(self.of("draw", u.double().cpu().numpy()))
+        return torch.as_tensor(self.from_uniform("draw", u.double().cpu().numpy()))
 
     def check(self, function: str, t: Tensor, batch: int) -> None:
-        """Shape and kind always; steps' range on the CPU only, where looking costs no wait."""
+        """Refuse times of a wrong shape or dtype, or out of range.
+
+        The range of steps is checked on the CPU only: on a GPU it would cost a wait.
+        """
         if self.num_steps is not None and t.is_floating_point():
             raise TypeError(f"{function}: t must be integer times, got {t.dtype}")
         if t.shape != (batch,):
@@ -71,17 +74,21 @@ class TrainingTimes:
         elif not 1 <= low <= high <= self.num_steps:
             raise ValueError(f"{function}: t must be in 1..{self.num_steps}, got {low}..{high}")
 
-    def told(self, model: Denoiser | Callable[..., Any], t: Tensor, device: torch.device) -> Tensor:
-        """What the network is told at times `(B,)`, on the device.
+    def timesteps(
+        self, model: Denoiser | Callable[..., Any], t: Tensor, device: torch.device
+    ) -> Tensor:
+        """The network's timesteps at times `(B,)`, on the device.
 
-        By a `Denoiser`'s convention; a callable gets t - 1, or t in float32 if it is real.
+        A `Denoiser` has its own convention; a plain callable gets t - 1, or on a continuous
+        schedule t in float32.
         """
         if not isinstance(model, Denoiser):
             return t.to(device, torch.float32) if self.num_steps is None else t.to(device) - 1
         if self.num_steps is None:
             return model.network_times(t.detach().cpu().double().numpy(), device)
-        # All steps at once and once only: to look up a drawn step needs no copy to the host.
-        if self._steps_told is None or self._steps_told[:2] != (model.time, device):
+        # The timesteps of all steps are kept on the device, so that times drawn there are looked
+        # up without a copy to the CPU.
+        if self._all_timesteps is None or self._all_timesteps[:2] != (model.time, device):
             steps = np.arange(1.0, self.num_steps + 1)
-            self._steps_told = (model.time, device, model.network_times(steps, device))
-        return self._steps_told[2][t.to(device) - 1]
+            self._all_timesteps = (model.time, device, model.network_times(steps, device))
+        return self._all_timesteps[2][t.to(device) - 1]

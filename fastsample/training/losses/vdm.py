@@ -1,4 +1,4 @@
-"""The continuous-time bound of variational diffusion models, with learned ends of the schedule."""
+"""The loss of variational diffusion models: a bound in continuous time, with a learned schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["VDMLoss"]
 
 
 class VDMLoss(nn.Module):
-    r"""The bound of a variational diffusion model in continuous time, one value per sample.
+    r"""The variational bound in continuous time, with learned end points of the schedule.
 
     Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630): with
     ``gamma(u) = |w| u + b``, the negative log SNR at u in [0, 1], ``alpha^2 = sigmoid(-gamma)`` and
@@ -33,21 +33,21 @@ class VDMLoss(nn.Module):
         prior            KL(N(alpha_1 x0, sigma_1^2) || N(0, 1))
         reconstruction   -log p(x0 | z_0), p a softmax of N(z_0 / alpha_0; level, e^gamma(0))
 
-    The scalars w and b are learned with the network, whose input gamma carries their gradient too.
-    This gamma is linear in u, as in the paper's published two-dimensional example; its monotone
-    network is not offered. Optimise ``loss.parameters()`` along with the network's, and take the
-    denoiser to sample from, with the schedule as learned, from `current`.
+    The scalars w and b are trained with the network, and get a gradient through its input gamma
+    too. This gamma is linear in u, as in the paper's published two-dimensional example; the
+    paper's monotone network for gamma is not implemented. Optimise ``loss.parameters()`` along
+    with the network's. `current` gives the denoiser with the learned schedule, to sample from.
 
     Args:
-        gamma_min: gamma(0) at the start of training.
+        gamma_min: gamma(0) at the start of training, in [-700, 700].
         gamma_max: gamma(1) at the start of training, above gamma_min.
-        levels: the values that an element of the data can take, `(V,)`, or `(D, V)` for each of
-            the D elements of a sample in C order; None leaves the reconstruction out (0).
-        learn: whether w and b get gradients.
+        levels: the values that an element of the data can take, `(V,)`, or `(D, V)` with a row for
+            each of the D elements of a sample in C order; None sets the reconstruction term to 0.
+        learn: whether w and b are trained.
 
     Raises:
         TypeError: levels that are no floating tensor.
-        ValueError: gamma_max not above gamma_min, or levels of another rank.
+        ValueError: gamma_max not above gamma_min, or levels of another shape.
     """
 
     def __init__(
@@ -66,47 +66,51 @@ class VDMLoss(nn.Module):
         self.w = nn.Parameter(torch.tensor(high - low, dtype=torch.float32), requires_grad=learn)
         self.b = nn.Parameter(torch.tensor(low, dtype=torch.float32), requires_grad=learn)
         self.levels: Tensor | None
-        # Not in the state dict: they come from the data, not from training.
+        # Not in the state dict, because they belong to the data and are not trained.
         self.register_buffer("levels", checked_levels("VDMLoss", levels), persistent=False)
 
     @classmethod
     def of(cls, denoiser: Denoiser, **options: Any) -> VDMLoss:
-        """The loss that starts from a denoiser's own schedule.
+        """The loss whose schedule starts as that of a denoiser.
 
         Args:
             denoiser: the model; its schedule is a `NoiseSchedule.vdm`.
             **options: `levels`, `learn`.
+
+        Raises:
+            ValueError: a denoiser of another schedule or convention.
         """
         _check_denoiser(denoiser)
-        return cls(**dict(denoiser.schedule.arguments), **options)  # pyright: ignore[reportArgumentType]
+        arguments: dict[str, Any] = dict(denoiser.schedule.arguments)
+        return cls(**arguments, **options)
 
     def extra_repr(self) -> str:
-        """Whether there are levels, and whether the ends are learned."""
-        count = None if self.levels is None else tuple(self.levels.shape)
-        return f"levels={count}, learn={self.w.requires_grad}"
+        """The shape of the levels, and whether the end points are trained, for the repr."""
+        shape = None if self.levels is None else tuple(self.levels.shape)
+        return f"levels={shape}, learn={self.w.requires_grad}"
 
     def gamma(self, u: Tensor) -> Tensor:
-        """Negative log SNR at u in [0, 1], like u; differentiable in w and b."""
+        """Negative log-SNR at u in [0, 1], shaped like u and differentiable in w and b."""
         return self.w.abs().to(u) * u + self.b.to(u)
 
     def schedule(self) -> NoiseSchedule:
-        """The schedule as learned so far; waits for the device of w and b."""
+        """The schedule as learned so far; reading w and b waits for their device."""
         low = self.b.item()
         return NoiseSchedule.vdm(low, low + abs(self.w.item()))
 
     def current(self, denoiser: Denoiser) -> Denoiser:
         """The same network under the schedule as learned so far, without profile and plans."""
         _check_denoiser(denoiser)
-        other = copy.copy(denoiser)
-        other.schedule, other.profile, other.plans = self.schedule(), None, {}
-        return other
+        model = copy.copy(denoiser)
+        model.schedule, model.profile, model.plans = self.schedule(), None, {}
+        return model
 
     def times(self, u: npt.ArrayLike) -> FloatArray:
-        """Training times of uniform numbers u in [0, 1): u itself.
+        """Training times of uniform numbers u in [0, 1), which are u.
 
-        Numbers that are spread evenly, ``(randperm(B) + rand(B)) / B`` say, give the diffusion
-        term less variance than independent ones. Without the shuffle a sample that keeps its place
-        in the batch would be trained at one noise level only.
+        Stratified numbers such as ``(randperm(B) + rand(B)) / B`` give the diffusion term less
+        variance than independent ones. Without the permutation, a sample that has the same
+        position in every batch would be trained at one noise level only.
         """
         return unit_numbers("VDMLoss.times", u)
 
@@ -124,20 +128,20 @@ class VDMLoss(nn.Module):
         """Bound of one batch; `loss(denoiser, x0)["loss"].mean().backward()` is a training step.
 
         Args:
-            denoiser: the model, with a `NoiseSchedule.vdm` and time "log_snr" (its network is then
-                told -gamma, with gradient) or "fraction" (told u). The levels are this loss's own,
-                not those of the denoiser's schedule.
-            x0: data `(B, *shape)`, float32 or float64; with `levels`, every element one of them.
+            denoiser: the model, with a `NoiseSchedule.vdm` and time "log_snr" (the network's
+                timestep is then -gamma, with gradient) or "fraction" (u). The noise levels are
+                those of this loss, not of the denoiser's schedule.
+            x0: data `(B, *shape)`, float32 or float64; with `levels`, every element is one of them.
             t: times u `(B,)` in [0, 1]; None draws them uniformly.
             noise: noise of the diffusion term in the shape of `x0`; None draws it.
-            decoder_noise: noise of the reconstruction in the shape of `x0`; None draws it. Without
-                `levels` there is no use for it.
-            generator: random numbers for what is drawn, on the device of `x0`.
-            **cond: handed to the network.
+            decoder_noise: noise of the reconstruction term in the shape of `x0`; None draws it.
+                It is not used without `levels`.
+            generator: random numbers for all that is drawn, on the device of `x0`.
+            **cond: keyword arguments of the network.
 
         Returns:
             `diffusion`, `prior`, `reconstruction` and their sum `loss`, in bits per dimension;
-            each `(B,)`. The reconstruction's gradient reaches b, not `x0`.
+            each `(B,)`. The reconstruction term has a gradient in b, not in `x0`.
 
         Raises:
             TypeError: data of another dtype.
@@ -149,8 +153,8 @@ class VDMLoss(nn.Module):
             raise TypeError(f"VDMLoss: x0 must be float32 or float64, got {x0.dtype}")
         if t is None:
             t = torch.rand(x0.shape[0], dtype=x0.dtype, device=x0.device, generator=generator)
-        u, eps = _checked_times(t, x0), _noise_of("noise", noise, x0, generator)
-        nats = self._diffusion(denoiser, x0, u, eps, cond)
+        u, eps = _checked_times(t, x0), _checked_noise("noise", noise, x0, generator)
+        diffusion = self._diffusion(denoiser, x0, u, eps, cond)
         zero, one = x0.new_zeros(()), x0.new_ones(())
         gamma_0, gamma_1 = self.gamma(zero), self.gamma(one)
         alpha_1 = torch.sigmoid(-gamma_1).sqrt()
@@ -158,23 +162,23 @@ class VDMLoss(nn.Module):
         if self.levels is None:
             reconstruction = torch.zeros_like(prior)
         else:
-            decoder_eps = _noise_of("decoder_noise", decoder_noise, x0, generator)
+            decoder_eps = _checked_noise("decoder_noise", decoder_noise, x0, generator)
             reconstruction = level_nats(x0, decoder_eps, self.levels, gamma_0)
-        terms = {"diffusion": nats, "prior": prior, "reconstruction": reconstruction}
-        unit = max(math.prod(x0.shape[1:]), 1) * math.log(2.0)
-        bits = {name: value / unit for name, value in terms.items()}
+        terms = {"diffusion": diffusion, "prior": prior, "reconstruction": reconstruction}
+        nats_per_bit = max(math.prod(x0.shape[1:]), 1) * math.log(2.0)  # per dimension
+        bits = {name: value / nats_per_bit for name, value in terms.items()}
         return {"loss": bits["diffusion"] + bits["prior"] + bits["reconstruction"], **bits}
 
     def _diffusion(
         self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, cond: dict[str, Any]
     ) -> Tensor:
-        """Nats `(B,)`: half of gamma' times the squared error of the noise."""
+        """The diffusion term `(B,)` in nats: ``1/2 gamma' |eps - eps_hat|^2``."""
         gamma = self.gamma(u)
-        each = gamma.reshape(-1, *[1] * (x0.ndim - 1))
-        # Two sigmoids, never 1 - alpha^2: at gamma = -13.3 that would keep 4 digits in float32.
-        alpha, sigma = torch.sigmoid(-each).sqrt(), torch.sigmoid(each).sqrt()
-        told = -gamma if denoiser.time == "log_snr" else u
-        output = denoiser.at_timestep(alpha * x0 + sigma * eps, told, cond)
+        broadcast = gamma.reshape(-1, *[1] * (x0.ndim - 1))
+        # Not sigma^2 = 1 - alpha^2, which at gamma = -13.3 keeps only 4 digits in float32.
+        alpha, sigma = torch.sigmoid(-broadcast).sqrt(), torch.sigmoid(broadcast).sqrt()
+        timestep = -gamma if denoiser.time == "log_snr" else u
+        output = denoiser.at_timestep(alpha * x0 + sigma * eps, timestep, cond)
         error = _noise_error(denoiser.prediction, output, x0, eps, alpha, sigma)
         return 0.5 * self.w.abs() * error.square().flatten(1).sum(1)
 
@@ -182,9 +186,10 @@ class VDMLoss(nn.Module):
 def _noise_error(
     prediction: Prediction, output: Tensor, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    """``eps - eps_hat`` up to sign, as a multiple of the output's own error.
+    """``eps - eps_hat`` up to its sign, as a multiple of the error of the network's output.
 
-    Not from eps_hat = r x + g m: that cancels near the data.
+    To compute eps_hat from the output and subtract it would lose digits near the data, where x and
+    the output nearly cancel.
     """
     if prediction == "epsilon":
         return eps - output
@@ -195,10 +200,10 @@ def _noise_error(
     return alpha / (alpha + sigma) * (eps - x0 - output)
 
 
-def _noise_of(
+def _checked_noise(
     name: str, value: Tensor | None, x0: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """The noise given, or drawn, like the data."""
+    """The noise in the dtype of the data; drawn if it is None."""
     if value is None:
         return torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
     if value.shape != x0.shape:
@@ -209,8 +214,8 @@ def _noise_of(
 
 
 def _check_denoiser(denoiser: Denoiser) -> None:
-    """Refuse what the learned schedule cannot be put into."""
-    if not isinstance(denoiser, Denoiser):
+    """Refuse a model that the learned schedule does not fit."""
+    if not isinstance(denoiser, Denoiser):  # pyright: ignore[reportUnnecessaryIsInstance]
         got = type(denoiser).__name__
         raise TypeError(f"VDMLoss: denoiser must be a fastsample.Denoiser, got {got}")
     if denoiser.schedule.kind != "vdm":
@@ -230,7 +235,7 @@ def _check_denoiser(denoiser: Denoiser) -> None:
 
 
 def _checked_times(t: Tensor, x0: Tensor) -> Tensor:
-    """Times like the data; their range is looked at on the CPU only, where it costs no wait."""
+    """The times in the dtype of the data; the range is checked only on the CPU, without a wait."""
     if t.shape != x0.shape[:1]:
         raise ValueError(f"VDMLoss: t must have the shape ({x0.shape[0]},), got {tuple(t.shape)}")
     if t.device.type == "cpu" and t.numel() and not 0 <= t.min() <= t.max() <= 1:

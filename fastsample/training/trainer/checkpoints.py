@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: one safetensors file each, always one complete.
+"""Checkpoints of a training run, each one safetensors file.
 
-A file appears by a rename, and older ones are removed after that, so that a kill at any moment
-leaves one to go on from.
+A file appears by an atomic rename, and older ones are removed only afterwards, so that a process
+killed at any moment leaves at least one complete checkpoint.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from fastsample._support.files import TensorFormat
 _FORMAT = TensorFormat(
     "fastsample.training", 2, "Trainer", "folder must hold intact checkpoints", framework="pt"
 )
-# Files of checkpoints, of version 1 ("iteration-") too; a kill leaves the others, half written.
+# Matches checkpoints, those of format version 1 ("iteration-<number>") too, whose number is the
+# group, and the hidden temporary files that a killed process leaves behind.
 _NAME = re.compile(
     r"(?:checkpoint|iteration)-(\d+)\.(?:json|safetensors)|\.(?:checkpoint|iteration)-\d+\..*"
 )
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds."""
+    """The content of a checkpoint file."""
 
     iteration: int
-    """Iterations that were made."""
+    """Number of iterations made."""
     tensors: dict[str, Tensor]
-    """On the CPU, in the dtypes they were saved in."""
+    """Weights, averages and optimiser states on the CPU, in the dtypes they were saved in."""
     notes: dict[str, Any]
-    """Everything else, as JSON had it."""
+    """Everything else, from JSON: settings of the run, counters, the collapse detector's state."""
 
 
 def save(
@@ -47,16 +48,17 @@ def save(
     *,
     keep: Collection[int] = (),
 ) -> Path:
-    """Write a checkpoint, and remove all others but those of the iterations to keep.
+    """Write a checkpoint, then remove all others except those of the iterations in `keep`.
 
     Raises:
-        TypeError: notes that do not fit into JSON.
+        TypeError: notes that JSON cannot hold.
     """
-    # Copies: the format holds no two tensors in one memory, as tied weights are.
+    # Copies, because safetensors refuses two tensors that share memory, as tied weights do.
     copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     path = folder / f"checkpoint-{iteration:09d}.safetensors"
     _FORMAT.save(path, {"iteration": iteration, "notes": notes}, copies)
-    for file in sorted(folder.iterdir()):  # the JSON of version 1 goes before its tensors
+    # Sorted, so that the JSON file of a version 1 checkpoint goes before its tensors.
+    for file in sorted(folder.iterdir()):
         name = _NAME.fullmatch(file.name)
         if name and (name[1] is None or int(name[1]) not in {iteration, *keep}):
             file.unlink(missing_ok=True)
@@ -67,54 +69,54 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        ValueError: damaged, or not a checkpoint of training.
+        ValueError: the file is damaged, or not a checkpoint of training.
     """
     try:
-        fields, tensors = _load_first(path) if path.suffix == ".json" else _FORMAT.load(path)
+        fields, tensors = _load_version_1(path) if path.suffix == ".json" else _FORMAT.load(path)
     except OSError as error:
         raise _FORMAT.refusal(path, error) from None
     with _FORMAT.reading(path):
         return Checkpoint(int(fields["iteration"]), tensors, fields["notes"])
 
 
-def _load_first(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Version 1: tensors in a file of their own, and beside it JSON with the checksum of both."""
+def _load_version_1(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read version 1: a JSON file with a checksum, and a safetensors file beside it."""
     with _FORMAT.reading(path):
         fields = json.loads(path.read_bytes())
         data = path.with_suffix(".safetensors").read_bytes()
         digest = hashlib.sha256(data)
         digest.update(json.dumps([fields["iteration"], fields["notes"]], sort_keys=True).encode())
-        said = (fields["format"], fields["version"], fields["sha256"])
-        if said != (_FORMAT.name, 1, digest.hexdigest()):
+        header = (fields["format"], fields["version"], fields["sha256"])
+        if header != (_FORMAT.name, 1, digest.hexdigest()):
             raise ValueError("damaged: its checksum is not that of its content")
         return fields, safetensors.torch.load(data)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The latest intact checkpoint of a folder; None if it has none.
+    """The latest intact checkpoint of a folder; None if the folder has no checkpoints.
 
     Raises:
         ValueError: there are checkpoints, but none is intact.
 
     Warns:
-        UserWarning: it is not the latest of all.
+        UserWarning: a later checkpoint is damaged.
     """
     failure = None
-    for path in reversed(_found(folder)):
+    for path in reversed(_paths(folder)):
         try:
-            found = load(path)
+            checkpoint = load(path)
         except ValueError as error:
             failure = failure or error
             continue
         if failure is not None:
-            warn_user(f"{failure}; going on from iteration {found.iteration}")
-        return found
+            warn_user(f"{failure}; going on from iteration {checkpoint.iteration}")
+        return checkpoint
     if failure is not None:
         raise failure
     return None
 
 
-def _found(folder: Path) -> list[Path]:
-    """Files of checkpoints, the latest last."""
+def _paths(folder: Path) -> list[Path]:
+    """The checkpoint files of a folder, the latest last."""
     files = [*folder.glob("checkpoint-[0-9]*.safetensors"), *folder.glob("iteration-*.json")]
     return sorted(files, key=lambda path: path.stem.rpartition("-")[2])

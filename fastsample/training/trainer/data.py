@@ -1,9 +1,9 @@
-"""Batches by their number: the same whether a run was interrupted or not, shared by processes."""
+"""Batches of training data: batch i is a function of (seed, i), shared between processes."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -12,38 +12,43 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from fastsample._support.tensors import check_tensor
+from fastsample._support.tensors import (
+    check_tensor,
+)
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
-from fastsample.training.randomness import Draws
+from fastsample.training.randomness import RandomStreams
 
 
 class Batch(NamedTuple):
-    """This process's part of an iteration's batch."""
+    """This process's share of an iteration's batch."""
 
     x0: Tensor
-    """`(n, *shape)` on the model's device."""
+    """Data `(n, *shape)` on the model's device."""
     cond: Conditions
-    """Keyword arguments of the network for these samples."""
+    """The network's keyword arguments for these samples."""
 
 
-class Feeding:
-    """Batches of a data set in an order that the seed decides, without end.
+class Batches:
+    """An endless sequence of batches of a data set.
 
-    Epoch after epoch of random permutations, cut into batches; process r of w takes every w-th
-    sample of a batch, from the r-th on.
+    The data are shuffled anew in every epoch, and the shuffled epochs one after the other are cut
+    into batches. Process r of w takes the samples r, r + w, r + 2w, ... of a batch.
 
     Args:
-        denoiser: the model; data go to its device.
-        data: tensor `(N, *shape)`, or a data set whose items are a tensor, or a mapping with "x0"
-            and the network's keyword arguments.
+        denoiser: the model; batches go to its device.
+        data: tensor `(N, *shape)`, or a data set whose items are tensors `(*shape)`, or mappings
+            with "x0" and the network's keyword arguments.
         cond: with a tensor: keyword arguments of the network, N entries or a number each.
-        dropped: share of samples whose condition is replaced by the model's ``uncond``, as
-            classifier-free guidance is trained (Ho and Salimans 2022, arXiv:2207.12598).
-        batch_size: of all processes together.
-        seed: of the order.
-        workers: that load items of a data set.
+        cond_dropout: share of samples, in [0, 1], whose condition is replaced by the model's
+            ``uncond``, for classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
+        batch_size: samples of a batch, all processes together.
+        seed: seed of the shuffling and of the dropped conditions.
+        workers: processes that load items of a data set; 0 loads them in this process.
         process: (rank, number of processes).
+
+    Attributes:
+        count: N, the number of samples.
     """
 
     def __init__(
@@ -52,16 +57,16 @@ class Feeding:
         data: Tensor | Dataset[Any],
         cond: Mapping[str, Any] | None,
         *,
-        dropped: float,
+        cond_dropout: float,
         batch_size: int,
         seed: int,
         workers: int,
         process: tuple[int, int],
     ) -> None:
         self.denoiser, self.data = denoiser, data
-        self.dropped, self.batch_size, self.seed = dropped, batch_size, seed
+        self.cond_dropout, self.batch_size, self.seed = cond_dropout, batch_size, seed
         self.workers, self.process = workers, process
-        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._shuffled: tuple[int, npt.NDArray[np.int64]] | None = None
         if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
             raise TypeError(
                 "Trainer: data must be a tensor or a data set with a length and numbered items, "
@@ -69,7 +74,7 @@ class Feeding:
             )
         if isinstance(data, Tensor) and data.dim() == 0:
             raise ValueError("Trainer: data must have shape (N, *shape), got a number")
-        self.count = len(data)  # type: ignore[arg-type]
+        self.count = len(cast("Sized", data))
         if self.count == 0:
             raise ValueError("Trainer: data must hold at least one sample, got none")
         if isinstance(data, Tensor):
@@ -81,77 +86,82 @@ class Feeding:
                 'it beside "x0"'
             )
         else:
-            self._check(self._collated([data[0]])[0])  # type: ignore[index]
+            self._check(_collate([data[0]])[0])
         if batch_size % process[1]:
             raise ValueError(
                 f"Trainer: batch_size must be a multiple of the {process[1]} processes, "
                 f"got {batch_size}"
             )
-        if dropped:
-            self._check_absent(dropped)
+        if cond_dropout:
+            self._check_cond_dropout()
 
-    def numbers(self, iteration: int) -> npt.NDArray[np.int64]:
-        """Data numbers of this process's part of a batch."""
+    def indices(self, iteration: int) -> npt.NDArray[np.int64]:
+        """Indices into the data of this process's share of a batch."""
         rank, world = self.process
         first = iteration * self.batch_size
-        places = np.arange(first + rank, first + self.batch_size, world)
-        found = np.empty(len(places), dtype=np.int64)
-        for epoch in np.unique(places // self.count).tolist():
-            here = places // self.count == epoch
-            found[here] = self._permutation(epoch)[places[here] % self.count]
-        return found
+        positions = np.arange(first + rank, first + self.batch_size, world)
+        indices = np.empty(len(positions), dtype=np.int64)
+        for epoch in np.unique(positions // self.count).tolist():
+            in_epoch = positions // self.count == epoch
+            indices[in_epoch] = self._shuffle(epoch)[positions[in_epoch] % self.count]
+        return indices
 
-    def stream(self, first: int) -> Iterator[Batch]:
-        """The batches from a number on."""
+    def starting_at(self, first: int) -> Iterator[Batch]:
+        """The batches of the iterations from `first` on, without end."""
         if isinstance(self.data, Tensor):
-            for iteration in itertools.count(first):  # without end
-                numbers = self.numbers(iteration)
-                x0 = self.data[torch.from_numpy(numbers).to(self.data.device)]
-                yield self._batch(iteration, x0, self.cond.select(numbers))
+            for iteration in itertools.count(first):
+                indices = self.indices(iteration)
+                x0 = self.data[torch.as_tensor(indices, device=self.data.device)]
+                yield self._batch(iteration, x0, self.cond.select(indices))
+        batch_sampler: Any = (self.indices(i).tolist() for i in itertools.count(first))
         loader = DataLoader(
             cast("Dataset[Any]", self.data),
-            batch_sampler=(self.numbers(i).tolist() for i in itertools.count(first)),  # type: ignore[arg-type]
+            batch_sampler=batch_sampler,
             num_workers=self.workers,
-            collate_fn=self._collated,
+            collate_fn=_collate,
         )
         for iteration, (x0, cond) in zip(itertools.count(first), loader, strict=False):
             yield self._batch(iteration, x0, Conditions("Trainer", cond, batch=len(x0)))
 
     def _batch(self, iteration: int, x0: Tensor, cond: Conditions) -> Batch:
         x0 = x0.to(self.denoiser.device)
-        if not isinstance(self.data, Tensor):  # a tensor was looked at once
+        if not isinstance(self.data, Tensor):  # a tensor has been checked as a whole
             self._check(x0)
         cond = cond.part(0, x0)
-        if self.dropped and cond.mapping:
+        if self.cond_dropout and cond.mapping:
             rank, world = self.process
-            everyone = Draws(self.seed, iteration).generator("condition").random(self.batch_size)
-            lost = torch.from_numpy(everyone[rank::world] < self.dropped).to(x0.device)
-            cond = cond.replaced(lost, self.denoiser.uncond or {})
+            generator = RandomStreams(self.seed, iteration).generator("condition")
+            uniform = generator.random(self.batch_size)[rank::world]
+            dropped = torch.as_tensor(uniform < self.cond_dropout, device=x0.device)
+            cond = cond.replaced(dropped, self.denoiser.uncond or {})
         return Batch(x0, cond)
 
-    def _check_absent(self, dropped: float) -> None:
-        """Refuse to drop conditions that nothing stands for."""
-        absent = self.denoiser.uncond
-        if not absent:
+    def _check_cond_dropout(self) -> None:
+        """Refuse to drop conditions that the model's ``uncond`` cannot replace."""
+        uncond = self.denoiser.uncond
+        if not uncond:
             raise ValueError(
-                f"Trainer: cond_dropout must be 0 for a model without uncond, got {dropped:g}"
+                "Trainer: cond_dropout must be 0 for a model without uncond, "
+                f"got {self.cond_dropout:g}"
             )
         if isinstance(self.data, Tensor):
-            given = self.cond.select(slice(0, 1))
+            first = self.cond.select(slice(0, 1))
         else:
-            given = Conditions("Trainer", self._collated([self.data[0]])[1], batch=1)  # type: ignore[index]
-        if sorted(absent) != sorted(given.mapping):
+            first = Conditions("Trainer", _collate([self.data[0]])[1], batch=1)
+        if sorted(uncond) != sorted(first.mapping):
             raise ValueError(
-                f"Trainer: cond must have the names of the model's uncond {sorted(absent)} with "
-                f"cond_dropout, got {sorted(given.mapping)}"
+                f"Trainer: cond must have the names of the model's uncond {sorted(uncond)} with "
+                f"cond_dropout, got {sorted(first.mapping)}"
             )
-        given.replaced(torch.ones(1, dtype=torch.bool), absent)  # refuses what cannot be mixed
+        # Raises where the shapes or structures do not fit.
+        first.replaced(torch.ones(1, dtype=torch.bool), uncond)
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            order = Draws(self.seed, epoch).generator("order").permutation(self.count)
-            self._order = epoch, order
-        return self._order[1]
+    def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The order of the data in an epoch."""
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            order = RandomStreams(self.seed, epoch).generator("order").permutation(self.count)
+            self._shuffled = epoch, order
+        return self._shuffled[1]
 
     def _check(self, x0: Any) -> None:
         if not isinstance(x0, Tensor) or not x0.is_floating_point():
@@ -161,20 +171,22 @@ class Feeding:
         if not torch.isfinite(x0).all():
             raise ValueError("Trainer: data must be finite, got NaN or infinity")
 
-    @staticmethod
-    def _collated(items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Items of a data set as x0 and the network's arguments."""
-        if isinstance(items[0], tuple | list) and len(items[0]) == 1:  # a TensorDataset's
-            items = [item[0] for item in items]
-        if isinstance(items[0], Mapping):
-            if "x0" not in items[0]:
-                raise ValueError(f'Trainer: data must have items with "x0", got {sorted(items[0])}')
-            names = [name for name in items[0] if name != "x0"]
-            cond = {name: torch.stack([torch.as_tensor(i[name]) for i in items]) for name in names}
-            return torch.stack([torch.as_tensor(item["x0"]) for item in items]), cond
-        if not isinstance(items[0], Tensor):
-            raise TypeError(
-                'Trainer: data must have items that are tensors or mappings with "x0", '
-                f"got {type(items[0]).__name__}"
-            )
-        return torch.stack(items), {}
+
+def _collate(items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
+    """x0 and the network's keyword arguments, from items of a data set."""
+    first: Any = items[0]
+    if isinstance(first, tuple | list) and len(cast("Sized", first)) == 1:
+        items = [item[0] for item in items]  # a TensorDataset gives tuples of one tensor
+    item_type = type(cast("object", items[0])).__name__
+    if isinstance(items[0], Mapping):
+        mappings = cast("list[Mapping[str, Any]]", items)
+        if "x0" not in mappings[0]:
+            raise ValueError(f'Trainer: data must have items with "x0", got {sorted(mappings[0])}')
+        names = [name for name in mappings[0] if name != "x0"]
+        cond = {name: torch.stack([torch.as_tensor(m[name]) for m in mappings]) for name in names}
+        return torch.stack([torch.as_tensor(m["x0"]) for m in mappings]), cond
+    if not isinstance(items[0], Tensor):
+        raise TypeError(
+            f'Trainer: data must have items that are tensors or mappings with "x0", got {item_type}'
+        )
+    return torch.stack(items), {}

@@ -1,70 +1,93 @@
-"""An optimiser at a learning rate that the trainer decides, and its state for checkpoints."""
+"""Settings of the trainer's optimiser: learning rate, weight decay, clipping, and its class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
-MakeOptimizer: TypeAlias = Callable[..., Optimizer]
+from fastsample._support.checks import check_integer, check_real
+from fastsample.training.trainer.scheduled_optimizer import LearningRate, ScheduledOptimizer
+
+MakeOptimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 
 
-class Stepper:
-    """An optimiser.
+@dataclass(frozen=True)
+class Optimizer:
+    """Settings of the trainer's optimiser.
 
-    Args:
-        optimizer: any; groups may have rates of their own.
-        rate: that it was made with: a group's rate stays in this proportion.
+    A fidelity term with a learning rate of its own (`FidelityTerm.lr`) gets a second optimiser
+    with the same `warmup`, `decay` and `make`, and without weight decay.
+
+    Attributes:
+        lr: full learning rate, positive.
+        warmup: iterations over which the learning rate rises linearly from 0; 0 starts in full.
+        decay: iterations over which it falls to 0 along a cosine, counted from iteration 0; None
+            keeps it.
+        weight_decay: decoupled weight decay of AdamW, at least 0 (Loshchilov and Hutter 2019,
+            arXiv:1711.05101).
+        clip: largest norm of the diffusion loss's gradient over all parameters, positive; a
+            gradient above it is scaled down to it. None is no bound.
+        make: ``(parameters, lr=...) -> torch.optim.Optimizer``, for another optimiser than AdamW.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of its range, or `weight_decay` together with `make`.
     """
 
-    def __init__(self, optimizer: Optimizer, rate: float) -> None:
-        self.optimizer = optimizer
-        self._shares = [group["lr"] / rate for group in optimizer.param_groups]
-        self._first = self._entries()
+    lr: float = 1e-4
+    warmup: int = 0
+    decay: int | None = None
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    make: MakeOptimizer | None = None
 
-    def step_at(self, rate: float) -> None:
-        """One step."""
-        for group, share in zip(self.optimizer.param_groups, self._shares, strict=True):
-            group["lr"] = rate * share
-        self.optimizer.step()
+    def __post_init__(self) -> None:
+        check_positive("Optimizer", "lr", self.lr)
+        check_integer("Optimizer", "warmup", self.warmup, 0)
+        if self.decay is not None:
+            check_integer("Optimizer", "decay", self.decay, 1)
+        check_real("Optimizer", "weight_decay", self.weight_decay, 0.0)
+        if self.clip is not None:
+            check_positive("Optimizer", "clip", self.clip)
+        if self.make is not None and not callable(self.make):
+            raise TypeError(f"Optimizer: make must be callable or None, got {self.make!r}")
+        if self.make is not None and self.weight_decay:
+            raise ValueError(
+                f"Optimizer: weight_decay must be 0 with make, got {self.weight_decay:g}; "
+                "make decides about it"
+            )
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Moments and the like, by number of the parameter and name."""
-        return {
-            f"{number}.{name}": torch.as_tensor(value)
-            for number, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
+    @property
+    def max_norm(self) -> float:
+        """The bound on the gradient's norm; infinity if there is none."""
+        return math.inf if self.clip is None else float(self.clip)
 
-    def changes(self) -> list[dict[str, Any]]:
-        """What the optimiser has changed in its groups: counters of some are kept there."""
-        return [
-            {name: value for name, value in now.items() if first.get(name, ...) != value}
-            for now, first in zip(self._entries(), self._first, strict=True)
-        ]
+    def create(
+        self, parameters: list[torch.nn.Parameter], *, lr: float, weight_decay: float
+    ) -> ScheduledOptimizer:
+        """A new optimiser of these parameters that follows the learning rate's schedule.
 
-    def load(self, tensors: Mapping[str, Tensor], changes: Sequence[Mapping[str, Any]]) -> None:
-        """What `tensors` and `changes` gave."""
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            number, name = key.split(".", 1)
-            states.setdefault(int(number), {})[name] = value
-        known = self.optimizer.state_dict()
-        groups = [
-            {**group, **own} for group, own in zip(known["param_groups"], changes, strict=True)
-        ]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        Args:
+            parameters: the parameters to optimise.
+            lr: full learning rate.
+            weight_decay: of AdamW; `make` ignores it.
+        """
+        lr = float(lr)
+        if self.make is None:
+            optimizer = AdamW(parameters, lr=lr, weight_decay=weight_decay)
+        else:
+            optimizer = self.make(parameters, lr=lr)
+        return ScheduledOptimizer(optimizer, LearningRate(lr, self.warmup, self.decay))
 
-    def _entries(self) -> list[dict[str, Any]]:
-        """Numbers in the groups but for the learning rate, which is the trainer's."""
-        return [
-            {
-                name: value
-                for name, value in group.items()
-                if name != "lr" and isinstance(value, bool | int | float | str)
-            }
-            for group in self.optimizer.param_groups
-        ]
+
+def check_positive(function: str, name: str, value: object) -> float:
+    """The value as a finite float above 0."""
+    number = check_real(function, name, value)
+    if number <= 0.0:
+        raise ValueError(f"{function}: {name} must be positive, got {number:g}")
+    return number

@@ -1,4 +1,4 @@
-"""A run's folder: its log, its checkpoints, and taking it up again."""
+"""The folder of a training run: its log, its checkpoints, and how a run is resumed from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -14,26 +14,28 @@ from fastsample._support.files import write_atomically
 from fastsample.training.trainer import checkpoints
 from fastsample.training.trainer.checkpoints import Checkpoint
 
+LOG_NAME = "log.jsonl"
 
-class Journal:
-    """Lines of a run.
+
+class RunLog:
+    """The log of a run: one line of JSON per iteration.
 
     Args:
         path: the file; it is made with the first line.
-        iteration: lines of this iteration and later ones are dropped: they will come again. So
-            is a last line that was cut off.
+        iteration: the iteration from which the run goes on. Lines of this and later iterations
+            are removed, because the run writes them again; so is a last line that was cut off.
     """
 
     def __init__(self, path: Path, iteration: int) -> None:
         self.path = path
         if path.exists():
-            kept = [text for text, line in _lines(path) if _number(line) < iteration]
+            kept = [text for text, line in _lines(path) if _iteration_of(line) < iteration]
             write_atomically(path, "".join(f"{text}\n" for text in kept).encode())
 
     def add(self, **values: Any) -> None:
         """Append a line."""
         with self.path.open("a") as file:
-            file.write(_text(values))
+            file.write(_line_text(values))
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
@@ -42,48 +44,45 @@ class Journal:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The complete lines of a log, as they stand there and as they mean."""
-    found = []
+    """The complete lines of a log, each as text and as what the text says."""
+    lines: list[tuple[str, dict[str, Any]]] = []
     for text in path.read_text().splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # killed while writing
+        except ValueError:  # the process was killed while it wrote this line
             continue
-        if isinstance(line, dict):  # somebody else wrote the rest
-            found.append((text, line))
-    return found
+        if isinstance(line, dict):  # the trainer writes objects only
+            lines.append((text, cast("dict[str, Any]", line)))
+    return lines
 
 
-def _number(line: dict[str, Any]) -> int:
-    """Its iteration; -1 for a line that is not the trainer's."""
-    found = line.get("iteration")
-    return found if isinstance(found, int) else -1
+def _iteration_of(line: dict[str, Any]) -> int:
+    """The iteration of a line; -1 for a line that the trainer did not write."""
+    iteration = line.get("iteration")
+    return iteration if isinstance(iteration, int) else -1
 
 
-def _text(line: dict[str, Any]) -> str:
-    """A line; JSON has no NaN and no infinity, which become null."""
+def _line_text(values: dict[str, Any]) -> str:
+    """A line of strict JSON, where NaN and infinity, which JSON lacks, become null."""
     strict = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in line.items()
+        for name, value in values.items()
     }
     return json.dumps(strict, allow_nan=False) + "\n"
 
 
-LOG = "log.jsonl"
-
-
-class Archive:
-    """Where a run is written, and taken up again.
+class RunFolder:
+    """Writes log and checkpoints of a run, and resumes the run from them.
 
     Args:
-        folder: made where it is missing; None writes nothing.
-        settings: of the run; those of a checkpoint must be equal.
-        resume: whether checkpoints may be there.
-        restore: takes the newest checkpoint; ValueError if it does not fit.
-        writes: whether this process is the one that writes.
+        folder: the folder, made if it is missing; None writes nothing.
+        settings: settings of the run. A checkpoint with other settings is refused.
+        resume: whether the folder may hold checkpoints already.
+        restore: called with the newest checkpoint; raises ValueError if it does not fit the model.
+        writes: whether this process writes; of several, one does.
 
     Raises:
-        ValueError: checkpoints without `resume`, or of another run or model.
+        ValueError: checkpoints without `resume`, or checkpoints of another run or model.
     """
 
     def __init__(
@@ -96,58 +95,65 @@ class Archive:
         writes: bool,
     ) -> None:
         self.folder, self.settings = folder, dict(settings)
-        self._journal: Journal | None = None
+        self._log: RunLog | None = None
         self._writes = writes and folder is not None
         self._kept: list[int] = []
         if folder is None:
             if resume:
                 raise ValueError("Trainer: folder must be given with resume, got None")
             return
-        found = checkpoints.newest(folder) if folder.is_dir() else None
-        if found is not None:
+        checkpoint = checkpoints.newest(folder) if folder.is_dir() else None
+        if checkpoint is not None:
             if not resume:
                 raise ValueError(
                     f"Trainer: folder must not hold checkpoints, got {folder} with one of "
-                    f"iteration {found.iteration}; pass resume=True to go on, or another folder"
+                    f"iteration {checkpoint.iteration}; pass resume=True to go on, or another "
+                    "folder"
                 )
-            self._check(found)
+            self._check_settings(checkpoint)
             try:
-                restore(found)
+                restore(checkpoint)
             except (ValueError, RuntimeError, KeyError) as error:
                 raise ValueError(
                     f"Trainer: folder must hold checkpoints of this model, got {folder} ({error})"
                 ) from None
-            self._kept = [found.iteration]
-        elif not resume and (folder / LOG).exists():
+            self._kept = [checkpoint.iteration]
+        elif not resume and (folder / LOG_NAME).exists():
             raise ValueError(
                 f"Trainer: folder must not hold another run's log, got {folder}; pass resume=True "
                 "to begin it anew, or another folder"
             )
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-            self._journal = Journal(folder / LOG, 0 if found is None else found.iteration)
+            first = 0 if checkpoint is None else checkpoint.iteration
+            self._log = RunLog(folder / LOG_NAME, first)
 
-    def _check(self, found: Checkpoint) -> None:
-        for name, mine in self.settings.items():
-            theirs = found.notes["settings"].get(name)
-            if theirs != mine:
+    def _check_settings(self, checkpoint: Checkpoint) -> None:
+        for name, value in self.settings.items():
+            stored = checkpoint.notes["settings"].get(name)
+            if stored != value:
                 raise ValueError(
                     f"Trainer: folder must hold checkpoints of this run, got {self.folder} with "
-                    f"{name} {theirs!r} instead of {mine!r}"
+                    f"{name} {stored!r} instead of {value!r}"
                 )
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Log a line."""
-        if self._journal is not None:
-            self._journal.add(**line)
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append a line to the log."""
+        if self._log is not None:
+            self._log.add(**line)
 
     def save(
         self, iteration: int, tensors: Callable[[], Mapping[str, Tensor]], notes: Mapping[str, Any]
     ) -> Path | None:
-        """Write a checkpoint; its path, None where nothing is written."""
+        """Write a checkpoint.
+
+        Returns:
+            The path of the file; None in a process that writes nothing.
+        """
         if not self._writes or self.folder is None:
             return None
         notes = {"settings": self.settings, **notes}
-        # Of this run's own making: one that it could not read is not the one to fall back on.
+        # Two checkpoints are kept, both read or written by this run: an older damaged one is of
+        # no use as a fallback.
         self._kept = [*(kept for kept in self._kept if kept != iteration), iteration][-2:]
         return checkpoints.save(self.folder, iteration, tensors(), notes, keep=self._kept)

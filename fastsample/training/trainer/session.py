@@ -1,10 +1,14 @@
-"""What surrounds an iteration: the network's mode, and interruptions that wait for its end."""
+"""Context managers around training: the network's mode, and interrupts that wait.
+
+An interrupt (Ctrl-C or SIGTERM) waits for the end of the iteration, so that a checkpoint can be
+written.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,71 +17,72 @@ from torch import nn
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted:
-    """Whether somebody has asked to stop."""
+class InterruptFlag:
+    """Remembers whether an interrupt has arrived."""
 
     def __init__(self) -> None:
-        self.number: int | None = None
+        self.signal_number: int | None = None
 
     @property
-    def asked(self) -> bool:
-        """Since the beginning."""
-        return self.number is not None
+    def is_set(self) -> bool:
+        """Whether an interrupt has arrived."""
+        return self.signal_number is not None
 
-    def take(self, number: int, _frame: FrameType | None) -> None:
-        """Remember the signal; a second one stops at once."""
-        if self.asked:
+    def handle(self, signal_number: int, _frame: FrameType | None) -> None:
+        """Signal handler: remember the first signal, stop at once on a second one."""
+        if self.is_set:
             self.stop()
-        self.number = number
+        self.signal_number = signal_number
 
     def stop(self) -> None:
-        """End as the signal would have."""
-        if self.number == signal.SIGTERM:
+        """Raise what the signal raises without this class."""
+        if self.signal_number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[Interrupted]:
-    """Signals set a mark inside; only the main thread can take them."""
-    found = Interrupted()
+def deferred_interrupts() -> Generator[InterruptFlag, None, None]:
+    """Inside, interrupts only set the flag; Python allows this in the main thread alone."""
+    flag = InterruptFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield flag
         return
-    before = {number: signal.signal(number, found.take) for number in _SIGNALS}
+    handlers = {number: signal.signal(number, flag.handle) for number in _SIGNALS}
     try:
-        yield found
+        yield flag
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def training(network: nn.Module) -> Iterator[None]:
-    """Training mode, and the modes of before at the end.
+def training(network: nn.Module) -> Generator[None, None, None]:
+    """Training mode inside; the modules' previous modes afterwards.
 
-    A network in training mode stays as it is: parts of it may be frozen in evaluation mode.
+    A network in training mode is left as it is: some of its modules may be in evaluation mode on
+    purpose, such as frozen batch norms.
     """
-    before = {module: module.training for module in network.modules()}
+    modes = {module: module.training for module in network.modules()}
     if not network.training:
         network.train()
     try:
         yield
     finally:
-        _set_modes(before)
+        _restore_modes(modes)
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode, as samplers see a network, and the modes of before at the end."""
-    before = {module: module.training for module in network.modules()}
+def evaluating(network: nn.Module) -> Generator[None, None, None]:
+    """Evaluation mode inside, as samplers run a network; the previous modes afterwards."""
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         yield
     finally:
-        _set_modes(before)
+        _restore_modes(modes)
 
 
-def _set_modes(modes: Mapping[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
+def _restore_modes(modes: Mapping[nn.Module, bool]) -> None:
+    for module, is_training in modes.items():
+        module.training = is_training

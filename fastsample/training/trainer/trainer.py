@@ -1,4 +1,4 @@
-"""The training loop: a diffusion loss, and if wanted a fidelity loss, on one network."""
+"""The training loop: a diffusion loss, and optionally a fidelity loss, on one network."""
 
 from __future__ import annotations
 
@@ -7,95 +7,89 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fastsample._support.checks import check_bool, check_integer, check_real, warn_user
-from fastsample._support.distributed import check_agreement, gathered, process, summed
+from fastsample._support.checks import check_bool, check_integer, check_real
+from fastsample._support.distributed import check_agreement, process, summed
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.schedules.schedule import NoiseSchedule
-from fastsample.training.fidelity.collapse import CollapseDetector
-from fastsample.training.fidelity.loss import Fidelity, FidelityLoss
+from fastsample.training.fidelity.loss import FidelityLoss, FidelityResult
 from fastsample.training.losses.diffusion import DiffusionLoss
-from fastsample.training.randomness import Draws
+from fastsample.training.randomness import RandomStreams
 from fastsample.training.trainer.checkpoints import Checkpoint
-from fastsample.training.trainer.data import Batch, Feeding
+from fastsample.training.trainer.data import Batch, Batches
+from fastsample.training.trainer.fidelity_term import FidelityTerm
 from fastsample.training.trainer.objective import (
+    DiffusionObjective,
     Loss,
-    Objective,
     Precision,
-    check_terms,
+    check_losses,
     network_of,
 )
-from fastsample.training.trainer.optimizer import MakeOptimizer
-from fastsample.training.trainer.run_folder import Archive
+from fastsample.training.trainer.optimizer import Optimizer
+from fastsample.training.trainer.record import MAX_FAILURES, RunRecord
+from fastsample.training.trainer.run_folder import RunFolder
 from fastsample.training.trainer.session import deferred_interrupts, evaluating, training
-from fastsample.training.trainer.updates import Norms, updates_of
-
-_PATIENCE = 20  # failures in a row, after which training has failed
-_REMEMBERED = 10_000  # lines of the history in memory
+from fastsample.training.trainer.weight_updates import WeightUpdater
 
 
 class Trainer:
     """Trains or fine-tunes a network, resumable bit for bit, in one process or under torchrun.
 
-    An iteration draws a batch, adds the gradients of the diffusion loss (under torchrun with
-    `DistributedDataParallel`) and of the fidelity loss (summed over processes), takes one step and
-    updates a moving average of the weights. Whatever is random in it is a function of
-    (seed, iteration, sample), so that nothing depends on interruptions or, but for rounding, on
-    the number of processes (dropout masks do). A gradient that is not finite is left out: of the
-    diffusion loss with the whole iteration, of the fidelity loss alone.
+    An iteration draws a batch, computes the gradients of the diffusion loss (under torchrun with
+    `DistributedDataParallel`) and of the fidelity loss (summed over processes), changes the
+    weights, and updates a moving average of them. All random numbers are functions of (seed,
+    iteration, sample): a resumed run equals an uninterrupted one, and up to rounding the number of
+    processes does not matter, except for dropout masks.
 
-    The network of `denoiser` is trained in place. Chains of the fidelity loss see it in evaluation
+    If the diffusion loss's gradient is not finite, the iteration changes nothing; if only the
+    fidelity loss's is not, the iteration goes on without it.
+
+    The network of `denoiser` is trained in place. Chains of the fidelity loss run it in evaluation
     mode, as samplers do.
 
     Args:
         denoiser: the model; its network must be a `torch.nn.Module`.
-        data: tensor `(N, *shape)`, or a data set with numbered items: tensors, or mappings with
-            "x0" and the network's keyword arguments. Items that are random (augmented, say) are
-            only repeated in a resumed run if they are a function of their number.
-        loss: `DiffusionLoss` or `VDMLoss` (whose end points are trained too); None is
-            ``DiffusionLoss.of(denoiser)``.
-        fidelity: the second term, or None.
-        folder: of checkpoints and the log ``log.jsonl``; None writes nothing.
+        data: tensor `(N, *shape)`, or a data set with a length and numbered items: tensors
+            `(*shape)`, or mappings with "x0" and the network's keyword arguments. If items are
+            random (augmented, say), a resumed run sees the same ones only if they are functions of
+            their number.
+        loss: `DiffusionLoss` or `VDMLoss` (whose end points of the schedule are trained too); None
+            is ``DiffusionLoss.of(denoiser)``.
+        fidelity: a `FidelityLoss`, or a `FidelityTerm` with its weight, learning rate and how
+            often it is used; None trains with the diffusion loss alone.
+        optimizer: learning rate, weight decay, gradient clipping and the kind of optimiser.
+        folder: folder for checkpoints and the log ``log.jsonl``; None writes nothing.
         resume: go on from the folder's newest checkpoint, if it has one.
-        cond: keyword arguments of the network, for a tensor of data: N entries or a number each.
-        cond_dropout: share of samples trained without condition.
-        batch_size: of an iteration, all processes together.
-        accumulation: parts that the diffusion loss sees one after the other.
-        lr: learning rate.
-        warmup: iterations in which it rises from 0.
-        decay: iterations in which it falls to 0 along a cosine; None keeps it.
-        weight_decay: of AdamW; the fidelity term's own has none, since once is enough.
-        optimizer: ``(parameters, lr=...) -> Optimizer`` instead of AdamW, for both terms.
-        clip: largest norm of the diffusion loss's gradient; None is no bound.
-        ema: decay of the moving average, in [0, 1).
-        fidelity_weight: of the fidelity loss in the sum.
-        fidelity_lr: a learning rate of its own gives it an optimiser of its own; its weight then
-            does not matter. None adds the terms.
-        fidelity_every: iterations from one fidelity term to the next.
-        fidelity_clip: largest norm of its gradient.
-        precision: "bfloat16" runs the network under autocast; weights and everything else stay as
-            they are. None is the network's own.
-        find_unused_parameters: for a network with parameters that no output depends on, under
-            `torch.distributed`.
-        workers: processes that load items of a data set.
-        save_every: iterations between checkpoints; the last iteration has one in any case.
-        seed: of all draws.
+        cond: with a tensor of data: keyword arguments of the network, N entries or a number each.
+        cond_dropout: share of samples, in [0, 1], that are trained without their condition, for
+            classifier-free guidance.
+        batch_size: samples of an iteration, all processes together.
+        accumulation: number of parts that the diffusion loss sees one after the other, to save
+            memory.
+        ema: decay of the weights' moving average per iteration, in [0, 0.999999]; it is less in
+            the first iterations.
+        precision: "bfloat16" runs the network under autocast; weights and all other arithmetic
+            keep their dtype. None uses the network's own.
+        find_unused_parameters: under `torch.distributed`, for a network with parameters that no
+            output depends on.
+        workers: processes that load items of a data set; 0 loads them in this process.
+        save_every: iterations between checkpoints; the last iteration always has one.
+        seed: 64-bit seed of all random numbers.
         progress: show a progress bar.
 
     Attributes:
-        iteration: iterations made.
-        history: the log's lines of this process, oldest first.
+        iteration: number of iterations made.
 
     Raises:
-        TypeError: an argument of the wrong kind.
-        ValueError: data of another shape, a folder that holds another model's checkpoints, or
-            checkpoints without `resume`.
+        TypeError: an argument of the wrong type.
+        ValueError: data of another shape, a folder with another model's checkpoints, checkpoints
+            without `resume`, or an argument out of its range.
     """
 
     def __init__(
@@ -104,24 +98,15 @@ class Trainer:
         data: Tensor | Dataset[Any],
         *,
         loss: Loss | None = None,
-        fidelity: FidelityLoss | None = None,
+        fidelity: FidelityLoss | FidelityTerm | None = None,
+        optimizer: Optimizer = Optimizer(),  # noqa: B008  # it is immutable
         folder: str | Path | None = None,
         resume: bool = False,
         cond: Mapping[str, Any] | None = None,
         cond_dropout: float = 0.0,
         batch_size: int = 128,
         accumulation: int = 1,
-        lr: float = 1e-4,
-        warmup: int = 0,
-        decay: int | None = None,
-        weight_decay: float = 0.0,
-        optimizer: MakeOptimizer | None = None,
-        clip: float | None = 1.0,
         ema: float = 0.999,
-        fidelity_weight: float = 1.0,
-        fidelity_lr: float | None = None,
-        fidelity_every: int = 1,
-        fidelity_clip: float = 1.0,
         precision: Precision | None = None,
         find_unused_parameters: bool = False,
         workers: int = 0,
@@ -133,18 +118,22 @@ class Trainer:
         self.rank, self.world = process()
         self.seed = check_integer("Trainer", "seed", seed, 0, 2**64 - 1)
         self.loss = DiffusionLoss.of(denoiser) if loss is None else loss
-        check_terms(denoiser, self.loss, fidelity, fidelity_lr)
+        self.fidelity = _as_term(fidelity)
+        check_losses(denoiser, self.loss, self.fidelity)
+        if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                "Trainer: optimizer must be a fastsample.training.Optimizer, "
+                f"got {optimizer!r:.60}; for another optimiser pass Optimizer(make=...)"
+            )
         if isinstance(self.loss, nn.Module):
             self.loss.to(denoiser.device)
-        self.fidelity = fidelity
-        self.fidelity_every = check_integer("Trainer", "fidelity_every", fidelity_every, 1)
         self.save_every = check_integer("Trainer", "save_every", save_every, 1)
         self.progress = check_bool("Trainer", "progress", progress)
-        self.feeding = Feeding(
+        self.batches = Batches(
             denoiser,
             data,
             cond,
-            dropped=check_real("Trainer", "cond_dropout", cond_dropout, 0.0, 1.0),
+            cond_dropout=check_real("Trainer", "cond_dropout", cond_dropout, 0.0, 1.0),
             batch_size=check_integer("Trainer", "batch_size", batch_size, self.world),
             seed=self.seed,
             workers=check_integer("Trainer", "workers", workers, 0),
@@ -152,7 +141,7 @@ class Trainer:
         )
         if precision not in (None, "bfloat16"):
             raise ValueError(f'Trainer: precision must be "bfloat16" or None, got {precision!r}')
-        self.objective = Objective(
+        self.objective = DiffusionObjective(
             denoiser,
             self.loss,
             precision=precision,
@@ -162,86 +151,86 @@ class Trainer:
                 "Trainer", "find_unused_parameters", find_unused_parameters
             ),
         )
-        self.updates = updates_of(
-            [self.network, *([self.loss] if isinstance(self.loss, nn.Module) else [])],
-            lr=lr,
-            second_lr=fidelity_lr,
-            warmup=warmup,
-            decay=decay,
-            weight_decay=weight_decay,
-            optimizer=optimizer,
-            clip=clip,
-            second_clip=fidelity_clip,
-            weight=fidelity_weight,
-            ema=ema,
-        )
-        if fidelity is not None:  # now rather than in the first iteration
-            fidelity.check(self.loss.current(denoiser), self.feeding.batch_size, self.world)
-        self.detector = CollapseDetector()
+        trained = [self.network, *([self.loss] if isinstance(self.loss, nn.Module) else [])]
+        self.updater = WeightUpdater(trained, optimizer=optimizer, fidelity=self.fidelity, ema=ema)
+        if self.fidelity is not None:  # rather now than in the first iteration
+            current = self.loss.current(denoiser)
+            self.fidelity.loss.check(current, self.batches.batch_size, self.world)
         self.iteration = 0
-        self.failures = {"diffusion loss": 0, "fidelity loss": 0}
-        self.history: list[dict[str, Any]] = []
-        settings = {
-            "prediction": denoiser.prediction,
-            "shape": list(denoiser.shape),
-            "data": self.feeding.count,
-            "batch_size": self.feeding.batch_size,
-            "seed": self.seed,
-            "loss": repr(self.loss),
-            "optimizer": type(self.updates.optimizer.optimizer).__name__,
-            "schedule": _named(denoiser.schedule),
-            "fidelity": repr(fidelity),
-        }
-        self.archive = Archive(
+        self.record = RunRecord(self.world)
+        self.folder = RunFolder(
             None if folder is None else Path(folder),
-            settings,
+            self._settings(),
             resume=check_bool("Trainer", "resume", resume),
             restore=self._restore,
             writes=self.rank == 0,
         )
-        for name, value in (("data", self.feeding.count), ("iteration", self.iteration)):
+        for name, value in (("data", self.batches.count), ("iteration", self.iteration)):
             check_agreement("Trainer", name, value, denoiser.device)
 
-    # ---- what comes out
+    def _settings(self) -> dict[str, Any]:
+        """Settings that a resumed run must share with the run that wrote the checkpoint."""
+        return {
+            "prediction": self.denoiser.prediction,
+            "shape": list(self.denoiser.shape),
+            "data": self.batches.count,
+            "batch_size": self.batches.batch_size,
+            "seed": self.seed,
+            "loss": repr(self.loss),
+            "optimizer": type(self.updater.optimizer.optimizer).__name__,
+            "schedule": _schedule_text(self.denoiser.schedule),
+            "fidelity": repr(self.fidelity and self.fidelity.loss),
+        }
+
+    # ---- results
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The newest lines of the log (at most 10,000), oldest first."""
+        return self.record.history
 
     @property
     def averaged(self) -> Denoiser:
         """The model with the moving average of the weights: what samples should be drawn from.
 
-        ``fs.sample(model, K)`` then runs the chain of K steps that the fidelity loss was given,
-        where that is deterministic and the same in every iteration. Its network is the trainer's
-        own, which further training changes: `copy.deepcopy` keeps it as it is.
+        ``fs.sample(model, K)`` then runs the chain of K steps that the fidelity loss trained, if
+        that chain is deterministic and the same in every iteration. The network is the trainer's,
+        which further training changes: `copy.deepcopy` keeps it as it is.
         """
-        return self._bare(self.updates.averages[0], self.averaged_loss)
+        return self._with_network(self.updater.averages[0], self.averaged_loss)
 
     @property
     def averaged_loss(self) -> Loss:
-        """The diffusion loss with the moving average of what it learns."""
-        return next(iter(self.updates.averages[1:]), self.loss)  # type: ignore[return-value]
+        """The diffusion loss with the moving average of its trained parameters, if it has any."""
+        return cast("Loss", next(iter(self.updater.averages[1:]), self.loss))
 
     @property
     def current(self) -> Denoiser:
-        """The model with the weights of the last step, and the schedule as it is learned now.
+        """The model with the weights of the last iteration, and the schedule as learned so far.
 
         Its network is the one in training: `copy.deepcopy` keeps it as it is.
         """
-        return self._bare(self.network, self.loss)
+        return self._with_network(self.network, self.loss)
 
-    def _bare(self, network: Any, loss: Any) -> Denoiser:
+    def _with_network(self, network: nn.Module, loss: Loss) -> Denoiser:
+        """The model with other weights and the loss's schedule."""
         source = loss.current(self.denoiser)
-        chains = [] if self.fidelity is None else self.fidelity.plans.fixed(source)
-        found = copy.copy(source)
-        found.model = network
-        # Measured, and tuned, with other weights; the chains are what these were trained for.
-        found.profile, found.plans = None, {}
-        return found.with_plans({len(plan): plan for plan in chains})
+        chains = [] if self.fidelity is None else self.fidelity.loss.plans.fixed_plans(source)
+        model = copy.copy(source)
+        model.model = network
+        # A profile and tuned plans belong to the weights that they were made with.
+        model.profile, model.plans = None, {}
+        return model.with_plans({len(plan): plan for plan in chains})
 
     # ---- the loop
 
     def run(self, iterations: int) -> Denoiser:
-        """Train until so many iterations have been made, those before a resumption counted.
+        """Train until this number of iterations has been made, those before a resumption included.
 
-        Ctrl-C and SIGTERM end the iteration, save, and then stop.
+        Ctrl-C and SIGTERM wait for the end of the iteration and a checkpoint, then stop.
+
+        Args:
+            iterations: total number of iterations.
 
         Returns:
             `averaged`.
@@ -250,112 +239,86 @@ class Trainer:
             RuntimeError: a gradient was not finite in 20 iterations in a row.
         """
         last = check_integer("Trainer.run", "iterations", iterations, 0)
-        stream = self.feeding.stream(self.iteration)
+        batches = self.batches.starting_at(self.iteration)
         hidden = not self.progress or self.rank > 0
         bar = tqdm(total=last, initial=self.iteration, disable=hidden, unit="it", desc="train")
         with bar, training(self.network), deferred_interrupts() as interrupt:
             while self.iteration < last:
-                line = self._iterate(next(stream))
+                line = self._iterate(next(batches))
                 self.iteration += 1
                 bar.update()
-                bar.set_postfix(loss=f"{line['loss']:.4g}", refresh=False)
-                # All processes stop at the same iteration: each would wait for the others.
-                asked = torch.tensor([float(interrupt.asked)])
-                stops = bool(summed(asked, self.denoiser.device) > 0)
-                failed = max(self.failures, key=lambda name: self.failures[name])
-                # A run that is taken up after it has failed may try again.
-                hopeless = self.failures[failed] >= _PATIENCE and _has_failed(line)
+                bar.set_postfix_str(f"loss={line['loss']:.4g}", refresh=False)
+                # All processes stop at the same iteration, or the others would wait for ever.
+                flag = torch.tensor([float(interrupt.is_set)])
+                stops = bool(summed(flag, self.denoiser.device) > 0)
+                failed = self.record.failed_loss()
                 due = self.iteration == last or self.iteration % self.save_every == 0
-                if due or hopeless or stops:
+                if due or failed is not None or stops:
                     self.save()
                 if stops:
                     interrupt.stop()
-                if hopeless:
+                if failed is not None:
                     raise RuntimeError(
                         f"Trainer: the gradient of the {failed} must be finite, got none that is "
-                        f"in {_PATIENCE} iterations up to {self.iteration}; try a lower rate"
+                        f"in {MAX_FAILURES} iterations up to {self.iteration}; try a lower rate"
                     )
         return self.averaged
 
     def _iterate(self, batch: Batch) -> dict[str, Any]:
-        draws = Draws(self.seed, self.iteration)
+        """Make one iteration; its line of the log."""
+        streams = RandomStreams(self.seed, self.iteration)
         device = batch.x0.device
         cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), torch.enable_grad():
-            # For dropout; every process its own.
-            torch.manual_seed(draws.key("network") ^ self.rank)
-            self.updates.zero()
-            loss = self.objective.backward(batch, draws)
-            found, gradients = None, None
-            if self.fidelity is not None and self.iteration % self.fidelity_every == 0:
-                with evaluating(self.network):  # with checkpoints the gradient runs it again
-                    found = self._fidelity(batch)
-                    gradients = self.updates.gradients(found.loss)
-        norms = self.updates.step(self.iteration, gradients)
-        return self._noted(loss, found, norms)
-
-    def _fidelity(self, batch: Batch) -> Fidelity:
-        assert self.fidelity is not None
-        denoiser = self.loss.current(self.objective.denoiser)
-        return self.fidelity(denoiser, batch.x0, iteration=self.iteration, cond=batch.cond.mapping)
-
-    def _noted(self, loss: Tensor, found: Fidelity | None, norms: Norms) -> dict[str, Any]:
-        own = summed(loss.double().cpu().reshape(1), loss.device)
-        line: dict[str, Any] = {
-            "iteration": self.iteration,
-            "loss": float(own[0]) / self.world,
-            "norm": norms.diffusion,
-            "skipped": norms.skipped,
-        }
-        self._count("diffusion loss", norms.skipped)
-        if found is not None:
-            line |= {
-                "fidelity": float(found.loss.detach()),
-                "fidelity_norm": norms.fidelity,
-                "fidelity_skipped": norms.skipped or norms.dropped,
-            }
-            samples, data = gathered(found.samples), gathered(found.data)
-            # One sample has no spread, nor have copies of one.
-            if len(samples) > 1 and len(data) > 1 and bool((data != data[:1]).any()):
-                line |= self.detector.update(samples, data)
-            line["times"] = found.plan.times.tolist()
-            self._count("fidelity loss", norms.dropped)
-        self.history.append(line)
-        del self.history[:-_REMEMBERED]
-        self.archive.add(line)
+        # torch leaves arguments of fork_rng and manual_seed without types.
+        with torch.random.fork_rng(devices=cuda), torch.enable_grad():  # pyright: ignore[reportUnknownMemberType]
+            # Seeds dropout, differently in every process.
+            torch.manual_seed(streams.key("network") ^ self.rank)  # pyright: ignore[reportUnknownMemberType]
+            self.updater.zero_gradients()
+            loss = self.objective.backward(batch, streams)
+            result, gradients = None, None
+            if self.fidelity is not None and self.iteration % self.fidelity.every == 0:
+                # Activation checkpointing runs the network again while the gradient is computed.
+                with evaluating(self.network):
+                    result = self._run_chain(self.fidelity.loss, batch)
+                    gradients = self.updater.fidelity_gradients(result.loss)
+        norms = self.updater.step(self.iteration, gradients)
+        line = self.record.add(self.iteration, loss, result, norms)
+        self.folder.log(line)
         return line
 
-    def _count(self, name: str, failed: bool) -> None:
-        """Failures in a row."""
-        self.failures[name] = self.failures[name] + 1 if failed else 0
-        if self.failures[name] == 1:
-            warn_user(
-                f"Trainer: the gradient of the {name} was not finite in iteration "
-                f"{self.iteration}; it is left out, and {_PATIENCE} in a row end the training"
-            )
+    def _run_chain(self, fidelity: FidelityLoss, batch: Batch) -> FidelityResult:
+        denoiser = self.loss.current(self.objective.denoiser)
+        return fidelity(denoiser, batch.x0, iteration=self.iteration, cond=batch.cond.mapping)
 
-    # ---- files
+    # ---- checkpoints
 
     def save(self) -> Path | None:
-        """Write a checkpoint now (process 0 does); None without a folder."""
-        notes = {
-            "detector": self.detector.state(),
-            "failures": self.failures,
-            "optimizers": self.updates.notes(),
-        }
-        return self.archive.save(self.iteration, self.updates.tensors, notes)
+        """Write a checkpoint now.
 
-    def _restore(self, found: Checkpoint) -> None:
-        self.updates.load(found.tensors, found.notes["optimizers"])
-        self.detector.load_state(found.notes["detector"])
-        self.iteration, self.failures = found.iteration, dict(found.notes["failures"])
+        Returns:
+            The path of the file; None without a folder, and in all processes but the first.
+        """
+        notes = {**self.record.state(), "optimizers": self.updater.changed_settings()}
+        return self.folder.save(self.iteration, self.updater.tensors, notes)
 
-
-def _has_failed(line: Mapping[str, Any]) -> bool:
-    return line["skipped"] or line.get("fidelity_skipped", False)
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.updater.load(checkpoint.tensors, checkpoint.notes["optimizers"])
+        self.record.load_state(checkpoint.notes)
+        self.iteration = checkpoint.iteration
 
 
-def _named(schedule: NoiseSchedule) -> str:
-    """A schedule with a digest, since tables print alike."""
+def _as_term(fidelity: FidelityLoss | FidelityTerm | None) -> FidelityTerm | None:
+    """The fidelity loss as a term; a loss by itself has the default settings."""
+    if fidelity is None or isinstance(fidelity, FidelityTerm):
+        return fidelity
+    if not isinstance(fidelity, FidelityLoss):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"Trainer: fidelity must be a FidelityLoss or a FidelityTerm, got {fidelity!r}"
+        )
+    return FidelityTerm(fidelity)
+
+
+def _schedule_text(schedule: NoiseSchedule) -> str:
+    """The schedule as text with a digest of its values, since two tables may print alike."""
     values = json.dumps(schedule.to_dict(), sort_keys=True)
     return f"{schedule!r}, {hashlib.sha256(values.encode()).hexdigest()[:8]}"

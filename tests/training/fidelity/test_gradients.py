@@ -12,7 +12,7 @@ import fastsample as fs
 from fastsample.distances import distances
 from fastsample.training import FidelityLoss
 from fastsample.training.fidelity.chain import starting_points
-from fastsample.training.randomness import Draws
+from fastsample.training.randomness import RandomStreams
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import (
     CHAINS,
@@ -40,13 +40,13 @@ def found(model, **options):
 def looped(model, *, blind=0, jacobian_free=False, **options):
     """The same in plain torch: energy distance of the chain's end from the data."""
     loss = FidelityLoss(GRID, **options)
-    draws = Draws(0, 5)
-    plan = loss.plan(model, draws)
+    streams = RandomStreams(0, 5)
+    plan = loss.plan(model, streams)
     # From the prior for all x0, else for half of them, which the others are compared with.
     own, data = (DATA, DATA) if loss.start == "prior" else DATA.split(COUNT // 2)
     index = torch.arange(len(own))
-    start = starting_points(model, plan, own, loss.start, index=index, draws=draws)
-    end = plain_chain(model, plan, start, draws, blind=blind, jacobian_free=jacobian_free)
+    start = starting_points(model, plan, own, loss.start, index=index, streams=streams)
+    end = plain_chain(model, plan, start, streams, blind=blind, jacobian_free=jacobian_free)
     value = distances.energy_distance(end, data)
     return value, gradients(value, model)
 

@@ -14,9 +14,16 @@ from fastsample.bundled.swirl import SwirlNet
 from fastsample.distances import distances
 from fastsample.sampling.noise import make_identity
 from fastsample.schedules.schedule import NoiseSchedule
-from fastsample.training import CollapseWarning, FidelityLoss, Trainer, VDMLoss
+from fastsample.training import (
+    CollapseWarning,
+    FidelityLoss,
+    FidelityTerm,
+    Optimizer,
+    Trainer,
+    VDMLoss,
+)
 from fastsample.training.fidelity.chain import GradientPath, run_chain, starting_points
-from fastsample.training.randomness import Draws
+from fastsample.training.randomness import RandomStreams
 from tests.helpers.networks import LINEAR, model_a
 from tests.helpers.training_cases import CHAINS, GRID, chain_model, plain_chain, points, tiny
 
@@ -24,7 +31,7 @@ DATA = points(12, dtype=torch.float64)
 
 
 def times_of(loss, model, iteration):
-    return tuple(loss.plan(model, Draws(loss.seed, iteration)).times.tolist())
+    return tuple(loss.plan(model, RandomStreams(loss.seed, iteration)).times.tolist())
 
 
 # ---- what is random
@@ -62,9 +69,9 @@ def noises(count, iteration, seed=0, index=None):
     model = fs.Denoiser(silent, LINEAR, (500,), prediction="x0")
     plan = fs.shortcut(LINEAR, fs.Grid([900, 600, 300, 0]), prediction="x0")
     index = torch.arange(count) if index is None else index
-    draws, x0 = Draws(seed, iteration), torch.zeros(len(index), 500)
-    start = starting_points(model, plan, x0, "prior", index=index, draws=draws)
-    run_chain(model, plan, start, index=index, draws=draws, path=GradientPath())
+    streams, x0 = RandomStreams(seed, iteration), torch.zeros(len(index), 500)
+    start = starting_points(model, plan, x0, "prior", index=index, streams=streams)
+    run_chain(model, plan, start, index=index, streams=streams, path=GradientPath())
     sigma = torch.from_numpy(LINEAR.sigma([600.0, 300.0])).float()
     return torch.stack([inputs[0], inputs[1] / sigma[0], inputs[2] / sigma[1]])
 
@@ -95,21 +102,21 @@ def test_a_sample_is_the_same_in_a_smaller_subset():
 
 def test_prior_is_the_noise_of_an_iteration():
     model, plan = tiny(torch.float64), fs.ddim(LINEAR, GRID)
-    index, draws = torch.arange(12), Draws(0, 2)
-    identity = make_identity("test", draws.key("chain start"), index, 12, torch.device("cpu"))
-    found = starting_points(model, plan, DATA, "prior", index=index, draws=draws)
+    index, streams = torch.arange(12), RandomStreams(0, 2)
+    identity = make_identity("test", streams.key("chain start"), index, 12, torch.device("cpu"))
+    found = starting_points(model, plan, DATA, "prior", index=index, streams=streams)
     assert torch.equal(found, ops.noise(*identity, (2,), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_samples_are_those_of_the_sampler(chain):
     """The chain is what `sample` runs: from the same start, with the same noise."""
-    model, draws = chain_model(chain), Draws(0, 4)
+    model, streams = chain_model(chain), RandomStreams(0, 4)
     result = FidelityLoss(GRID, start="paired", **CHAINS[chain])(model, DATA, iteration=4)
-    start = fs.diffuse(DATA[:6], LINEAR, 600.0, seed=draws.key("chain start"))
-    expected = fs.sample(model, result.plan, start=start, seed=draws.key("chain noise"))
+    start = fs.diffuse(DATA[:6], LINEAR, 600.0, seed=streams.key("chain start"))
+    expected = fs.sample(model, result.plan, start=start, seed=streams.key("chain noise"))
     torch.testing.assert_close(result.samples, expected, rtol=1e-12, atol=1e-12)
-    looped = plain_chain(model, result.plan, start, draws).detach()
+    looped = plain_chain(model, result.plan, start, streams).detach()
     torch.testing.assert_close(result.samples, looped, rtol=1e-12, atol=1e-12)
 
 
@@ -119,7 +126,7 @@ def test_noised_begins_at_each_of_the_later_times():
     drawn = {times_of(loss, model, i) for i in range(60)}
     assert drawn == {tuple(whole[first:]) for first in range(1, 5)}
     result = loss(model, DATA, iteration=3)
-    seed = Draws(0, 3).key("chain start")
+    seed = RandomStreams(0, 3).key("chain start")
     start = fs.diffuse(DATA, LINEAR, float(result.plan.times[0]), seed=seed)
     expected = fs.sample(model, result.plan, start=start)
     torch.testing.assert_close(result.samples, expected, rtol=1e-12, atol=1e-12)
@@ -219,7 +226,8 @@ def swirl():
         network = SwirlNet(96)
     model = fs.Denoiser(network, NoiseSchedule.vdm(), (2,), time="log_snr")
     loss = VDMLoss(levels=data.levels)
-    options = {"loss": loss, "batch_size": 256, "lr": 3e-3, "clip": None, "ema": 0.99}
+    options = {"loss": loss, "batch_size": 256, "ema": 0.99}
+    options["optimizer"] = Optimizer(lr=3e-3, clip=None)
     return data, Trainer(model, data.x0, **options).run(600)
 
 
@@ -236,10 +244,9 @@ def fine_tuned(swirl, **options):
         model,
         data.x0,
         loss=VDMLoss.of(model, levels=data.levels),
-        fidelity=FidelityLoss(11, gradient="jacobian_free", **options),
+        fidelity=FidelityTerm(FidelityLoss(11, gradient="jacobian_free", **options), lr=1e-3),
+        optimizer=Optimizer(lr=3e-4),
         batch_size=256,
-        lr=3e-4,
-        fidelity_lr=1e-3,
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

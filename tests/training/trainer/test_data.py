@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 import fastsample as fs
-from fastsample.training.trainer.data import Feeding
+from fastsample.training.trainer.data import Batches
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import tiny
 
@@ -24,14 +24,14 @@ def numbered(count):
     return torch.stack([i, -i], dim=1)
 
 
-def feeding(count=10, *, data=None, cond=None, model=None, **options):
-    given = {"dropped": 0.0, "batch_size": 4, "seed": 0, "workers": 0, "process": (0, 1)}
+def batches_of(count=10, *, data=None, cond=None, model=None, **options):
+    given = {"cond_dropout": 0.0, "batch_size": 4, "seed": 0, "workers": 0, "process": (0, 1)}
     data = numbered(count) if data is None else data
-    return Feeding(model or tiny(), data, cond, **{**given, **options})
+    return Batches(model or tiny(), data, cond, **{**given, **options})
 
 
 def batches(feed, count, first=0):
-    return list(itertools.islice(feed.stream(first), count))
+    return list(itertools.islice(feed.starting_at(first), count))
 
 
 def numbers(feed, count, first=0):
@@ -44,7 +44,7 @@ def test_every_epoch_visits_every_sample_once(count, size, world):
     """Across batches and processes, also where a batch is larger than the data."""
     epochs, length = 4, 4 * count // size
     ranks = [
-        numbers(feeding(count, batch_size=size, process=(rank, world)), length + 1)
+        numbers(batches_of(count, batch_size=size, process=(rank, world)), length + 1)
         for rank in range(world)
     ]
     order = []
@@ -55,14 +55,14 @@ def test_every_epoch_visits_every_sample_once(count, size, world):
         assert sorted(order[epoch * count : (epoch + 1) * count]) == list(range(count))
     if count > 6:
         assert len({tuple(order[e * count : (e + 1) * count]) for e in range(epochs)}) == epochs
-    alone = numbers(feeding(count, batch_size=size), length + 1)
+    alone = numbers(batches_of(count, batch_size=size), length + 1)
     assert order == list(itertools.chain(*alone))
 
 
 def test_the_order_is_the_seed_s_and_needs_no_past():
-    one, again, other = (numbers(feeding(50, seed=seed), 20) for seed in (0, 0, 1))
+    one, again, other = (numbers(batches_of(50, seed=seed), 20) for seed in (0, 0, 1))
     assert one == again != other
-    assert numbers(feeding(50), 5, first=15) == one[15:]
+    assert numbers(batches_of(50), 5, first=15) == one[15:]
 
 
 class Items(Dataset):
@@ -81,8 +81,8 @@ class Items(Dataset):
 @pytest.mark.parametrize("form", ["x", "xy"])
 def test_data_sets_give_what_tensors_give(form, workers):
     labels = {"y": torch.arange(10), "z": numbered(10) / 2} if form == "xy" else None
-    expected = batches(feeding(cond=labels), 6, first=2)
-    got = batches(feeding(data=Items(form), workers=workers), 6, first=2)
+    expected = batches(batches_of(cond=labels), 6, first=2)
+    got = batches(batches_of(data=Items(form), workers=workers), 6, first=2)
     for one, other in zip(got, expected, strict=True):
         assert torch.equal(one.x0, other.x0)
         mine, theirs = one.cond.arguments, other.cond.arguments
@@ -93,7 +93,7 @@ def test_data_sets_give_what_tensors_give(form, workers):
 @pytest.mark.parametrize("process", [(0, 1), (1, 2)])
 def test_conditions_follow_their_sample(process):
     many = {"y": torch.arange(10), "z": np.arange(10.0), "w": list(range(10)), "one": 3}
-    for batch in batches(feeding(cond=many, process=process), 6):
+    for batch in batches(batches_of(cond=many, process=process), 6):
         own = batch.x0[:, 0]
         assert torch.equal(batch.cond.arguments["y"], own.long())
         assert torch.equal(batch.cond.arguments["z"], own.double())
@@ -104,7 +104,7 @@ def test_conditions_follow_their_sample(process):
 def test_a_share_of_the_conditions_is_dropped():
     model = tiny(labels=11)  # 10 means none
     options = {"cond": {"y": torch.arange(10)}, "model": model, "batch_size": 10}
-    whole = batches(feeding(dropped=0.3, **options), 200)
+    whole = batches(batches_of(cond_dropout=0.3, **options), 200)
     share = torch.cat([batch.cond.arguments["y"] == 10 for batch in whole]).float().mean()
     assert float(share) == pytest.approx(0.3, abs=0.04)
     for batch in whole:
@@ -112,10 +112,10 @@ def test_a_share_of_the_conditions_is_dropped():
         assert torch.equal(batch.cond.arguments["y"][kept], batch.x0[kept, 0].long())
     # The same samples lose it in two processes, and in a run that is taken up again.
     for rank in (0, 1):
-        part = batches(feeding(dropped=0.3, process=(rank, 2), **options), 5, first=7)
+        part = batches(batches_of(cond_dropout=0.3, process=(rank, 2), **options), 5, first=7)
         for own, batch in zip(part, whole[7:], strict=False):
             assert torch.equal(own.cond.arguments["y"], batch.cond.arguments["y"][rank::2])
-    everything = batches(feeding(dropped=1.0, **options), 3)
+    everything = batches(batches_of(cond_dropout=1.0, **options), 3)
     assert all(bool((batch.cond.arguments["y"] == 10).all()) for batch in everything)
 
 
@@ -140,7 +140,7 @@ def vectors(uncond):
 )
 def test_dropped_conditions_of_several_numbers(uncond):
     """What stands for none is one entry, of a sample or of a batch of one."""
-    feed = feeding(cond={"y": EMBEDDED}, model=vectors(uncond), dropped=0.5)
+    feed = batches_of(cond={"y": EMBEDDED}, model=vectors(uncond), cond_dropout=0.5)
     lost = []
     for batch in batches(feed, 5):
         own = 3 * batch.x0[:, :1] + torch.arange(3.0)
@@ -154,7 +154,7 @@ def test_what_stands_for_none_has_the_shape_of_an_entry(shape):
     with pytest.raises(
         ValueError, match=r"uncond\['y'\] must have the shape of one .* \(3,\), got"
     ):
-        feeding(cond={"y": EMBEDDED}, model=vectors(torch.zeros(shape)), dropped=0.5)
+        batches_of(cond={"y": EMBEDDED}, model=vectors(torch.zeros(shape)), cond_dropout=0.5)
 
 
 @pytest.mark.parametrize("form", ["tensor", "items"])
@@ -162,12 +162,12 @@ def test_names_of_dropped_conditions_are_checked_at_once(form):
     items = {"data": Items("xy")} if form == "items" else {"cond": {"y": EMBEDDED, "z": 1}}
     message = r"cond must have the names of the model's uncond \['y'\] with .*, got \['y', 'z'\]"
     with pytest.raises(ValueError, match=message):
-        feeding(model=vectors(0), dropped=0.5, **items)
-    feeding(model=vectors(0), **items)  # without dropping they do not matter
+        batches_of(model=vectors(0), cond_dropout=0.5, **items)
+    batches_of(model=vectors(0), **items)  # without dropping they do not matter
     with pytest.raises(ValueError, match=r"with cond_dropout, got \[\]"):
-        feeding(model=vectors(0), dropped=0.5)
+        batches_of(model=vectors(0), cond_dropout=0.5)
     with pytest.raises(TypeError, match=r"uncond\['y'\] must hold numbers .*, got None"):
-        feeding(model=vectors(None), dropped=0.5, cond={"y": EMBEDDED})
+        batches_of(model=vectors(None), cond_dropout=0.5, cond={"y": EMBEDDED})
 
 
 class Arrays(Dataset):
@@ -182,7 +182,7 @@ class Arrays(Dataset):
 
 def test_tensor_data_sets_and_arrays():
     for data in (TensorDataset(numbered(10)), Arrays()):
-        got, expected = (batches(feed, 4) for feed in (feeding(data=data), feeding()))
+        got, expected = (batches(feed, 4) for feed in (batches_of(data=data), batches_of()))
         assert all(torch.equal(one.x0, other.x0) for one, other in zip(got, expected, strict=True))
     assert all(torch.equal(batch.cond.arguments["y"], batch.x0[:, 0].long()) for batch in got)
 
@@ -191,4 +191,4 @@ def test_pairs_are_refused_with_a_word_on_mappings():
     message = 'data must have items that are tensors or mappings with "x0", got tuple'
     for data in (Items("pair"), TensorDataset(numbered(10), torch.arange(10))):
         with pytest.raises(TypeError, match=message):
-            feeding(data=data)
+            batches_of(data=data)

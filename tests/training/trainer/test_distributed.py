@@ -13,7 +13,7 @@ import torch
 import fastsample as fs
 from fastsample.bundled.swirl import SwirlNet
 from fastsample.schedules.schedule import NoiseSchedule
-from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss
+from fastsample.training import DiffusionLoss, FidelityLoss, FidelityTerm, VDMLoss
 from fastsample.training.fidelity.chain import run_chain
 from tests.helpers.networks import LINEAR
 from tests.helpers.processes import meeting
@@ -39,13 +39,15 @@ def spare(*arguments):
     return tiny(*arguments, labels=6)
 
 
-def vdm(**options):
+def vdm(lr=None, **options):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = SwirlNet(6).double()
     model = fs.Denoiser(network, NoiseSchedule.vdm(), (2,), time="log_snr")
     term = fidelity(gradient="jacobian_free", clip=None)
-    return trainer(model, DATA, loss=VDMLoss.of(model), fidelity=term, **options)
+    return trainer(
+        model, DATA, loss=VDMLoss.of(model), fidelity=FidelityTerm(term, lr=lr), **options
+    )
 
 
 RUNS = {
@@ -58,8 +60,7 @@ RUNS = {
         DATA,
         cond={"y": LABELS},
         cond_dropout=0.3,
-        fidelity=fidelity(subset=8, checkpoint=True),
-        fidelity_lr=1e-3,
+        fidelity=FidelityTerm(fidelity(subset=8, checkpoint=True), lr=1e-3),
         **o,
     ),
     "spare": lambda **o: trainer(spare(torch.float64), DATA, find_unused_parameters=True, **o),
@@ -67,13 +68,12 @@ RUNS = {
         spare(torch.float64),
         DATA,
         find_unused_parameters=True,
-        fidelity=fidelity(),
-        fidelity_lr=1e-3,
+        fidelity=FidelityTerm(fidelity(), lr=1e-3),
         **o,
     ),
     "float32": lambda **o: trainer(tiny(), DATA.float(), fidelity=fidelity(), **o),
     "vdm": vdm,
-    "vdm apart": lambda **o: vdm(fidelity_lr=1e-3, **o),
+    "vdm apart": lambda **o: vdm(lr=1e-3, **o),
     **{
         name: lambda term=term, **o: trainer(
             tiny(torch.float64), DATA, fidelity=fidelity(**term), **o
@@ -86,7 +86,7 @@ RUNS = {
 def outcome(run):
     """Weights, average, moments, lines and detector after 3 iterations."""
     run.run(3)
-    return {"state": state(run), "lines": run.history, "detector": run.detector.state()}
+    return {"state": state(run), "lines": run.history, "detector": run.record.detector.state()}
 
 
 class Pressed(DiffusionLoss):

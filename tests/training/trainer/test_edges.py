@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastsample as fs
-from fastsample.training import CollapseWarning
+from fastsample.training import CollapseWarning, FidelityTerm, Optimizer
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import Sometimes, Tiny, fidelity, points, state, trainer, weights
 
@@ -21,7 +21,7 @@ NOT_FINITE = r"gradient of the diffusion loss was not finite in iteration [14]; 
 
 
 def test_an_iteration_that_is_not_finite_is_skipped():
-    run = trainer(loss=Sometimes({1, 2, 4}), fidelity=fidelity(), fidelity_lr=1e-3)
+    run = trainer(loss=Sometimes({1, 2, 4}), fidelity=FidelityTerm(fidelity(), lr=1e-3))
     states = [state(run)]
     for n in range(6):
         # Told of once in a row.
@@ -55,7 +55,7 @@ class Fragile(Tiny):
 @pytest.mark.parametrize("rate", [None, 1e-3])
 def test_a_chain_that_is_not_finite_loses_its_term_alone(rate):
     fragile = trainer(
-        fs.Denoiser(Fragile({0}), LINEAR, (2,)), fidelity=fidelity(), fidelity_lr=rate
+        fs.Denoiser(Fragile({0}), LINEAR, (2,)), fidelity=FidelityTerm(fidelity(), lr=rate)
     )
     plain = trainer()
     with pytest.warns(UserWarning, match="of the fidelity loss was not finite in iteration 0"):
@@ -63,7 +63,7 @@ def test_a_chain_that_is_not_finite_loses_its_term_alone(rate):
     plain.run(1)
     line = fragile.history[0]
     assert (line["skipped"], line["fidelity_skipped"], line["ignored"]) == (False, True, 16.0)
-    assert fragile.failures == {"diffusion loss": 0, "fidelity loss": 1}
+    assert fragile.record.failures == {"diffusion loss": 0, "fidelity loss": 1}
     assert math.isnan(line["fidelity"])
     assert math.isnan(line["fidelity_norm"])
     assert torch.equal(weights(fragile), weights(plain))
@@ -71,14 +71,14 @@ def test_a_chain_that_is_not_finite_loses_its_term_alone(rate):
     assert weights(fragile).isfinite().all()
     assert math.isfinite(fragile.history[-1]["fidelity"])
     assert [line["fidelity_skipped"] for line in fragile.history] == [True, False, False]
-    assert fragile.failures["fidelity loss"] == 0
+    assert fragile.record.failures["fidelity loss"] == 0
     assert fragile.history[-1]["ignored"] == 16.0
 
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_twenty_chains_in_a_row_that_are_not_finite(tmp_path, every):
     """The main loss's steps are made meanwhile; whoever goes on begins with a warning anew."""
-    options = {"fidelity": fidelity(), "fidelity_every": every}
+    options = {"fidelity": FidelityTerm(fidelity(), every=every)}
     model = fs.Denoiser(Fragile(range(99)), LINEAR, (2,))
     run = trainer(model, folder=tmp_path, **options)
     message = "Trainer: the gradient of the fidelity loss must be finite, got none .* in 20 iter"
@@ -93,9 +93,9 @@ def test_twenty_chains_in_a_row_that_are_not_finite(tmp_path, every):
     plain.run(run.iteration)
     assert torch.equal(weights(run), weights(plain))
     resumed = trainer(folder=tmp_path, resume=True, **options)
-    assert resumed.failures == {"diffusion loss": 0, "fidelity loss": 20}
+    assert resumed.record.failures == {"diffusion loss": 0, "fidelity loss": 20}
     resumed.run(run.iteration + 2)
-    assert resumed.failures["fidelity loss"] == 0
+    assert resumed.record.failures["fidelity loss"] == 0
 
 
 def test_a_term_that_is_not_finite_beside_a_loss_that_is_not():
@@ -116,7 +116,9 @@ def test_bfloat16_is_the_network_s_alone():
     runs = [trainer(fidelity=fidelity(), precision=p) for p in (None, "bfloat16")]
     outputs = []
     hook = runs[1].network.second.register_forward_hook(lambda *call: outputs.append(call[2].dtype))
-    samples = runs[1]._fidelity(next(runs[1].feeding.stream(0))).samples
+    samples = (
+        runs[1]._run_chain(runs[1].fidelity.loss, next(runs[1].batches.starting_at(0))).samples
+    )
     assert samples.dtype == torch.float32
     assert not torch.equal(samples, samples.bfloat16().float())
     for run in runs:
@@ -135,11 +137,12 @@ def test_bfloat16_is_the_network_s_alone():
 
 
 def test_collapse_is_told_with_the_line_of_the_iteration():
-    run = trainer(fidelity=fidelity(), lr=1e-12)
+    run = trainer(fidelity=fidelity(), optimizer=Optimizer(lr=1e-12))
     run.run(25)
     run.network.second.weight.data.zero_()
     run.network.second.bias.data.zero_()
-    run.fidelity.plans = replace(run.fidelity.plans, clip=(-0.01, 0.01))
+    loss = run.fidelity.loss
+    loss.plans = replace(loss.plans, clip=(-0.01, 0.01))
     with pytest.warns(CollapseWarning, match="samples must keep the spread"):
         run.run(45)
     assert run.history[-1]["collapsed"] == 1.0
@@ -158,4 +161,4 @@ def test_copies_of_a_sample_have_no_spread_to_lose():
     for line in run.history:
         assert math.isfinite(line["fidelity"])
         assert not line.keys() & {"sd_ratio", "diversity_ratio", "collapsed", "ignored"}
-    assert run.detector.state()["updates"] == 0
+    assert run.record.detector.state()["updates"] == 0

@@ -17,7 +17,7 @@ import fastsample as fs
 from fastsample.bundled.datasets import swirl_data
 from fastsample.bundled.swirl import SwirlNet
 from fastsample.schedules.schedule import NoiseSchedule
-from fastsample.training import DiffusionLoss, VDMLoss
+from fastsample.training import DiffusionLoss, FidelityTerm, Optimizer, VDMLoss
 from fastsample.training.trainer import checkpoints
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import (
@@ -63,30 +63,38 @@ def labelled(**options):
     return trainer(tiny(labels=6), Labelled(), cond_dropout=0.3, fidelity=fidelity(), **options)
 
 
+def made_by(make):
+    return Optimizer(lr=1e-3, make=make)
+
+
 RUNS = {
     "plain": trainer,
     "dropout": lambda **o: trainer(tiny(dropout=0.5), accumulation=3, **o),
     "conditions": lambda **o: trainer(
         tiny(labels=6), cond={"y": torch.arange(64) % 5}, cond_dropout=0.5, **o
     ),
-    "summed": lambda **o: trainer(fidelity=fidelity(eta=1.0), warmup=4, decay=9, **o),
+    "summed": lambda **o: trainer(
+        fidelity=fidelity(eta=1.0), optimizer=Optimizer(lr=1e-3, warmup=4, decay=9), **o
+    ),
     "separate": lambda **o: trainer(
         tiny(dropout=0.2),
-        fidelity=fidelity(steps=(2, 4), grid="random", method="ancestral", subset=8),
-        fidelity_lr=1e-3,
-        fidelity_every=2,
-        weight_decay=0.1,
+        fidelity=FidelityTerm(
+            fidelity(steps=(2, 4), grid="random", method="ancestral", subset=8), lr=1e-3, every=2
+        ),
+        optimizer=Optimizer(lr=1e-3, weight_decay=0.1),
         **o,
     ),
     "vdm": swirled,
     "items": lambda **o: labelled(workers=0, **o),
     "worker": lambda **o: labelled(workers=1, **o),
     "bfloat16": lambda **o: trainer(precision="bfloat16", fidelity=fidelity(), **o),
-    "momentum": lambda **o: trainer(optimizer=lambda p, lr: torch.optim.SGD(p, lr, 0.9), **o),
-    "adagrad": lambda **o: trainer(optimizer=torch.optim.Adagrad, **o),
+    "momentum": lambda **o: trainer(
+        optimizer=made_by(lambda p, lr: torch.optim.SGD(p, lr, 0.9)), **o
+    ),
+    "adagrad": lambda **o: trainer(optimizer=made_by(torch.optim.Adagrad), **o),
 }
 if hasattr(torch.optim, "Adafactor"):  # moments of other shapes than their parameters
-    RUNS["adafactor"] = lambda **o: trainer(optimizer=torch.optim.Adafactor, **o)
+    RUNS["adafactor"] = lambda **o: trainer(optimizer=made_by(torch.optim.Adafactor), **o)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -145,11 +153,13 @@ KILLED = """
 import os, random, signal, sys, time
 import torch, torch._dynamo  # before the forks: an optimiser imports it, which takes a second
 torch.set_num_threads(1)
+from fastsample.training import FidelityTerm
 from tests.helpers.training_cases import fidelity, trainer
 
 def work():
     options = {"folder": sys.argv[1], "resume": True, "save_every": 1}
-    trainer(fidelity=fidelity(eta=1.0), fidelity_lr=1e-3, **options).run(int(sys.argv[2]))
+    term = FidelityTerm(fidelity(eta=1.0), lr=1e-3)
+    trainer(fidelity=term, **options).run(int(sys.argv[2]))
 
 kills, chance = 0, random.Random(int(sys.argv[3]))
 while True:
@@ -183,9 +193,10 @@ def test_a_run_killed_again_and_again(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 3
-    whole = trainer(fidelity=fidelity(eta=1.0), fidelity_lr=1e-3)
+    term = FidelityTerm(fidelity(eta=1.0), lr=1e-3)
+    whole = trainer(fidelity=term)
     whole.run(60)
-    part = trainer(fidelity=fidelity(eta=1.0), fidelity_lr=1e-3, folder=tmp_path, resume=True)
+    part = trainer(fidelity=term, folder=tmp_path, resume=True)
     assert_same_run(part, whole)
     assert lines(tmp_path) == json.loads(json.dumps(whole.history))
 
@@ -247,18 +258,18 @@ def test_twenty_gradients_in_a_row_that_are_not_finite(tmp_path):
         run.run(14)
     assert len(told) == 1
     run = trainer(loss=Sometimes(range(99)), **options)
-    assert run.failures == {"diffusion loss": 12, "fidelity loss": 0}
+    assert run.record.failures == {"diffusion loss": 12, "fidelity loss": 0}
     message = r"Trainer: the gradient of the diffusion loss must be finite, got none .* 20 "
     with pytest.raises(RuntimeError, match=message):
         run.run(50)
     assert run.iteration == 22
     found = checkpoints.newest(tmp_path)
-    assert (found.iteration, found.notes["failures"]) == (22, run.failures)
-    assert run.failures["diffusion loss"] == 20
+    assert (found.iteration, found.notes["failures"]) == (22, run.record.failures)
+    assert run.record.failures["diffusion loss"] == 20
     for name, value in state(good).items():
         assert torch.equal(found.tensors[name], value)
         assert torch.equal(state(run)[name], value)
     assert [line["skipped"] for line in lines(tmp_path)] == [False] * 2 + [True] * 20
     mended = trainer(loss=Sometimes({}), **options)
     mended.run(24)
-    assert mended.failures["diffusion loss"] == 0
+    assert mended.record.failures["diffusion loss"] == 0

@@ -12,7 +12,7 @@ import fastsample as fs
 from fastsample._support import files
 from fastsample._support.files import write_atomically
 from fastsample.schedules.schedule import NoiseSchedule
-from fastsample.training import DiffusionLoss, FidelityLoss, VDMLoss
+from fastsample.training import DiffusionLoss, FidelityLoss, Optimizer, VDMLoss
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import (
     Sometimes,
@@ -150,7 +150,10 @@ OTHERS = {
     "seed": ({"seed": 1}, "of this run, got .* with seed 0 instead of 1"),
     "count": ({"data": points(63)}, ".* with data 64 instead of 63"),
     "batch": ({"batch_size": 8}, ".* with batch_size 16 instead of 8"),
-    "optimiser": ({"optimizer": torch.optim.SGD}, ".* with optimizer 'AdamW' instead of 'SGD'"),
+    "optimiser": (
+        {"optimizer": Optimizer(make=torch.optim.SGD)},
+        ".* with optimizer 'AdamW' instead of 'SGD'",
+    ),
     "prediction": (
         {"model": fs.Denoiser(Tiny(), LINEAR, (2,), prediction="v")},
         ".* with prediction 'epsilon' instead of 'v'",

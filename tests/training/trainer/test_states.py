@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fastsample as fs
+from fastsample.training import FidelityTerm, Optimizer
 from fastsample.training.trainer import checkpoints
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import Tiny, assert_same_run, fidelity, points, state, trainer
@@ -87,18 +88,22 @@ class Counting(torch.optim.AdamW):
 @pytest.mark.parametrize("rate", [None, 1e-2])
 def test_counters_of_an_optimiser_are_resumed(tmp_path, rate):
     def make(**options):
-        return trainer(optimizer=Counting, fidelity=fidelity(), fidelity_lr=rate, **options)
+        return trainer(
+            optimizer=Optimizer(lr=1e-3, make=Counting),
+            fidelity=FidelityTerm(fidelity(), lr=rate),
+            **options,
+        )
 
     whole = assert_resumes(make, tmp_path)
     names = ["optimizer"] if rate is None else ["optimizer", "fidelity_optimizer"]
     notes = checkpoints.newest(tmp_path).notes["optimizers"]
-    assert notes == {name: [{"k": 7}] for name in names} == whole.updates.notes()
+    assert notes == {name: [{"k": 7}] for name in names} == whole.updater.changed_settings()
 
 
 def test_optimisers_without_counters_note_nothing():
     run = trainer()
     run.run(2)
-    assert run.updates.notes() == {"optimizer": [{}]}
+    assert run.updater.changed_settings() == {"optimizer": [{}]}
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -115,12 +120,13 @@ def test_groups_keep_the_proportion_of_their_rates(tmp_path, relative):
         slow = {"params": parameters[:2], "lr": 0.1 * lr if relative else 0.2}
         return Watched([slow, {"params": parameters[2:]}], lr=lr)
 
-    run = trainer(optimizer=grouped, lr=2.0, warmup=4, clip=1e-3)
+    run = trainer(optimizer=Optimizer(lr=2.0, warmup=4, clip=1e-3, make=grouped))
     run.run(5)
     for i, (slow, other) in enumerate(seen):
         assert other == pytest.approx(2.0 * min((i + 1) / 4, 1.0))
         assert slow == pytest.approx(0.1 * other)
-    assert_resumes(lambda **o: trainer(optimizer=grouped, lr=1e-2, warmup=5, **o), tmp_path)
+    slow = Optimizer(lr=1e-2, warmup=5, make=grouped)
+    assert_resumes(lambda **o: trainer(optimizer=slow, **o), tmp_path)
 
 
 # ---- modes

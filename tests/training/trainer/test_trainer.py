@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,18 +12,18 @@ import fastsample as fs
 from fastsample.bundled.datasets import swirl_data
 from fastsample.bundled.swirl import SwirlNet
 from fastsample.schedules.schedule import NoiseSchedule
-from fastsample.training import VDMLoss
-from fastsample.training.trainer.updates import Rate
+from fastsample.training import FidelityTerm, Optimizer, VDMLoss
+from fastsample.training.trainer.scheduled_optimizer import LearningRate
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import fidelity, points, state, tiny, trainer, weights
 
-SGD = {"optimizer": torch.optim.SGD, "lr": 1.0, "clip": None, "fidelity_clip": 1e9}
+SGD = Optimizer(lr=1.0, clip=None, make=torch.optim.SGD)
 
 
 def moved(iterations=1, **options):
     """What iterations of gradient descent add to the weights, and the trainer."""
     dtype = options.pop("dtype", torch.float64)
-    run = trainer(tiny(dtype), points(64, dtype=dtype), **{**SGD, **options})
+    run = trainer(tiny(dtype), points(64, dtype=dtype), **{"optimizer": SGD, **options})
     before = weights(run)
     run.run(iterations)
     return weights(run) - before, run
@@ -41,13 +42,15 @@ def test_accumulation_is_one_batch_to_rounding():
 
 def test_terms_are_clipped_one_by_one_and_logged_before():
     one, run = moved()
-    both, with_term = moved(fidelity=fidelity())
+    both, with_term = moved(fidelity=FidelityTerm(fidelity(), clip=1e9))
     two, line = both - one, with_term.history[0]
     assert line["norm"] == pytest.approx(float(one.norm()), rel=1e-10)
     assert line["fidelity_norm"] == pytest.approx(float(two.norm()), rel=1e-10)
     assert run.history[0]["norm"] == line["norm"]
-    options = {"clip": line["norm"] / 4, "fidelity_clip": line["fidelity_norm"] / 3}
-    clipped, run = moved(fidelity=fidelity(), fidelity_weight=0.5, **options)
+    clipped, run = moved(
+        fidelity=FidelityTerm(fidelity(), weight=0.5, clip=line["fidelity_norm"] / 3),
+        optimizer=replace(SGD, clip=line["norm"] / 4),
+    )
     torch.testing.assert_close(clipped, one / 4 + 0.5 * two / 3, rtol=1e-9, atol=1e-12)
     assert run.history[0]["norm"] == pytest.approx(line["norm"], rel=1e-12)
     assert run.history[0]["fidelity_norm"] == pytest.approx(line["fidelity_norm"], rel=1e-12)
@@ -56,7 +59,7 @@ def test_terms_are_clipped_one_by_one_and_logged_before():
 def test_an_optimiser_of_its_own_leaves_the_moments_of_the_main_one():
     """In the first iteration, where both see the same weights."""
     plain = trainer()
-    own = trainer(fidelity=fidelity(), fidelity_lr=1e-3)
+    own = trainer(fidelity=FidelityTerm(fidelity(), lr=1e-3))
     summed = trainer(fidelity=fidelity())
     states = []
     for run in (plain, own, summed):
@@ -69,16 +72,16 @@ def test_an_optimiser_of_its_own_leaves_the_moments_of_the_main_one():
     assert sum(name.startswith("fidelity_optimizer.") for name in states[1]) == 12
     assert not torch.equal(weights(plain), weights(own))
     # The weight of the term has no meaning there.
-    heavy = trainer(fidelity=fidelity(), fidelity_lr=1e-3, fidelity_weight=7.0)
+    heavy = trainer(fidelity=FidelityTerm(fidelity(), lr=1e-3, weight=7.0))
     heavy.run(1)
     assert torch.equal(weights(heavy), weights(own))
 
 
 def test_the_term_comes_every_nth_iteration():
-    run = trainer(fidelity=fidelity(), fidelity_every=3)
+    run = trainer(fidelity=FidelityTerm(fidelity(), every=3))
     run.run(7)
     assert [line["iteration"] for line in run.history if "fidelity" in line] == [0, 3, 6]
-    calls = trainer(fidelity=fidelity(steps=(2, 5)), fidelity_every=3)
+    calls = trainer(fidelity=FidelityTerm(fidelity(steps=(2, 5)), every=3))
     calls.run(7)
     terms = [line for line in calls.history if "fidelity" in line]
     assert calls.network.calls == 7 + sum(len(line["times"]) for line in terms)
@@ -88,7 +91,7 @@ def test_frozen_parameters_stay():
     model = tiny()
     model.model.first.requires_grad_(False)
     before = model.model.first.weight.clone()
-    run = trainer(model, fidelity=fidelity(), weight_decay=0.1)
+    run = trainer(model, fidelity=fidelity(), optimizer=Optimizer(lr=1e-3, weight_decay=0.1))
     run.run(3)
     assert torch.equal(model.model.first.weight, before)
     assert not torch.equal(model.model.second.weight, tiny().model.second.weight)
@@ -98,7 +101,13 @@ def test_training_lowers_the_loss_and_the_distance():
     model = tiny(width=32)
     term = fidelity(steps=5, start="prior")
     before = term(model, points(256)).loss
-    run = trainer(model, fidelity=term, lr=3e-3, fidelity_lr=1e-3, batch_size=64, ema=0.95)
+    run = trainer(
+        model,
+        fidelity=FidelityTerm(term, lr=1e-3),
+        optimizer=Optimizer(lr=3e-3),
+        batch_size=64,
+        ema=0.95,
+    )
     result = run.run(150)
     first, last = run.history[:10], run.history[-10:]
     assert sum(line["loss"] for line in last) < 0.8 * sum(line["loss"] for line in first)
@@ -109,10 +118,10 @@ def test_training_lowers_the_loss_and_the_distance():
 def test_ends_of_a_learned_schedule_are_trained_by_the_bound_alone():
     data = swirl_data(64)
     found = []
-    for term in (None, fidelity(clip=None)):
+    for term in (None, FidelityTerm(fidelity(clip=None), lr=1e-3)):
         model = fs.Denoiser(SwirlNet(8), NoiseSchedule.vdm(), (2,), time="log_snr")
         loss = VDMLoss.of(model, levels=data.levels)
-        run = trainer(model, data.x0, loss=loss, fidelity=term, fidelity_lr=term and 1e-3)
+        run = trainer(model, data.x0, loss=loss, fidelity=term)
         run.run(1)
         found.append((loss.w.item(), loss.b.item()))
         assert run.current.schedule == loss.schedule() != model.schedule
@@ -124,10 +133,10 @@ def test_ends_of_a_learned_schedule_are_trained_by_the_bound_alone():
 
 
 def test_rates():
-    assert [Rate(2.0, 4, None)(i) for i in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
-    falling = Rate(2.0, 0, 10)
+    assert [LearningRate(2.0, 4, None)(i) for i in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    falling = LearningRate(2.0, 0, 10)
     assert [falling(i) for i in (0, 5, 10, 11)] == pytest.approx([2.0, 1.0, 0.0, 0.0], abs=1e-15)
-    both = Rate(2.0, 4, 10)
+    both = LearningRate(2.0, 4, 10)
     assert both(1) == pytest.approx(0.5 * falling(1))
     seen = []
 
@@ -136,14 +145,14 @@ def test_rates():
             seen.append(self.param_groups[0]["lr"])
             return super().step(closure)
 
-    trainer(optimizer=Watched, lr=2.0, warmup=4, decay=10).run(5)
+    trainer(optimizer=Optimizer(lr=2.0, warmup=4, decay=10, make=Watched)).run(5)
     assert seen == [both(i) for i in range(5)]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.4, 0.999])
 def test_the_average_has_a_short_memory_at_first(decay):
     """After the first update a copy; then a decay of min(decay, (1 + n) / (10 + n))."""
-    run = trainer(ema=decay, lr=0.1)
+    run = trainer(ema=decay, optimizer=Optimizer(lr=0.1))
     expected = None
     for n in range(6):
         run.run(n + 1)
@@ -170,7 +179,7 @@ def test_averages_forget_what_was_measured_of_other_weights():
 
 
 def test_results_share_the_weights_of_the_trainer():
-    run = trainer(lr=0.1)
+    run = trainer(optimizer=Optimizer(lr=0.1))
     results = run.run(1), run.current
     kept = copy.deepcopy(results)
     assert run.averaged_loss is run.loss
@@ -206,7 +215,7 @@ def test_chains_see_the_network_in_evaluation_mode(checkpoint):
 
 def test_dropout_does_not_reach_the_chain():
     one, two = (
-        trainer(tiny(dropout=0.5), fidelity=fidelity(checkpoint=on), fidelity_lr=1e-3)
+        trainer(tiny(dropout=0.5), fidelity=FidelityTerm(fidelity(checkpoint=on), lr=1e-3))
         for on in (False, True)
     )
     one.run(3)
@@ -227,7 +236,8 @@ def test_the_caller_s_random_numbers_are_left_alone():
 
 
 def test_seeds_and_iterations_draw_anew():
-    runs = [trainer(seed=seed, optimizer=torch.optim.SGD, lr=1e-12) for seed in (0, 0, 1)]
+    still = Optimizer(lr=1e-12, make=torch.optim.SGD)
+    runs = [trainer(seed=seed, optimizer=still) for seed in (0, 0, 1)]
     for run in runs:
         run.run(3)
     one, again, other = ([line["loss"] for line in run.history] for run in runs)

@@ -1,0 +1,150 @@
+"""Leaves of conditions: their entries, one per sample, selected, repeated and combined."""
+
+# Leaves have any type: isinstance narrows them to containers whose elements are unknown.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastsample.denoiser.trees import Shared, leaves, map_leaves
+
+Index: TypeAlias = slice | npt.NDArray[np.int64]
+
+
+def entry_count(leaf: Any) -> int | None:
+    """The number of entries of a leaf with one per sample; None for other leaves."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape[0] if leaf.dim() else None
+    return len(leaf) if isinstance(leaf, list) else None
+
+
+def select_entries(leaf: Any, index: Index) -> Any:
+    """The entries of some samples; a leaf that applies to every sample as it is."""
+    if entry_count(leaf) is None:
+        return leaf
+    if isinstance(leaf, list):
+        return leaf[index] if isinstance(index, slice) else [leaf[i] for i in index]
+    return leaf[index if isinstance(index, slice) else torch.from_numpy(index).to(leaf.device)]
+
+
+def broadcast_entry(leaf: Any, batch: int | None) -> Any:
+    """A leaf of a single entry with that entry for every sample; other leaves as they are."""
+    if batch is None or entry_count(leaf) != 1:
+        return leaf
+    return leaf * batch if isinstance(leaf, list) else leaf.expand(batch, *leaf.shape[1:])
+
+
+def repeated(leaf: Any, count: int) -> Any:
+    """All entries of a leaf, `count` times in a row."""
+    if entry_count(leaf) is None:
+        return leaf
+    return leaf * count if isinstance(leaf, list) else repeat(leaf, count)
+
+
+def repeat(x: Tensor, count: int) -> Tensor:
+    """All samples of a batch `(B, ...)`, `count` times in a row: `(count B, ...)`."""
+    return x if count == 1 else x.repeat(count, *[1] * (x.dim() - 1))
+
+
+def to_device(leaf: Any, device: torch.device | None) -> Any:
+    """The leaf with its tensors on a device; None leaves them where they are."""
+    if device is None:
+        return leaf
+    if isinstance(leaf, Tensor):
+        return leaf.to(device)
+    if isinstance(leaf, Shared):
+        return Shared(map_leaves(lambda value: to_device(value, device), leaf.value))
+    if isinstance(leaf, list):
+        return [map_leaves(lambda value: to_device(value, device), entry) for entry in leaf]
+    return leaf
+
+
+def unwrapped(leaf: Any) -> Any:
+    """The leaf as the network takes it: shared values without their mark."""
+    return leaf.value if isinstance(leaf, Shared) else leaf
+
+
+def tensors_in(leaf: Any) -> Iterator[Tensor]:
+    """Every tensor in a leaf."""
+    if isinstance(leaf, Tensor):
+        yield leaf
+    elif isinstance(leaf, (list, Shared)):
+        for value in leaf if isinstance(leaf, list) else [leaf.value]:
+            for _, inner in leaves(value, ""):
+                yield from tensors_in(inner)
+
+
+def doubled(function: str, path: str, conditional: Any, unconditional: Any) -> Any:
+    """One leaf for both halves of a guided batch, the unconditional half first."""
+    if isinstance(unconditional, Tensor) and isinstance(conditional, Tensor):
+        if unconditional.shape[1:] != conditional.shape[1:]:
+            raise ValueError(
+                f"{function}: {path} must have the entries of uncond "
+                f"{tuple(unconditional.shape[1:])}, got {tuple(conditional.shape[1:])}"
+            )
+        return torch.cat((unconditional, conditional))
+    if isinstance(unconditional, list) and isinstance(conditional, list):
+        return [*unconditional, *conditional]
+    if not _equal(conditional, unconditional):
+        raise ValueError(
+            f"{function}: {path} must be a tensor, or equal in cond and uncond, under guidance, "
+            f"got {conditional!r:.40} and {unconditional!r:.40}; both halves of the batch share "
+            "one call"
+        )
+    return conditional
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two leaves are the same, tensors by value."""
+    if isinstance(one, Shared) and isinstance(other, Shared):
+        return _equal(one.value, other.value)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and bool(torch.equal(one, other)))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, (Tensor, Mapping)) or isinstance(other, (Tensor, Mapping)):
+        return False
+    return type(one) is type(other) and bool(one == other)
+
+
+def with_dropped(
+    function: str, path: str, conditional: Any, unconditional: Any, dropped: Tensor
+) -> Any:
+    """The leaf with the entries of dropped samples replaced by the unconditional entry.
+
+    Args:
+        function: the caller's name, for messages.
+        path: where the leaf is, for messages.
+        conditional: the leaf with one entry per sample; other leaves stay as they are.
+        unconditional: one entry, with or without a batch axis of 1, or a number.
+        dropped: `(B,)` bool.
+    """
+    if isinstance(conditional, list):
+        single = unconditional
+        if isinstance(unconditional, list) and len(unconditional) == 1:
+            single = unconditional[0]
+        pairs = zip(conditional, dropped.tolist(), strict=True)
+        return [single if drop else entry for entry, drop in pairs]
+    if not isinstance(conditional, Tensor):
+        return conditional
+    if not isinstance(unconditional, Tensor):
+        raise TypeError(
+            f"{function}: {path} must hold numbers with cond_dropout, got {unconditional!r:.80}"
+        )
+    if unconditional.shape not in ((), conditional.shape[1:], (1, *conditional.shape[1:])):
+        raise ValueError(
+            f"{function}: {path} must have the shape of one entry of cond "
+            f"{tuple(conditional.shape[1:])}, got {tuple(unconditional.shape)}"
+        )
+    mask = dropped.reshape(-1, *[1] * (conditional.dim() - 1))
+    return torch.where(mask, unconditional.to(conditional), conditional)

@@ -1,0 +1,92 @@
+"""Conditions from users as trees of tensors."""
+
+# Leaves have any type: isinstance narrows them to containers whose elements are unknown.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample.denoiser.leaves import entry_count, to_device
+from fastsample.denoiser.trees import leaves, tuple_like
+
+
+def batch_size_of(cond: Mapping[str, Any] | None) -> int | None:
+    """The number of samples that the conditions are for; None when no entry determines it."""
+    if not isinstance(cond, Mapping):  # `Conditions` raises the error for anything else
+        return None
+    for _, leaf in leaves(cond, "cond"):
+        size = len(leaf) if isinstance(leaf, np.ndarray) and leaf.ndim else entry_count(leaf)
+        if size is not None:
+            return size
+    return None
+
+
+def normalised(function: str, path: str, tree: Any, device: torch.device | None) -> Any:
+    """The tree with numbers and arrays as tensors on a device; other leaves as they are.
+
+    Args:
+        function: the caller's name, for messages.
+        path: where the tree is, for messages: "cond" and "uncond" must be mappings.
+        tree: what the user passed.
+        device: where tensors are moved to; None leaves them where they are.
+
+    Raises:
+        TypeError: conditions that are no mapping, or a list that mixes numbers with other things.
+    """
+    if path in ("cond", "uncond") and not isinstance(tree, Mapping):
+        raise TypeError(
+            f"{function}: {path} must be a mapping of keyword arguments, got {type(tree).__name__}"
+        )
+    if isinstance(tree, Mapping):
+        return {
+            name: normalised(function, f"{path}[{name!r}]", value, device)
+            for name, value in tree.items()
+        }
+    if isinstance(tree, tuple):
+        parts = enumerate(tree)
+        return tuple_like(
+            tree, [normalised(function, f"{path}[{i}]", value, device) for i, value in parts]
+        )
+    if isinstance(tree, list) and not all(map(_is_numeric, tree)):
+        if any(map(_is_numeric, tree)) and not all(map(_is_array, tree)):
+            raise TypeError(
+                f"{function}: {path} must hold numbers or none in a list, got {tree!r:.80}"
+            )
+        entries = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in tree]
+        if all(isinstance(value, Tensor) and value.dim() == 0 for value in entries):
+            return to_device(torch.stack(entries), device)
+        return to_device(entries, device)
+    return to_device(_as_tensor(function, path, tree), device)
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether the value is a number or nested lists of numbers, which become one tensor."""
+    if isinstance(value, list):
+        return all(map(_is_numeric, value))
+    return isinstance(value, (bool, int, float, np.number))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, Tensor))
+
+
+def _as_tensor(function: str, path: str, value: Any) -> Any:
+    """Numbers and arrays as a tensor; anything else as it is.
+
+    Arrays are copied, since the caller may write to them later.
+    """
+    if not isinstance(value, (int, float, list, np.ndarray, np.number)) or isinstance(value, bool):
+        return value
+    try:
+        return torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{function}: {path} must hold numbers, got {value!r:.80} ({error})"
+        ) from None

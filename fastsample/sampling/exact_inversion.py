@@ -1,0 +1,199 @@
+"""Inversion of a deterministic plan to a tolerance: each row is undone by a fixed point.
+
+A row carries x_t to x_s. With (X, E) the row's weights of x0 and eps, the x_t that it carries to a
+known x_s is the fixed point of
+
+    x_t = alpha / X (x_s - ...) + (sigma - alpha E / X) eps(x_t)
+
+iterated from x_s (as in Pan et al. 2023, "Effective Real Image Editing with Accelerated Iterative
+Diffusion Inversion", arXiv:2309.04907, here with Anderson acceleration). Near pure noise x0 and eps
+change places. Rows that read earlier x0 again need the x0 of noisier rows, which are not known on
+the way from data to noise: for such plans one pass over all rows is one step of an outer fixed
+point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastsample import ops
+from fastsample._support.checks import FloatArray, warn_user
+from fastsample.denoiser.conditions import Conditions
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.ops.dtypes import history_dtype
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import COLUMNS, eps_terms, output_terms, row_table, x0_terms
+from fastsample.sampling.diagnosis import raise_first_bad_row
+from fastsample.sampling.fixed_point import fixed_point
+from fastsample.sampling.loop import run
+
+# The errors of the rows add up: each attempt gives a row a smaller fraction of the tolerance, until
+# the decoded samples meet it.
+_ROW_FRACTIONS = (1e-1, 1e-3, 1e-5)
+
+
+def invert_exactly(
+    denoiser: Denoiser,
+    plan: Plan,
+    x0: Tensor,
+    conditions: Conditions,
+    tolerance: float,
+    max_iterations: int,
+    on_calls: Callable[[int], object],
+) -> Tensor:
+    """The x at a plan's noisiest time from which the plan reaches `x0`.
+
+    Args:
+        denoiser: the model.
+        plan: a deterministic plan without guidance and clipping.
+        x0: data `(B, *shape)`.
+        conditions: extra arguments of the network.
+        tolerance: largest distance of the decoded samples from `x0` over all elements.
+        max_iterations: iterations of each fixed point.
+        on_calls: called with numbers of network calls as they are made.
+
+    Returns:
+        `(B, *shape)`: the attempt that decodes nearest to `x0`.
+
+    Raises:
+        ValueError: a plan with a row that loses x0, or a network that returns NaN.
+
+    Warns:
+        UserWarning: the tolerance was not reached.
+    """
+    timesteps = denoiser.network_times(plan.times, x0.device)
+    rows = _fixed_point_rows(plan)
+    table = torch.as_tensor(rows, dtype=ops.rows_dtype(x0.device), device=x0.device)
+    batch = x0.shape[0]
+
+    def network(y: Tensor, k: int) -> Tensor:
+        with torch.inference_mode():
+            output = denoiser.at_timestep(y, timesteps[k].expand(batch), conditions.arguments)
+        on_calls(1)
+        return output
+
+    def decoded(z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The samples from starting noise z, and the x0 of every row."""
+        estimates: list[Tensor] = []
+        x = run(
+            denoiser,
+            plan,
+            z.clone(),
+            conditions=conditions,
+            inference=True,
+            callback=lambda step: estimates.append(step.x0),
+        )
+        on_calls(len(plan))
+        return x, estimates
+
+    least, nearest = float("inf"), x0
+    states: list[Tensor] = []
+    # With an outer fixed point every pass starts near the row's fixed points: fewer iterations do.
+    per_row = -(-max_iterations // 3) if plan.needs_history else max_iterations
+    for fraction in _ROW_FRACTIONS:
+        row_tolerance = fraction * tolerance
+
+        def swept(estimates: list[Tensor], row_tolerance: float = row_tolerance) -> Tensor:
+            nonlocal states
+            states = _sweep(plan, table, network, x0, states, estimates, row_tolerance, per_row)
+            return states[0]
+
+        z = nearest if states and plan.needs_history else swept([])
+        if plan.needs_history:
+            z = fixed_point(lambda z: swept(decoded(z)[1]), z, row_tolerance, max_iterations)
+        error = float((decoded(z)[0] - x0).abs().max()) if x0.numel() else 0.0
+        if not np.isfinite(error):
+            raise_first_bad_row(denoiser, plan, z.clone, None, None, conditions, function="invert")
+        improved = error < 0.7 * least
+        if error < least:
+            least, nearest = error, z
+        if least <= tolerance:
+            return nearest
+        if not improved:
+            break
+    warn_user(
+        f"invert: tolerance should be reached, but decoding is {least:.3g} away from x0, "
+        f"{tolerance:g} asked for; use more steps, float64, or a larger tolerance"
+    )
+    return nearest
+
+
+def _sweep(
+    plan: Plan,
+    table: Tensor,
+    network: Callable[[Tensor, int], Tensor],
+    x0: Tensor,
+    states: list[Tensor],
+    estimates: list[Tensor],
+    tolerance: float,
+    max_iterations: int,
+) -> list[Tensor]:
+    """The samples before each row, noisiest first, from one pass over the rows from data to noise.
+
+    The samples before a row are those that the row carries to the samples before the next row; the
+    last row carries its samples to `x0`. For rows that read earlier x0 again, the differences of
+    those from the row's own x0 are taken from `estimates`; without estimates they count as 0,
+    which makes the rows first order.
+
+    Args:
+        plan: the plan to invert.
+        table: its `_fixed_point_rows`, on the device.
+        network: ``(x, row) -> output``.
+        x0: data.
+        states: the result of the previous pass, to start from; may be empty.
+        estimates: x0 of each row when the previous result was decoded; may be empty.
+        tolerance: tolerance of the fixed points.
+        max_iterations: network calls per row.
+    """
+    dtype, device = history_dtype(x0), x0.device
+    upwards: list[Tensor] = []
+    x = x0
+    for k in reversed(range(len(plan))):
+        target = x.to(dtype)
+        for lag, column in ((1, "c1"), (2, "c2")):
+            weight = float(plan.column(column)[k])
+            if weight and estimates:
+                target = target - weight * (estimates[k - lag] - estimates[k])
+        number = torch.tensor([k], device=device)
+
+        def next_guess(
+            y: Tensor, k: int = k, number: Tensor = number, target: Tensor = target
+        ) -> Tensor:
+            return ops.step(y, network(y, k), table, number, h1=target)
+
+        x = fixed_point(next_guess, states[k] if states else x, tolerance, max_iterations)
+        upwards.append(x)
+    return upwards[::-1]
+
+
+def _fixed_point_rows(plan: Plan) -> FloatArray:
+    """`(K, 13)` rows that map (x_t, output at x_t, x_s as h1) to the next guess of x_t."""
+    c = {name: plan.column(name) for name in COLUMNS}
+    alpha, sigma = plan.alphas[:-1], plan.sigmas[:-1]
+    mx, me = output_terms(plan.prediction, alpha, sigma)
+    x0_weight = c["a"] * alpha + c["b"] + c["e"] * mx + c["c1"] + c["c2"]
+    eps_weight = c["a"] * sigma + c["e"] * me
+    if np.any(x0_weight <= 0.0):
+        k = int(np.argmin(x0_weight))
+        raise ValueError(
+            f"invert: steps must be a plan whose rows keep x0 to be undone, got {plan.method}, "
+            f"row {k}, with weight {x0_weight[k]:.3g}"
+        )
+    # x_t = alpha x0 + sigma eps with x0 eliminated by the row's equation for x_s. Where x_t is
+    # nearly noise, eps is eliminated instead: there eps(x_t) is nearly x_t for every x_t, so that
+    # every point would be a fixed point.
+    noisy = alpha * x0_weight < 0.1 * sigma * eps_weight
+    keep = np.divide(sigma, eps_weight, out=alpha / x0_weight, where=noisy)
+    move = np.where(noisy, alpha - keep * x0_weight, sigma - keep * eps_weight)
+    terms: Any = np.where(
+        noisy,
+        x0_terms("invert", plan.prediction, alpha, sigma),
+        eps_terms("invert", plan.prediction, alpha, sigma),
+    )
+    from_x, from_output = terms
+    return row_table(len(plan), a=move * from_x, e=move * from_output, c1=keep)

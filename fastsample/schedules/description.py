@@ -1,0 +1,46 @@
+"""Checks of a schedule's description, as `NoiseSchedule.to_dict` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MOST_STEPS = 10**7  # bounds the table that a damaged description can ask for
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "linear": ("num_steps", "beta_start", "beta_end"),
+    "scaled_linear": ("num_steps", "beta_start", "beta_end"),
+    "cosine": ("num_steps", "max_beta"),
+    "from_betas": ("betas",),
+    "from_alpha_bar": ("values",),
+    "vdm": ("gamma_min", "gamma_max"),
+    "flow": (),
+}
+
+
+def check_description(function: str, data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a class method of `NoiseSchedule` and its arguments.
+
+    Raises:
+        TypeError: `data` is no mapping.
+        ValueError: an unknown method, other arguments than it takes, or too many steps.
+    """
+    if not isinstance(data, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{function}: data must be a mapping, got {type(data).__name__}")
+    arguments = {key: value for key, value in data.items() if key != "kind"}
+    method = data.get("kind")
+    expected = _ARGUMENTS.get(str(method))
+    if expected is None:
+        raise ValueError(
+            f'{function}: data["kind"] must be one of {sorted(_ARGUMENTS)}, got {method!r}'
+        )
+    if set(arguments) != set(expected):
+        raise ValueError(
+            f'{function}: data must hold {list(expected)} for kind "{method}", '
+            f"got {sorted(map(str, arguments))}"
+        )
+    steps = arguments.get("num_steps")
+    if isinstance(steps, int) and steps > _MOST_STEPS:
+        raise ValueError(
+            f'{function}: data["num_steps"] must be at most {_MOST_STEPS}, got {steps}'
+        )
+    return str(method), arguments
