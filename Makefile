@@ -43,7 +43,7 @@ format: install
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer: a build of its own, CPU only, -O1, which
 # the editable install does not see. torch.compile starts processes and compilers that cannot be preloaded.
 SANITIZED := build/sanitized
-SANITIZED_TESTS ?= tests/native tests/ops --ignore tests/ops/test_compile.py
+SANITIZED_TESTS ?= tests/native tests/ops tests/planning --ignore tests/ops/test_compile.py
 
 sanitize: install
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \

@@ -1,15 +1,16 @@
-"""What the fidelity loss does: the swirl experiment over three seeds, digits in few calls, cost.
+"""Measures the fidelity loss: the swirl over three seeds, digits in few calls, and the cost.
 
     python -m benchmarks.bench_fidelity                 # all of it, about an hour on two cores
-    python -m benchmarks.bench_fidelity --parts swirl   # the others stay as they are in the JSON
-    python -m benchmarks.bench_fidelity --quick         # a minute, nothing is written
-    python -m benchmarks.bench_fidelity --render        # the tables again
+    python -m benchmarks.bench_fidelity --parts swirl   # keeps the JSON's results of other parts
+    python -m benchmarks.bench_fidelity --quick         # a minute, writes nothing
+    python -m benchmarks.bench_fidelity --render        # only the tables, from the JSON
 
-The swirl is trained 3000 iterations, then 300 more in several ways (`benchmarks.swirl.arms`); all
-arms of a seed begin with the same weights and see the same batches, and all are sampled with the
-moving average of their weights and the same noise. The training-free entries are every
-method and grid of this package and a plan of `fs.tune`, and the best of them by the very figure
-shown. Writes benchmarks/results/fidelity.json and .md.
+The swirl is trained for 3000 iterations, then for 300 more in several ways, called arms
+(`benchmarks.swirl.arms`). All arms of a seed start with the same weights, see the same batches, and
+are sampled with the moving average of their weights and the same noise. They are compared with
+samplers that need no training: every method and grid of this package and a plan of `fs.tune`, of
+which the tables show the best by the figure in question. Writes benchmarks/results/fidelity.json
+and .md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PARTS = ("cost", "swirl", "digits")
 
 
 def cost(iterations: int = 40) -> dict[str, Any]:
-    """CPU and wall seconds of an iteration with and without the term, by turns."""
+    """CPU and wall time of an iteration with and without the term, measured in turns."""
     recipe, base = swirl.trained(0, 10)
     fine = _fine_recipe(recipe, base)
     known = swirl.arms(fine, 1.0)
@@ -46,26 +47,26 @@ def cost(iterations: int = 40) -> dict[str, Any]:
             cpu, wall = time.process_time(), time.perf_counter()
             trainer.run(trainer.iteration + iterations // 5)
             spent[name].append([time.process_time() - cpu, time.perf_counter() - wall])
-    found: dict[str, Any] = {"threads": torch.get_num_threads()}
-    for kind, column in (("cpu", 0), ("wall", 1)):
+    costs: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for clock, column in (("cpu", 0), ("wall", 1)):
         per = {
             name: sorted(part[column] for part in parts)[2] / (iterations // 5) * 1e3
             for name, parts in spent.items()
         }
-        found[f"{kind}_ms"] = {name: round(value, 2) for name, value in per.items()}
-        found[f"{kind}_ratio"] = round(per["energy"] / per["control"], 2)
-        print(f"{kind}: {per['control']:.1f} ms, with the term {per['energy']:.1f} ms", flush=True)
-    return found
+        costs[f"{clock}_ms"] = {name: round(value, 2) for name, value in per.items()}
+        costs[f"{clock}_ratio"] = round(per["energy"] / per["control"], 2)
+        print(f"{clock}: {per['control']:.1f} ms, with the term {per['energy']:.1f} ms", flush=True)
+    return costs
 
 
 def one_swirl(seed: int, ratio: float, *, trained: int, fine_tuned: int) -> dict[str, Any]:
-    """Everything about one training seed."""
+    """All results of one training seed."""
     recipe, base = swirl.trained(seed, trained)
     fine = _fine_recipe(recipe, base)
     judge, large = swirl.Judge(), swirl.Judge(swirl.LARGE)
-    found: dict[str, Any] = {"arms": {}, "free": {}}
+    results: dict[str, Any] = {"arms": {}, "free": {}}
     for name, arm in {"start": None, **swirl.arms(fine, ratio)}.items():
-        began = time.perf_counter()
+        begin = time.perf_counter()
         if arm is None:
             start = swirl.trainer_of(fine, base, swirl.Arm("start"), seed)
             model, loss, history = base, start.loss, []
@@ -74,7 +75,7 @@ def one_swirl(seed: int, ratio: float, *, trained: int, fine_tuned: int) -> dict
             model = trainer.run(round(fine_tuned * arm.compute))
             loss, history = trainer.averaged_loss, trainer.history
         one: dict[str, Any] = {"label": "the model before" if arm is None else arm.label}
-        one["seconds"] = round(time.perf_counter() - began, 1)
+        one["seconds"] = round(time.perf_counter() - begin, 1)
         one["bits"] = swirl.bits_per_dim(model, loss)  # type: ignore[arg-type]
         one["collapsed"] = bool(history and history[-1].get("collapsed"))
         for K in swirl.CALLS:
@@ -84,16 +85,16 @@ def one_swirl(seed: int, ratio: float, *, trained: int, fine_tuned: int) -> dict
             one[f"{method}{swirl.MANY}"] = swirl.judged(judge, model, swirl.MANY, method=method)
         many = fs.sample(model, 10, method="ddim", num_samples=swirl.LARGE, seed=104)
         one["ddim10_large"] = large(many)
-        found["arms"][name] = one
+        results["arms"][name] = one
         _show(seed, name, one)
         if name in ("start", "control"):
-            found["free"][name] = _training_free(judge, model)
-    return found
+            results["free"][name] = _training_free(judge, model)
+    return results
 
 
 def _training_free(judge: swirl.Judge, model: fs.Denoiser) -> dict[str, Any]:
-    """The best of the known samplers at each number of calls, for either distance."""
-    found: dict[str, Any] = {}
+    """The best sampler without training at each number of calls, for each distance."""
+    best_samplers: dict[str, Any] = {}
     for K in swirl.CALLS:
         entries = swirl.known_samplers(model, K)
         plan = fs.tune(model, K, samples=1024)
@@ -101,17 +102,17 @@ def _training_free(judge: swirl.Judge, model: fs.Denoiser) -> dict[str, Any]:
         rows = {
             label: swirl.judged(judge, model, steps, **options) for label, steps, options in entries
         }
-        found[str(K)] = {
+        best_samplers[str(K)] = {
             name: {"label": best, **rows[best]}
             for name in ("ed", "sw2")
             for best in [min(rows, key=lambda label, name=name: rows[label][name])]
         }
-        found[str(K)]["tuned"] = {"label": "fs.tune", **rows["fs.tune"]}
-    return found
+        best_samplers[str(K)]["tuned"] = {"label": "fs.tune", **rows["fs.tune"]}
+    return best_samplers
 
 
 def _fine_recipe(recipe: Any, base: fs.Denoiser) -> Any:
-    """The recipe for going on from a trained model, through a file as users have it."""
+    """The recipe for training a model further, which is read from a file as users do."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -157,9 +158,9 @@ def main() -> None:
             for seed in seeds:
                 result["swirl"]["seeds"][str(seed)] = one_swirl(seed, ratio, **length)
         else:
-            found = fidelity_digits.run(calls=options.calls, quick=options.quick)
+            digits = fidelity_digits.run(calls=options.calls, quick=options.quick)
             before = result.get("digits", {}).get("calls", {})
-            result["digits"] = {"facts": known, **found, "calls": {**before, **found["calls"]}}
+            result["digits"] = {"facts": known, **digits, "calls": {**before, **digits["calls"]}}
         if not options.quick:
             path.write_text(json.dumps(result, indent=1) + "\n")
     text = fidelity_report.markdown(result)

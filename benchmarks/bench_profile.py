@@ -1,4 +1,4 @@
-"""Profiling: the sums' kernel, the exact table against the nodes, and what a profile costs.
+"""Times profiling: the kernel of its sums, the table of costs, and a whole profile.
 
     python -m benchmarks.bench_profile [--device cuda] [--quick]
 
@@ -29,7 +29,7 @@ TERMS = {"x0_terms": (1.2, -0.6), "eps_terms": (0.0, 1.0), "clip": (-1.0, 1.0)}
 
 
 def operands(batch: int, dims: int, dtype: torch.dtype, device: torch.device):
-    """Data, noisy data and an output with v spread over [0, 1]."""
+    """Data, noisy data, and an output whose variance v is spread over [0, 1]."""
     x0 = (torch.randint(0, 256, (batch, 1, dims), device=device) / 127.5 - 1.0).to(dtype)
     x = (x0 + 0.5 * torch.randn_like(x0)).to(dtype)
     eps = torch.randn_like(x0)
@@ -40,20 +40,20 @@ def operands(batch: int, dims: int, dtype: torch.dtype, device: torch.device):
 def kernel(device: torch.device, seconds: float) -> list[dict[str, object]]:
     """Rates of the kernel alone."""
     batch, dims = (256, 3072) if device.type == "cpu" else (4096, 12288)
-    found = []
+    rows = []
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        given = operands(batch, dims, dtype, device)
+        inputs = operands(batch, dims, dtype, device)
         nodes = torch.linspace(0.1, 9.0, 16, dtype=torch.float64, device=device)
         scales = torch.linspace(-5.0, 0.0, 48, dtype=torch.float64, device=device)
         cases: dict[str, Callable[[int], object]] = {
-            "read": lambda i, g=given: ops.elbo_sums(*g, **TERMS),
-            "16 nodes": lambda i, g=given, n=nodes: ops.elbo_sums(*g, **TERMS, nodes=n),
-            "48 scales": lambda i, g=given, s=scales: ops.elbo_sums(*g, **TERMS, log_scales=s),
+            "read": lambda i, g=inputs: ops.elbo_sums(*g, **TERMS),
+            "16 nodes": lambda i, g=inputs, n=nodes: ops.elbo_sums(*g, **TERMS, nodes=n),
+            "48 scales": lambda i, g=inputs, s=scales: ops.elbo_sums(*g, **TERMS, log_scales=s),
         }
         times = in_turns(cases, device=device, seconds=seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
         elements = batch * dims
-        moved = sum(t.numel() * t.element_size() for t in given)
+        moved = sum(t.numel() * t.element_size() for t in inputs)
         row = {
             "dtype": str(dtype).removeprefix("torch."),
             "elements": elements,
@@ -62,20 +62,20 @@ def kernel(device: torch.device, seconds: float) -> list[dict[str, object]]:
             "ns_per_element_and_node": 1e9 * medians["16 nodes"] / elements / 16,
             "ns_per_element_and_scale": 1e9 * medians["48 scales"] / elements / 48,
         }
-        found.append(row)
+        rows.append(row)
         print(row)
-    return found
+    return rows
 
 
 def plain_column(v: torch.Tensor, error2: torch.Tensor, a: torch.Tensor, drop: torch.Tensor):
-    """Costs of every step from one time, as one would write it."""
+    """Costs of every step from one time, in plain torch."""
     x = a[:, None, None] * v
     decay = torch.exp(-x)
     return 0.5 * (x - 1 + decay + drop[:, None, None] * error2 * decay).sum(2).mean(1)
 
 
 def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dict[str, object]:
-    """Seconds to the table of T = 1000, three ways, and how far they are apart."""
+    """Seconds for the table of T = 1000 in three ways, and how far the results are apart."""
     schedule = fs.NoiseSchedule.cosine(1000)
     times = np.arange(1.0, 1001.0)
     alpha_bar, noise = vp_levels(schedule, times)
@@ -91,10 +91,10 @@ def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dic
 
     def timed(function):
         _synchronise(device)
-        began = time.perf_counter()
+        begin = time.perf_counter()
         result = function()
         _synchronise(device)
-        return time.perf_counter() - began, result
+        return time.perf_counter() - begin, result
 
     sample = np.linspace(1, 999, plain_times).astype(int)
 
@@ -137,7 +137,7 @@ def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dic
     few_seconds, few_table = timed(few)
     lower = np.tri(1000, k=-1, dtype=bool)
     apart = np.abs(few_table[lower] / exact_table[lower] - 1).max()
-    # Far from the diagonal, where the plain formula has its digits.
+    # Only far from the diagonal: near it the plain formula loses its digits.
     far = [(t, p) for t, p in zip(sample, pieces, strict=True) if t > 10]
     plain_apart = max(
         float(np.abs(exact_table[t, : t // 2] / p[: t // 2].cpu().numpy() - 1).max())
@@ -160,18 +160,18 @@ def tables(device: torch.device, batch: int, dims: int, plain_times: int) -> dic
 
 
 def overhead(device: torch.device, samples: int, num_times: int) -> dict[str, float]:
-    """A profile of the digits model over its network calls alone, in turns."""
+    """Seconds of a profile of the digits model and of its network calls alone, in turns."""
     model = fs.load("digits", device=device)
     x = torch.randint(0, 17, (samples, *model.shape)).float() / 8 - 1
     times = np.linspace(1, 1000, num_times).round()
     y = torch.full((samples,), 10, device=device)
-    told = model.network_times(times)
+    timesteps = model.network_times(times)
 
     def calls(_):
         with torch.inference_mode():
             noisy = x.to(device)
             for k in range(num_times):
-                model.at_timestep(noisy, told[k].expand(samples), {"y": y})
+                model.at_timestep(noisy, timesteps[k].expand(samples), {"y": y})
 
     def profiled(_):
         fs.profile(
@@ -184,8 +184,10 @@ def overhead(device: torch.device, samples: int, num_times: int) -> dict[str, fl
             cond={"y": y},
         )
 
-    found = in_turns({"calls": calls, "profile": profiled}, device=torch.device("cpu"), seconds=0.0)
-    medians = {name: statistics.median(values) for name, values in found.items()}
+    times_by_name = in_turns(
+        {"calls": calls, "profile": profiled}, device=torch.device("cpu"), seconds=0.0
+    )
+    medians = {name: statistics.median(values) for name, values in times_by_name.items()}
     result = {**medians, "ratio": medians["profile"] / medians["calls"]}
     print(result)
     return result
@@ -200,7 +202,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="a look; nothing is written")
+    parser.add_argument("--quick", action="store_true", help="fewer measurements; writes nothing")
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.manual_seed(0)

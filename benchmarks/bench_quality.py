@@ -1,16 +1,16 @@
 """Quality against network calls: every method x grid here and diffusers' schedulers, in one run.
 
     python -m benchmarks.bench_quality            # all models, about 20 minutes on two cores
-    python -m benchmarks.bench_quality --quick    # a minute or two, nothing is written
-    python -m benchmarks.bench_quality --render   # tables and plot again, from quality.json
+    python -m benchmarks.bench_quality --quick    # a minute or two, writes nothing
+    python -m benchmarks.bench_quality --render   # only tables and plot, from quality.json
 
-Distances of samples to true data (`benchmarks.quality`) for K in 5, 8, 10, 15, 20, 50, on models
-with exact noise and on the digits (`benchmarks.models`), for the entries of
-`benchmarks.lineup`; of three seeds at K = 10, of one elsewhere, and of twenty more for the best of
-either side at K = 10. All entries of a seed share
-the starting noise and the true data. Deterministic ones are also compared with their limit: the
-1000-step DDIM result of the same noise. Writes benchmarks/results/quality.json, .md and .png; with
-`--models` the other models in the JSON stay as they are.
+Measures distances of samples to true data (`benchmarks.quality`) for K = 5, 8, 10, 15, 20 and 50
+network calls, on models that predict the exact noise and on the digits (`benchmarks.models`), for
+the entries of `benchmarks.lineup`. K = 10 has three seeds, the other K have one, and the best entry
+of either side at K = 10 has twenty more. All entries of a seed share the starting noise and the
+true data. Deterministic ones are also compared with their limit: the 1000-step DDIM result of the
+same noise. Writes benchmarks/results/quality.json, .md and .png; `--models` keeps the results of
+the other models in the JSON.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from benchmarks.quality import Classifier, Judge, rmse, train_classifier
 from benchmarks.timing import RESULTS, facts
 
 STEPS = (5, 8, 10, 15, 20, 50)
-SEVERAL = quality_results.VERDICT_AT  # the K that is run with several seeds
+SEVERAL = quality_results.VERDICT_AT  # the number of calls that is run with several seeds
 LIMIT_STEPS = 1000
 NAME = "quality.json"
 
 
 class Trial:
-    """One model, one seed: the starting noise, the judge, and the results found so far."""
+    """One model and seed: the starting noise, the judge, and the results so far."""
 
     def __init__(
         self, model: Model, count: int, seed: int, classifier: Classifier | None = None
@@ -51,7 +51,7 @@ class Trial:
         source = generator("start", seed)
         self.start = torch.randn(count, *model.denoiser.shape, generator=source)
         self.limit: Tensor | None = None
-        self._found: dict[Hashable, tuple[str, dict[str, Any]]] = {}
+        self._results: dict[Hashable, tuple[str, dict[str, Any]]] = {}
 
     def find_limit(self, steps: int) -> dict[str, float]:
         """Draw the result that deterministic samplers converge to, and judge it."""
@@ -61,22 +61,22 @@ class Trial:
         return self.judge(self.limit)
 
     def run(self, entry: Contestant, steps: int) -> dict[str, Any]:
-        """Distances and calls of an entry; `same_as` names an equal one that was run before."""
+        """Distances and calls of an entry; `same_as` names an entry with equal samples, if any."""
         key = entry.key(self.model, steps, self.seed)
-        if key in self._found:
-            name, found = self._found[key]
-            return {**found, "same_as": name}
+        if key in self._results:
+            name, result = self._results[key]
+            return {**result, "same_as": name}
         network = self.model.network
         network.calls = 0
         samples = entry.draw(self.model, steps, self.start, self.seed)
-        found: dict[str, Any] = {"calls": network.calls}
+        result: dict[str, Any] = {"calls": network.calls}
         if not torch.isfinite(samples).all():
-            return {**found, "refused": "the samples are not finite"}
-        found |= self.judge(samples)
+            return {**result, "refused": "the samples are not finite"}
+        result |= self.judge(samples)
         if self.limit is not None and entry.deterministic(self.model, steps):
-            found["rmse"] = rmse(samples, self.limit)
-        self._found[key] = f"{entry.label}, {entry.grid}", found
-        return found
+            result["rmse"] = rmse(samples, self.limit)
+        self._results[key] = f"{entry.label}, {entry.grid}", result
+        return result
 
 
 def run_model(
@@ -90,22 +90,22 @@ def run_model(
     entries: Sequence[Contestant] | None = None,
     known_rows: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Measure all entries on a model, but for those that are known already."""
-    began = time.perf_counter()
+    """Measure all entries on a model, except those in `known_rows`."""
+    begin = time.perf_counter()
     count = count or model.samples
     known = facts(torch.device("cpu"))
     known |= {name: version(name) for name in ("diffusers", "torchmetrics")}
-    found: dict[str, Any] = {"facts": known, "title": model.title, "count": count}
-    found["limit_steps"] = limit_steps
+    result: dict[str, Any] = {"facts": known, "title": model.title, "count": count}
+    result["limit_steps"] = limit_steps
     classifier = None
     if model.labelled is not None:
         classifier, accuracy = train_classifier(*model.labelled)
-        found["classifier_accuracy"] = round(accuracy, 4)
+        result["classifier_accuracy"] = round(accuracy, 4)
     trials = [Trial(model, count, seed, classifier) for seed in range(seeds)]
-    found["floor"] = _joined([trial.judge.floor() for trial in trials])
-    found["limit"] = _joined([trials[0].find_limit(limit_steps)])
+    result["floor"] = _joined([trial.judge.floor() for trial in trials])
+    result["limit"] = _joined([trials[0].find_limit(limit_steps)])
     entries = contestants(model) if entries is None else entries
-    rows = found["rows"] = []
+    rows = result["rows"] = []
     measured = {(row["method"], row["grid"], row["peer"]): row for row in known_rows}
     for i, entry in enumerate(entries):
         before = measured.get((entry.label, entry.grid, entry.peer))
@@ -117,7 +117,7 @@ def run_model(
             chosen = trials if K == SEVERAL else trials[:1]
             try:
                 entry.key(model, K, 0)
-            except ValueError as error:  # a method that has no plan of so many steps
+            except ValueError as error:  # the method has no plan of this number of steps
                 runs[str(K)] = {"refused": str(error)}
                 continue
             runs[str(K)] = _joined([trial.run(entry, K) for trial in chosen])
@@ -135,23 +135,23 @@ def run_model(
         trials = [
             Trial(model, count, seed, classifier) for seed in range(seeds, seeds + final_seeds)
         ]
-        found["finals"] = _finals(found, entries, trials)
-    found["seconds"] = round(time.perf_counter() - began, 1)
-    return found
+        result["finals"] = _finals(result, entries, trials)
+    result["seconds"] = round(time.perf_counter() - begin, 1)
+    return result
 
 
 def _finals(
-    found: dict[str, Any], entries: Sequence[Contestant], trials: Sequence[Trial]
+    result: dict[str, Any], entries: Sequence[Contestant], trials: Sequence[Trial]
 ) -> dict[str, Any]:
-    """The best entry of each side and metric, once more with seeds that did not choose it.
+    """The best entry of each side and metric, measured again with seeds that did not choose it.
 
-    The best of many noisy figures is too good: the more entries, the luckier their best.
+    The best of many noisy figures is too good: the more entries, the luckier the best of them.
     """
     finals: dict[str, Any] = {}
-    for metric in quality_results.metrics(found):
+    for metric in quality_results.metrics(result):
         for peer in (False, True):
-            best = quality_results.best(found, metric, SEVERAL, peer=peer)
-            entry = entries[found["rows"].index(best)]
+            best = quality_results.best(result, metric, SEVERAL, peer=peer)
+            entry = entries[result["rows"].index(best)]
             runs = _joined([trial.run(entry, SEVERAL) for trial in trials])
             finals.setdefault(metric, {})["diffusers" if peer else "fastsample"] = {
                 "method": entry.label,
@@ -162,22 +162,22 @@ def _finals(
     return finals
 
 
-def _joined(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One entry per seed for distances; what seeds have in common stays as it is."""
+def _joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The runs of several seeds as one: distances are lists with a value per seed."""
     joined: dict[str, Any] = {}
-    refused = [one for one in found if "refused" in one]
+    refused = [one for one in runs if "refused" in one]
     if refused:
         return refused[0]
-    for name, value in found[0].items():
+    for name, value in runs[0].items():
         if name in ("sw2", "frechet"):
-            joined[name] = [float(f"{one[name]:.4g}") for one in found]
+            joined[name] = [float(f"{one[name]:.4g}") for one in runs]
         else:
             joined[name] = float(f"{value:.4g}") if name == "rmse" else value
     return joined
 
 
 def show(progress: str, row: dict[str, Any]) -> None:
-    """One line per entry: the mean distance at each K."""
+    """Print the mean distance of an entry at each number of calls."""
     texts = []
     for K, run in row["runs"].items():
         values = run.get("frechet", run.get("sw2"))
@@ -186,7 +186,7 @@ def show(progress: str, row: dict[str, Any]) -> None:
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    """The JSON, one line per entry."""
+    """Write quality.json, one line per entry."""
     folder.mkdir(exist_ok=True)
     models = []
     for name, model in result.items():
@@ -207,13 +207,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS, metavar="K")
-    parser.add_argument("--seeds", type=int, default=3, help=f"of K = {SEVERAL}")
-    parser.add_argument("--final-seeds", type=int, default=20, help="of the best of either side")
-    parser.add_argument("--count", type=int, help="samples; the default is each model's own")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--seeds", type=int, default=3, help=f"number of seeds at K = {SEVERAL}")
+    parser.add_argument(
+        "--final-seeds", type=int, default=20, help="number of seeds for the best of either side"
+    )
+    parser.add_argument("--count", type=int, help="number of samples (default: the model's)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
     parser.add_argument("--quick", action="store_true", help="a minute; writes nothing")
     parser.add_argument(
-        "--add", action="store_true", help="keep the JSON's entries, measure those it lacks"
+        "--add", action="store_true", help="measure only entries that the JSON lacks"
     )
     parser.add_argument("--render", action="store_true", help="only render what is in the JSON")
     options = parser.parse_args()

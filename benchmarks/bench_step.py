@@ -6,7 +6,7 @@ Prints, per size: microseconds, ratios to diffusers' schedulers, GB/s of the byt
 and their share of a copy measured in the same run. Writes
 benchmarks/results/step-<device>-<dtype>.json.
 
-"fused" writes into the tensor it reads, as `fastsample.sample` does; "fused, new tensor" allocates
+"fused" writes into the tensor it reads, as `fastsample.sample` does. "fused, new tensor" allocates
 its result, as every other candidate must.
 """
 
@@ -25,7 +25,7 @@ from fastsample.ops import reference
 
 SIZES = [(64, 3, 32, 32), (16, 3, 256, 256), (64, 3, 256, 256)]
 GPU_SIZES = [(256, 3, 32, 32), (64, 3, 256, 256), (256, 3, 256, 256), (64, 4, 1024, 1024)]
-ROW = 3  # of ten: neither the first nor the last
+ROW = 3  # the row of the plan that is timed: neither the first nor the last of ten
 
 
 def make_plans() -> dict[str, fs.Plan]:
@@ -38,7 +38,7 @@ def make_plans() -> dict[str, fs.Plan]:
 
 
 def buffers(shape, dtype, device, channels=1):
-    """Several inputs, so that repeated calls do not find theirs in a cache larger than they are."""
+    """Several (x, output) pairs, so that on a GPU repeated calls do not read them from a cache."""
     size = torch.Size(shape).numel() * torch.finfo(dtype).bits // 8
     count = 1 if device.type == "cpu" else max(2, min(8, int(2**28 // size)))
     wide = (shape[0], shape[1] * channels, *shape[2:])
@@ -47,24 +47,24 @@ def buffers(shape, dtype, device, channels=1):
     return [(new(shape), new(wide)) for _ in range(count)]
 
 
-def peers(kind: str):
-    """The step of diffusers for the same job, as functions of (model output, x)."""
+def peers(job: str):
+    """The step of diffusers that does the same, by name, as a function of (output, x)."""
     try:
         from diffusers import DDIMScheduler, DDPMScheduler
     except ImportError:
         return {}
-    if kind == "deterministic":
+    if job == "deterministic":
         scheduler = DDIMScheduler(clip_sample=True)
     else:
-        variance = "learned_range" if kind == "learned" else "fixed_small"
+        variance = "learned_range" if job == "learned" else "fixed_small"
         scheduler = DDPMScheduler(clip_sample=True, variance_type=variance)
     scheduler.set_timesteps(10)
     t = scheduler.timesteps[ROW]
     return {f"diffusers {type(scheduler).__name__}": lambda out, x: scheduler.step(out, t, x)}
 
 
-def candidates(kind: str, plan: fs.Plan, shape, dtype, device, compiled: bool):
-    channels = 2 if kind == "learned" else 1
+def candidates(job: str, plan: fs.Plan, shape, dtype, device, compiled: bool):
+    channels = 2 if job == "learned" else 1
     pairs = buffers(shape, dtype, device, channels)
     stochastic = plan.is_stochastic
     rows = torch.as_tensor(plan.rows.copy(), device=device)
@@ -82,11 +82,11 @@ def candidates(kind: str, plan: fs.Plan, shape, dtype, device, compiled: bool):
         return pairs[i % len(pairs)]
 
     def plain(out, x):
-        # Noise from torch's generator: philox in plain torch would only make this slower.
+        # Noise from torch's generator: this package's Philox in plain torch would be slower.
         noise = torch.randn_like(x) if stochastic else None
         return reference.step_x0(x, out, rows, row, noise=noise)[0]
 
-    found = {
+    functions = {
         "torch.add(out=)": lambda i: torch.add(at(i)[0], at(i)[1][:, : shape[1]], out=target),
         "copy": lambda i: target.copy_(at(i)[0]),
         "fused": lambda i: ops.step(at(i)[0], at(i)[1], rows, row, target=at(i)[0], **identity),
@@ -96,35 +96,35 @@ def candidates(kind: str, plan: fs.Plan, shape, dtype, device, compiled: bool):
     }
     if compiled:
         fast = torch.compile(plain, dynamic=False)
-        found["torch.compile"] = lambda i: fast(at(i)[1], at(i)[0])
-    for name, function in peers(kind).items():
-        found[name] = lambda i, f=function: f(at(i)[1], at(i)[0])
-    return found
+        functions["torch.compile"] = lambda i: fast(at(i)[1], at(i)[0])
+    for name, function in peers(job).items():
+        functions[name] = lambda i, f=function: f(at(i)[1], at(i)[0])
+    return functions
 
 
-def moved_bytes(kind: str, shape, dtype) -> int:
-    operands = 4 if kind == "learned" else 3
+def moved_bytes(job: str, shape, dtype) -> int:
+    operands = 4 if job == "learned" else 3
     return operands * torch.Size(shape).numel() * torch.finfo(dtype).bits // 8
 
 
 def run(device: torch.device, dtype: torch.dtype, sizes, compiled: bool, seconds: float) -> list:
     results = []
-    for kind, plan in make_plans().items():
+    for job, plan in make_plans().items():
         for shape in sizes:
-            torch.compiler.reset()  # every size and kind is a compilation of its own
+            torch.compiler.reset()  # so that every size and job is compiled for itself
             with torch.inference_mode():
                 times = in_turns(
-                    candidates(kind, plan, shape, dtype, device, compiled),
+                    candidates(job, plan, shape, dtype, device, compiled),
                     device=device,
                     seconds=seconds,
                 )
             medians = {name: statistics.median(values) for name, values in times.items()}
-            size = moved_bytes(kind, shape, dtype)
+            size = moved_bytes(job, shape, dtype)
             element = torch.finfo(dtype).bits // 8
             copy = 2 * torch.Size(shape).numel() * element / medians["copy"]
             results.append(
                 {
-                    "kind": kind,
+                    "kind": job,
                     "shape": list(shape),
                     "megabytes": round(size / 1e6, 2),
                     "times": {name: summary(values) for name, values in times.items()},
@@ -158,7 +158,7 @@ def show(result: dict) -> None:
 
 
 def overhead(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Host cost of a call, on tensors too small to cost anything else."""
+    """Host time per call in microseconds, on tensors so small that the kernel takes none."""
     plans = make_plans()
     x, out = (torch.randn(1, 16, device=device, dtype=dtype) for _ in range(2))
     row = torch.tensor(ROW, device=device)
@@ -168,7 +168,7 @@ def overhead(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         torch.zeros(1, dtype=torch.int64, device=device),
     )
     with torch.inference_mode():
-        found = {
+        costs = {
             "ops.step": host_cost(lambda: ops.step(x, out, tables["deterministic"], row)),
             "ops.step, target": host_cost(
                 lambda: ops.step(x, out, tables["deterministic"], row, target=x)
@@ -179,9 +179,9 @@ def overhead(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
             "torch.add": host_cost(lambda: torch.add(x, out)),
         }
         for function in peers("deterministic").values():
-            found["diffusers DDIMScheduler"] = host_cost(lambda f=function: f(out, x), 200)
-    print("\nhost cost per call, us:", {name: round(value, 2) for name, value in found.items()})
-    return found
+            costs["diffusers DDIMScheduler"] = host_cost(lambda f=function: f(out, x), 200)
+    print("\nhost cost per call, us:", {name: round(value, 2) for name, value in costs.items()})
+    return costs
 
 
 def main() -> None:

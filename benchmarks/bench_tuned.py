@@ -1,19 +1,19 @@
-"""Tuned plans against every scheduler of diffusers, on noise that no tuning has seen.
+"""Tuned plans against every scheduler of diffusers, on noise that no plan was tuned with.
 
     python -m benchmarks.bench_tuned            # about half an hour of one idle core
-    python -m benchmarks.bench_tuned --quick    # a look at it, nothing is written
-    python -m benchmarks.bench_tuned --render   # the tables again, from tuned.json
+    python -m benchmarks.bench_tuned --quick    # fewer measurements, writes nothing
+    python -m benchmarks.bench_tuned --render   # only the tables, from tuned.json
 
-`fs.tune` at K = 5, 8, 10, 20 on the models of `benchmarks.models` against all peers of
-`fastsample.evaluation.diffusers_schedulers`: the RMSE to the 1000-step DDIM result of the same
-noise over three seeds, and
-the distances to true samples (`benchmarks.quality`) over ten more. The seeds are none of
-`bench_quality`'s.
+Compares `fs.tune` at K = 5, 8, 10 and 20 calls, on the models of `benchmarks.models`, with all
+samplers of `fastsample.evaluation.diffusers_schedulers`, here called peers. Measures the RMSE to
+the 1000-step DDIM result of the same noise over three seeds, and the distances to true samples
+(`benchmarks.quality`) over ten more. `bench_quality` uses other seeds.
 
-Peers are favoured: the best one of a cell is chosen by its mean over the very seeds of the test
-(RMSE), or of two finalists chosen on other seeds by theirs (distances). Distances are also those of
-the plan's own limit, the fine deterministic run that it was tuned to follow: where that is far from
-the data, so is a plan without error. Writes benchmarks/results/tuned.json and tuned.md.
+The comparison favours the peers: the best one of a cell is chosen by its mean RMSE over the same
+seeds that are shown, or, for distances, from two finalists that were chosen on other seeds. Also
+shown are the distances of the plan's limit, the fine deterministic run that it was tuned to follow:
+if that is far from the data, so is a plan without error. Writes benchmarks/results/tuned.json and
+tuned.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STEPS = (5, 8, 10, 20)
 SEEDS = range(100, 103)
 FINAL_SEEDS = range(200, 210)
 FINALISTS = 2
-FINE_STEPS = 100  # of the third order, for the limit's distance: nearer to it than DDIM's 1000
+FINE_STEPS = 100  # of order 3, for the limit's distance: closer to the limit than 1000 of DDIM
 NAME = "tuned.json"
 
 
@@ -57,16 +57,16 @@ def run_model(
     limit_steps: int = LIMIT_STEPS,
     entries: Sequence[Peer] | None = None,
 ) -> dict[str, Any]:
-    """All figures of a model."""
-    began = time.perf_counter()
+    """All results of a model."""
+    begin = time.perf_counter()
     count = count or model.samples
     known = facts(torch.device("cpu")) | {"diffusers": version("diffusers")}
-    found: dict[str, Any] = {"title": model.title, "count": count, "facts": known}
+    result: dict[str, Any] = {"title": model.title, "count": count, "facts": known}
     classifier = None
     if model.labelled is not None:
         classifier, _ = train_classifier(*model.labelled)
     plans = {K: Tuned().plan(model, K) for K in steps}
-    found["tuning"] = {
+    result["tuning"] = {
         str(K): {key: plan.provenance[key] for key in ("samples", "chosen", "seed")}
         for K, plan in plans.items()
         if plan.provenance is not None
@@ -74,10 +74,10 @@ def run_model(
     trials = [Trial(model, count, seed, classifier) for seed in seeds]
     for trial in trials:
         trial.find_limit(limit_steps)
-    found["limit_steps"], found["seeds"] = limit_steps, list(seeds)
+    result["limit_steps"], result["seeds"] = limit_steps, list(seeds)
     if entries is None:
         entries = lineup(model)
-    cells = found["cells"] = {}
+    cells = result["cells"] = {}
     finalists: dict[int, dict[str, list[Peer]]] = {}
     for K in steps:
         tuned = _joined([trial.run(Tuned(), K) for trial in trials])
@@ -89,55 +89,57 @@ def run_model(
         finalists[K] = _finalists(rows, entries, K)
         print(f"{model.name}, {K} calls: {tuned_report.best_line(cells[str(K)], K)}", flush=True)
     trials = [Trial(model, count, seed, classifier) for seed in final_seeds]
-    found["floor"] = _joined([trial.judge.floor() for trial in trials])
-    found["limit"] = _limits(model, trials)
-    found["final_seeds"] = list(final_seeds)
-    finals = found["finals"] = {}
+    result["floor"] = _joined([trial.judge.floor() for trial in trials])
+    result["limit"] = _limits(model, trials)
+    result["final_seeds"] = list(final_seeds)
+    finals = result["finals"] = {}
     for K in steps:
         rows = {}
-        for kind, chosen in finalists[K].items():
-            rows[kind] = [
+        for group, chosen in finalists[K].items():
+            rows[group] = [
                 {**_named(peer), **_joined([trial.run(peer, K) for trial in trials])}
                 for peer in chosen
             ]
         finals[str(K)] = {"tuned": _joined([trial.run(Tuned(), K) for trial in trials]), **rows}
-    found["seconds"] = round(time.perf_counter() - began, 1)
-    return found
+    result["seconds"] = round(time.perf_counter() - begin, 1)
+    return result
 
 
 def lineup(model: Model) -> list[Peer]:
-    """All peers; those that know clipping under another name also without it."""
+    """All peers; on models that clip x0, some of them without clipping too."""
     learned = model.denoiser.variance == "learned_range"
-    found = [
+    samplers = [
         *diffusers_schedulers.deterministic_samplers(),
         *diffusers_schedulers.stochastic_samplers(learned=learned),
     ]
     if model.denoiser.clip is not None:
-        found += diffusers_schedulers.unclipped_samplers()
-    return [Peer(**vars(peer)) for peer in found]
+        samplers += diffusers_schedulers.unclipped_samplers()
+    return [Peer(**vars(peer)) for peer in samplers]
 
 
 def _finalists(
     rows: Sequence[dict[str, Any]], entries: Sequence[Peer], K: int
 ) -> dict[str, list[Peer]]:
-    """The best peers by each distance, of the deterministic ones and of all."""
-    found: dict[str, list[Peer]] = {}
+    """The best peers by each distance, among the deterministic ones and among all."""
+    finalists: dict[str, list[Peer]] = {}
     for metric in ("sw2", "frechet"):
-        for kind in ("deterministic", "any"):
-            able = [
+        for group in ("deterministic", "any"):
+            candidates = [
                 (statistics.fmean(row[metric]), i)
                 for i, row in enumerate(rows)
                 if metric in row
                 and row["calls"] <= K
-                and not (kind == "deterministic" and row["stochastic"])
+                and not (group == "deterministic" and row["stochastic"])
             ]
-            if able:
-                found[f"{metric} {kind}"] = [entries[i] for _, i in sorted(able)[:FINALISTS]]
-    return found
+            if candidates:
+                finalists[f"{metric} {group}"] = [
+                    entries[i] for _, i in sorted(candidates)[:FINALISTS]
+                ]
+    return finalists
 
 
 def _limits(model: Model, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Distances of what the plans were tuned to follow."""
+    """Distances of the fine deterministic run that the plans were tuned to follow."""
     schedule = model.denoiser.schedule
     plan = fs.dpm_solver(
         schedule,
@@ -156,7 +158,7 @@ def _named(peer: Peer) -> dict[str, str]:
 
 
 def _joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One entry per seed for what seeds change."""
+    """The runs of several seeds as one: distances and errors are lists with a value per seed."""
     for run in runs:
         if "refused" in run:
             return run
@@ -168,7 +170,7 @@ def _joined(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:
-    """The JSON, one line per entry, and the tables."""
+    """Write tuned.json, one line per entry, and the tables."""
     folder.mkdir(exist_ok=True)
     text = json.dumps(result)
     for key in ('{"method"', '"cells"', '"finals"'):
@@ -186,8 +188,8 @@ def render(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="little of everything, none written")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--quick", action="store_true", help="fewer measurements; writes nothing")
     parser.add_argument("--render", action="store_true", help="only render what is in the JSON")
     options = parser.parse_args()
     if options.render:

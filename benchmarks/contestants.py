@@ -1,4 +1,4 @@
-"""Who takes part in the quality benchmark: a method of ours on a grid, a scheduler of diffusers."""
+"""The samplers in the quality benchmark: methods on grids, tuned plans, diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Ours:
     """A method of this package on a grid.
 
     Attributes:
-        family: what it is compared as, one line of the plot.
+        family: the group that it is compared in, one line of the plot.
         method: name in `fastsample.samplers.registry.METHODS`.
-        knobs: its keyword arguments.
-        grid: name of the grid, or "random"; for a method that chooses its times, what to call them.
+        knobs: options of the method.
+        grid: name of the grid, "random" or "auto"; for a method that chooses its times, a name for
+            these.
     """
 
     family: str
@@ -40,7 +41,7 @@ class Ours:
         return diffusers_schedulers.call_text(self.method, self.knobs)
 
     def plan(self, model: Model, steps: int, seed: int) -> fs.Plan:
-        """The table of a run; ValueError where there is none of so many steps."""
+        """The plan of a run; ValueError if there is none of this number of steps."""
         schedule = model.denoiser.schedule
         method = METHODS[self.method]
         chosen: int | fs.Grid = steps
@@ -53,7 +54,7 @@ class Ours:
             chosen = best
         elif not method.chooses_times:
             chosen = GRIDS[self.grid](schedule, steps)
-        with warnings.catch_warnings():  # short chains that start below T do so on purpose
+        with warnings.catch_warnings():  # some grids start below T on purpose
             warnings.simplefilter("ignore", UserWarning)
             return method.make(
                 schedule,
@@ -64,7 +65,7 @@ class Ours:
             )
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
-        """Equal for runs that give equal samples, up to rounding."""
+        """A key that is equal for runs with equal samples, up to rounding."""
         plan = self.plan(model, steps, seed)
         return np.round(plan.nodes, 6).tobytes(), np.round(plan.rows, 9).tobytes()
 
@@ -80,9 +81,9 @@ class Ours:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The plan that `fastsample.tune` found for the model and the number of steps.
+    """The plan of `fastsample.tune` for the model and the number of steps.
 
-    Its noise is none of the benchmark's.
+    It was tuned on other noise than the benchmark's.
     """
 
     family: str = "tuned"
@@ -92,18 +93,18 @@ class Tuned:
 
     @property
     def label(self) -> str:
-        """What it is called in tables."""
+        """The name in tables."""
         return "fs.tune"
 
     def plan(self, model: Model, steps: int) -> fs.Plan:
-        """The model's plan; ValueError where there is none of so many steps."""
-        found = model.tuned(steps)
-        if found is None:
+        """The model's plan; ValueError if there is none of this number of steps."""
+        plan = model.tuned(steps)
+        if plan is None:
             raise ValueError(f"contestants: model must have a plan of {steps} steps, got none")
-        return found
+        return plan
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
-        """Equal for runs that give equal samples."""
+        """A key that is equal for runs with equal samples."""
         return self.plan(model, steps)
 
     def deterministic(self, model: Model, steps: int) -> bool:
@@ -121,7 +122,7 @@ class Peer(diffusers_schedulers.DiffusersSampler):
     peer = True
 
     def key(self, model: Model, steps: int, seed: int) -> Hashable:
-        """Equal for runs that give equal samples."""
+        """A key that is equal for runs with equal samples."""
         return self, steps
 
     def deterministic(self, model: Model, steps: int) -> bool:

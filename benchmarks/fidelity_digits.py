@@ -19,7 +19,8 @@ from fastsample.training import FidelityLoss
 
 CALLS = (4, 8)
 SAMPLES, SEEDS = 3000, (201, 202)
-SHORTLISTED, SHORTLIST_SEED = 1000, 200  # the distance of few samples is mostly their number
+# The shortlist too needs many samples: the Frechet distance of few mostly reflects their number.
+SHORTLISTED, SHORTLIST_SEED = 1000, 200
 TRAINING_SEEDS = {4: (0, 1), 8: (0,)}
 
 
@@ -41,19 +42,19 @@ class Judge:
         """The distance of one set."""
         with torch.inference_mode():
             self.distance.update(samples, real=False)
-            found = float(self.distance.compute())
+            distance = float(self.distance.compute())
         self.distance.reset()
-        return found
+        return distance
 
     def of(
-        self, denoiser: fs.Denoiser, plan: fs.Plan, kind: str, seeds: Any, count: int
+        self, denoiser: fs.Denoiser, plan: fs.Plan, conditioning: str, seeds: Any, count: int
     ) -> list[float]:
-        """One distance per seed; `kind` is "labels" or "free"."""
-        labels = torch.arange(count) % 10 if kind == "labels" else torch.full((count,), 10)
+        """One distance per seed; `conditioning` is "labels" or "free" (without labels)."""
+        labels = torch.arange(count) % 10 if conditioning == "labels" else torch.full((count,), 10)
         return [self(fs.sample(denoiser, plan, cond={"y": labels}, seed=seed)) for seed in seeds]
 
 
-KINDS = ("labels", "free")
+CONDITIONINGS = ("labels", "free")
 
 
 def run(*, calls: Sequence[int] = CALLS, quick: bool = False) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def run(*, calls: Sequence[int] = CALLS, quick: bool = False) -> dict[str, Any]:
     count, short, seeds = (40, 40, SEEDS[:1]) if quick else (SAMPLES, SHORTLISTED, SEEDS)
     judge = Judge()
     bundled = fs.load("digits")
-    found: dict[str, Any] = {"samples": count, "seeds": list(seeds), "calls": {}}
+    results: dict[str, Any] = {"samples": count, "seeds": list(seeds), "calls": {}}
     for K in calls:
         tuned = []
         for seed in TRAINING_SEEDS[K][: 1 if quick else None]:
@@ -69,49 +70,54 @@ def run(*, calls: Sequence[int] = CALLS, quick: bool = False) -> dict[str, Any]:
             print(f"{K} calls, fine-tuned: {tuned[-1]}", flush=True)
         plans = _known(judge, K)
         best = {}
-        for kind in KINDS:
+        for conditioning in CONDITIONINGS:
             first = {
-                label: judge.of(bundled, plan, kind, [SHORTLIST_SEED], short)[0]
+                label: judge.of(bundled, plan, conditioning, [SHORTLIST_SEED], short)[0]
                 for label, plan in plans.items()
             }
-            able = sorted(first, key=lambda label, first=first: first[label])[:3]
-            full = {label: judge.of(bundled, plans[label], kind, seeds, count) for label in able}
+            shortlist = sorted(first, key=lambda label, first=first: first[label])[:3]
+            full = {
+                label: judge.of(bundled, plans[label], conditioning, seeds, count)
+                for label in shortlist
+            }
             label = min(full, key=lambda label, full=full: sum(full[label]))
-            best[kind] = {"label": label, "frechet": full[label], "of": len(first)}
-            print(f"{K} calls, {kind}: {label} {full[label]}", flush=True)
-        found["calls"][str(K)] = {"free": best, "fine_tuned": tuned}
-    return found
+            best[conditioning] = {"label": label, "frechet": full[label], "of": len(first)}
+            print(f"{K} calls, {conditioning}: {label} {full[label]}", flush=True)
+        results["calls"][str(K)] = {"free": best, "fine_tuned": tuned}
+    return results
 
 
 def _known(judge: Judge, steps: int) -> dict[str, fs.Plan]:
-    """Every sampler of this package that is run on the digits, without training."""
-    found: dict[str, fs.Plan] = {}
+    """Plans of every sampler of this package that runs on the digits, by name."""
+    plans: dict[str, fs.Plan] = {}
     for entry in contestants(judge.model):
         if not isinstance(entry, Ours | Tuned):
             continue
         try:
             plan = entry.plan(judge.model, steps, 0) if isinstance(entry, Ours) else None
             plan = entry.plan(judge.model, steps) if isinstance(entry, Tuned) else plan
-        except ValueError:  # no plan of so many steps
+        except ValueError:  # there is no plan of this number of steps
             continue
         if plan is not None and len(plan) == steps:
-            found[f"{entry.label}, {entry.grid}"] = plan
-    return found
+            plans[f"{entry.label}, {entry.grid}"] = plan
+    return plans
 
 
 def _fine_tuned(
     judge: Judge, steps: int, seed: int, seeds: Any, count: int, iterations: int | None
 ) -> dict[str, Any]:
-    began = time.perf_counter()
+    begin = time.perf_counter()
     recipe = recipe_of("digits")
     fidelity = FidelityLoss(steps, seed=seed, **recipe.fidelity)
     trainer = recipe.trainer(fidelity, iterations=iterations, seed=seed)
     model = trainer.run(iterations or recipe.iterations)
     plan = model.plans[steps]
     result: dict[str, Any] = {"seed": seed, "iterations": trainer.iteration}
-    result["seconds"] = round(time.perf_counter() - began, 1)
+    result["seconds"] = round(time.perf_counter() - begin, 1)
     fine = fs.ddim(model.schedule, fs.grids.uniform(1000, 50), clip=model.clip)
-    for kind in KINDS:
-        result[kind] = judge.of(model, plan, kind, seeds, count)
-        result[f"{kind}_ddim50"] = judge.of(model, fine, kind, seeds[:1], min(count, 1000))
+    for conditioning in CONDITIONINGS:
+        result[conditioning] = judge.of(model, plan, conditioning, seeds, count)
+        result[f"{conditioning}_ddim50"] = judge.of(
+            model, fine, conditioning, seeds[:1], min(count, 1000)
+        )
     return result

@@ -23,7 +23,7 @@ seed and two other sampling seeds: 4.23 (fs.tune) to 2.51 with labels, 22.0 to 1
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """All tables that there are results for."""
+    """The tables of all parts that have results."""
     parts = [_HEAD]
     if "swirl" in result:
         parts += [_summary(result["swirl"]), _swirl(result["swirl"]), _free(result["swirl"])]
@@ -34,9 +34,9 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _summary(found: dict[str, Any]) -> str:
-    """Means over the seeds; README shows this table."""
-    seeds = list(found["seeds"].values())
+def _summary(results: dict[str, Any]) -> str:
+    """The table of means over the seeds, which the documentation shows too."""
+    seeds = list(results["seeds"].values())
 
     def mean(get: Callable[[dict[str, Any]], float], form: str, name: str) -> str:
         return f"{statistics.fmean(get(seed['arms'][name]) for seed in seeds):{form}}"
@@ -72,8 +72,8 @@ def _summary(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _swirl(found: dict[str, Any]) -> str:
-    seeds = list(found["seeds"].values())
+def _swirl(results: dict[str, Any]) -> str:
+    seeds = list(results["seeds"].values())
     names = list(seeds[0]["arms"])
     columns: list[tuple[str, Callable[[dict[str, Any]], float], str]] = [
         ("bits/dim", lambda arm: arm["bits"], ".3f"),
@@ -91,8 +91,8 @@ def _swirl(found: dict[str, Any]) -> str:
     lines = [
         "## Swirl",
         "",
-        f"Mean over {len(seeds)} training seeds, in brackets their range; {found['fine_tuned']} "
-        f"iterations from a model of {found['trained']}. Samples by DDIM on even times unless "
+        f"Mean over {len(seeds)} training seeds, in brackets their range; {results['fine_tuned']} "
+        f"iterations from a model of {results['trained']}. Samples by DDIM on even times unless "
         "said: 1024 against 4096 fresh points, mean of 3 sampling seeds, the same for all.",
         "",
         "| further training | " + " | ".join(label for label, _, _ in columns) + " |",
@@ -117,7 +117,7 @@ def _swirl(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _free(found: dict[str, Any]) -> str:
+def _free(results: dict[str, Any]) -> str:
     lines = [
         "Without training the term, the best sampler of this package at as many calls, chosen by "
         "the figure shown:",
@@ -126,7 +126,7 @@ def _free(found: dict[str, Any]) -> str:
         "| `fs.tune`: energy distance, sliced W2 |",
         "|---|---|---|---|---|---|",
     ]
-    for seed, one in found["seeds"].items():
+    for seed, one in results["seeds"].items():
         for model, by_calls in one["free"].items():
             label = one["arms"][model]["label"]
             for K, best in by_calls.items():
@@ -138,51 +138,51 @@ def _free(found: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _digits(found: dict[str, Any]) -> str:
+def _digits(results: dict[str, Any]) -> str:
     lines = [
         "## Digits",
         "",
-        f"Frechet distance of {found['samples']} samples to all 1797 digits in the features of a "
-        f"small classifier, mean over {len(found['seeds'])} sampling seeds, the same for all. "
+        f"Frechet distance of {results['samples']} samples to all 1797 digits in the features of a "
+        f"small classifier, mean over {len(results['seeds'])} sampling seeds, the same for all. "
         "Training-free: the best of every method and grid of this package and `fs.tune`. "
         "Fine-tuned: one line per training seed, moving average of the weights.",
         "",
         "| calls | labels | training-free | fine-tuned | ratio | its 50 calls of DDIM |",
         "|---|---|---|---|---|---|",
     ]
-    for K, one in found["calls"].items():
-        for kind, text in (("labels", "even"), ("free", "none")):
-            best = one["free"][kind]
+    for K, one in results["calls"].items():
+        for conditioning, text in (("labels", "even"), ("free", "none")):
+            best = one["free"][conditioning]
             before = statistics.fmean(best["frechet"])
             for tuned in one["fine_tuned"]:
-                after = statistics.fmean(tuned[kind])
+                after = statistics.fmean(tuned[conditioning])
                 lines.append(
                     f"| {K} | {text} | {before:.2f} ({best['label']}, of {best['of']}) | "
                     f"{after:.2f} (seed {tuned['seed']}, {tuned['iterations']} iterations, "
                     f"{tuned['seconds']:.0f} s) | {after / before:.2f} | "
-                    f"{statistics.fmean(tuned[f'{kind}_ddim50']):.2f} |"
+                    f"{statistics.fmean(tuned[f'{conditioning}_ddim50']):.2f} |"
                 )
     return "\n".join([*lines, ""])
 
 
-def _cost(found: dict[str, Any]) -> str:
-    cpu, wall = found["cpu_ms"], found["wall_ms"]
+def _cost(results: dict[str, Any]) -> str:
+    cpu, wall = results["cpu_ms"], results["wall_ms"]
     return "\n".join(
         [
             "## Cost",
             "",
             "An iteration on the swirl network with the term (10 calls, a quarter of the batch of "
-            f"1024) and without, {found['threads']} threads: {cpu['energy']:.1f} and "
-            f"{cpu['control']:.1f} ms of CPU time ({found['cpu_ratio']:.2f}x), "
+            f"1024) and without, {results['threads']} threads: {cpu['energy']:.1f} and "
+            f"{cpu['control']:.1f} ms of CPU time ({results['cpu_ratio']:.2f}x), "
             f"{wall['energy']:.1f} and {wall['control']:.1f} ms by the clock "
-            f"({found['wall_ratio']:.2f}x).",
+            f"({results['wall_ratio']:.2f}x).",
             "",
         ]
     )
 
 
 def _cell(values: Sequence[float], form: str) -> str:
-    """Mean (least to largest), or how many of them are not 0."""
+    """The mean with the range; or for the form "count", how many values are positive."""
     if form == "count":
         return f"{sum(value > 0 for value in values)} of {len(values)}"
     ends = (statistics.fmean(values), min(values), max(values))

@@ -1,11 +1,13 @@
 """The entries of the quality benchmark: every method x grid here, and diffusers' schedulers.
 
-Not crossed: FastDPM, which chooses its own times; and on the digits, whose network takes most of
-the time, stochastic methods and the corrected 3M run on three grids (`DIGITS_FEW`), random times
-with shortcut alone, where they come from, and fewer settings of diffusers. `ddim(eta=1)` is
-`ancestral(variance="small")` and `ddim(sigma_hat=True)` is `ancestral(variance="large")`, row by
-row. "auto" are the times of the trajectory objective for the model's profile. Equal tables, as
-"trailing" and "uniform" where K divides T, are run once.
+Some combinations are left out. FastDPM chooses its own times. On the digits, whose network takes
+most of the time, stochastic methods and the corrected 3M run on a few grids (`DIGITS_FEW`), random
+times run only with the shortcut method, which they were made for, and some settings of diffusers do
+not run. `ddim(eta=1)` and `ddim(sigma_hat=True)` are left out, because their rows equal those of
+`ancestral(variance="small")` and `ancestral(variance="large")`.
+
+"auto" are the best times for the trajectory objective on the model's profile. Equal plans, such as
+those of "trailing" and "uniform" if K divides T, run once.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ DIGITS_GRIDS = (*DIGITS_FEW, "quadratic", "log_snr", "karras", "ddim_quadratic")
 
 
 def contestants(model: Model) -> list[Contestant]:
-    """All that is compared on a model."""
+    """All entries for a model."""
     learned = model.denoiser.variance == "learned_range"
     digits = model.labelled is not None
     return [Tuned(), *_ours(learned, digits), *_peers(learned, digits)]
@@ -56,7 +58,7 @@ def _ours(learned: bool, digits: bool) -> list[Contestant]:
     ]
     if learned:
         crossed.append(("DDPM", "ancestral", {"variance": "learned_range"}, few))
-    found: list[Contestant] = [
+    entries: list[Contestant] = [
         Ours(family, method, knobs, grid)
         for family, method, knobs, names in crossed
         for grid in names
@@ -65,26 +67,26 @@ def _ours(learned: bool, digits: bool) -> list[Contestant]:
         for spacing in ("linear", "quadratic"):
             knobs = {"approximation": approximation, "spacing": spacing}
             grid = f"{approximation} {spacing}"
-            found.append(Ours("FastDPM", "fastdpm", knobs, grid))
+            entries.append(Ours("FastDPM", "fastdpm", knobs, grid))
             extended = {**knobs, "extended": True}
-            found.append(Ours("FastDPM", "fastdpm", extended, f"{grid} extended"))
-    return found
+            entries.append(Ours("FastDPM", "fastdpm", extended, f"{grid} extended"))
+    return entries
 
 
 def _peers(learned: bool, digits: bool) -> list[Contestant]:
-    found = [
+    samplers = [
         *diffusers_schedulers.deterministic_samplers(),
         *diffusers_schedulers.stochastic_samplers(learned=learned),
     ]
     if digits:
-        found = [
-            peer for peer in found if _affordable(peer)
+        samplers = [
+            peer for peer in samplers if _affordable(peer)
         ] + diffusers_schedulers.unclipped_samplers()
-    return [Peer(**vars(peer)) for peer in found]
+    return [Peer(**vars(peer)) for peer in samplers]
 
 
 def _affordable(peer: diffusers_schedulers.DiffusersSampler) -> bool:
-    """Whether it is run on the digits, where the network takes most of the time."""
+    """Whether it runs on the digits, where the network takes most of the time."""
     if peer.family == "DDPM":
         return peer.grid != "linspace"
     third = peer.options.get("solver_order") == 3

@@ -16,26 +16,26 @@ from torch import Tensor
 
 import fastsample as fs
 
-TUNED = 4096  # starting noises of a mixture's tuned plans
+TUNED = 4096  # starting noises to tune a mixture's plans with
 PROFILED = 256  # samples and trajectories of a mixture's profile
 
 
 def generator(purpose: str, seed: int) -> torch.Generator:
-    """Randomness that no other purpose shares: equal seeds of torch make equal numbers."""
+    """A generator for one purpose: equal seeds for two purposes would give equal numbers."""
     return torch.Generator().manual_seed(zlib.crc32(purpose.encode()) + seed)
 
 
 class Mixture:
     """A Gaussian mixture, whose diffused densities and scores are known in closed form.
 
-    A network makes errors of its own, under which those of a sampler hide; this oracle makes none.
+    A trained network has errors that hide those of a sampler; this exact prediction has none.
     ``x_t = alpha x0 + sigma eps`` is a mixture again, with means ``alpha mu`` and variances ``v =
     alpha^2 s^2 + sigma^2``, and ``E[eps | x_t] = -sigma grad log p_t(x_t)``.
 
     Args:
         means: `(M, D)`.
-        variances: `(M, D)` or `(M, 1)`, of each coordinate.
-        weights: `(M,)`, positive; divided by their sum.
+        variances: variances of each coordinate, `(M, D)` or `(M, 1)`.
+        weights: `(M,)`, positive; they are divided by their sum.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Mixture:
         """Exact samples ``(count, D)``, float32.
 
         Args:
-            count: how many.
-            source: where the randomness comes from.
-            even: the modes hold their expected numbers of samples, rounded, and not random ones.
-                As a reference this is quieter.
+            count: number of samples.
+            source: source of the random numbers.
+            even: whether each mode gets its expected number of samples, rounded, instead of a
+                random one. As a reference this is less noisy.
         """
         if even:
             ends = (self.weights.cumsum(0) * count).round().long()
@@ -85,7 +85,7 @@ class Mixture:
         precision = 1.0 / (alpha**2 * self.variances + sigma**2)
         centre = alpha * self.means
         pulled = centre * precision
-        # Expanded, so that it is two matrix products; float64 bears the cancellation.
+        # The square is expanded into two matrix products; float64 has digits for the cancellation.
         distance = x.square() @ precision.T - 2.0 * x @ pulled.T + (centre * pulled).sum(1)
         constant = self.weights.log() + 0.5 * (precision / (2 * math.pi)).log().sum(1)
         return constant - 0.5 * distance, precision, pulled
@@ -99,25 +99,25 @@ class Counted:
         self.calls = 0
 
     def __call__(self, x: Tensor, index: Tensor) -> Any:
-        """What the network says."""
+        """Call the network."""
         self.calls += 1
         return self.network(x, index)
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is sampled from, and what its samples should be distributed like.
+    """A model of the benchmark, and true samples to compare its samples with.
 
     Attributes:
-        name: a short name.
-        title: the same for headings.
-        denoiser: the network with its conventions; `network` is inside.
-        network: counts the calls.
-        data: ``(count, seed) -> (reference, fresh)``: independent sets of true samples, with no
-            point in common; `fresh` holds `count`, `reference` at least as many.
-        samples: how many to draw for a figure that the noise of the true samples does not hide.
-        labelled: all real data and their labels, to train a classifier on; None without.
-        tuned: its tuned plan of so many steps, or None.
+        name: short name.
+        title: name for headings.
+        denoiser: the model, which calls `network`.
+        network: the network, which counts its calls.
+        data: ``(count, seed) -> (reference, fresh)``: two disjoint sets of true samples; `fresh`
+            holds `count`, `reference` at least as many.
+        samples: number of samples that makes the noise of the distances small enough.
+        labelled: all real data and their labels, to train a classifier on, or None.
+        tuned: gives the tuned plan of a number of steps, or None if there is none.
     """
 
     name: str
@@ -131,11 +131,11 @@ class Model:
 
 
 def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) -> Model:
-    """A mixture behind the linear schedule of 1000 steps."""
+    """The model of a mixture, on the linear schedule of 1000 steps."""
     schedule = fs.NoiseSchedule.linear()
 
     def exact(x: Tensor, index: Tensor) -> Tensor:
-        # All samples of a run are at the same time; fractional ones come in float32.
+        # All samples of a call have the same timestep, which may be fractional.
         alpha, sigma = schedule.levels(min(float(index.reshape(-1)[0]) + 1.0, schedule.T))
         return mixture.epsilon(x, float(alpha), float(sigma))
 
@@ -145,7 +145,7 @@ def mixture_model(name: str, title: str, mixture: Mixture, samples: int = 5000) 
 
     network = Counted(exact)
     denoiser = fs.Denoiser(network, schedule, (mixture.dim,))
-    # From other noise than the benchmark's.
+    # The seeds are not those of the benchmark.
     x0 = mixture.sample(PROFILED, generator("profile", 0))
     times = [1, *range(5, 1001, 5)]
     profile = fs.profile(
@@ -177,7 +177,7 @@ def ring() -> Model:
 
 
 def modes(dim: int, count: int = 10) -> Model:
-    """Random modes of unequal weights and widths, and of a width of its own per coordinate."""
+    """Random modes with unequal weights, and with widths that differ between coordinates."""
     source = np.random.default_rng(dim)
     means = 0.9 * source.standard_normal((count, dim))
     deviations = np.geomspace(0.05, 0.5, count)[:, None] * source.uniform(0.7, 1.3, (count, dim))
@@ -190,11 +190,11 @@ def digits(*, labels: bool) -> Model:
     """The bundled digits model against scikit-learn's 1797 digits.
 
     Without labels the noise decides which digits are drawn, and the Frechet distance of a few
-    hundred samples is mostly that of their proportions: it varies tenfold as much over the seeds as
-    with labels.
+    hundred samples mostly measures their proportions: it varies ten times as much over the seeds
+    as with labels.
 
     Args:
-        labels: sample i is told to be a digit ``i % 10``; else none is told anything.
+        labels: whether sample i has the label ``i % 10``; otherwise no sample has a label.
     """
     from sklearn.datasets import load_digits
 

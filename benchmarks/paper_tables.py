@@ -45,7 +45,7 @@ def train(loss: str, path: Path, steps: int, device: str) -> subprocess.Popen[by
 
 
 def measure(model: fs.Denoiser, loss: str, train_set, test_set) -> dict[str, object]:
-    """All figures of one model."""
+    """All results of one model."""
     variance, bin_width = LOSSES[loss], DIGITS_BIN_WIDTH
     whole = int(model.schedule.num_steps or 0)
 
@@ -57,7 +57,7 @@ def measure(model: fs.Denoiser, loss: str, train_set, test_set) -> dict[str, obj
 
     seen, few, unseen = (profiled(x) for x in (train_set, train_set[:FEW], test_set))
     chosen = seen.costs(variance=variance)
-    # The decoder's variance belongs to the sampler, like the grid: it comes from training data too.
+    # The decoder's variance is a part of the sampler, as the grid is: it comes from training data.
     test = unseen.costs(variance=variance, decoder=chosen.decoder_variance)
     best = chosen.best_grids(BUDGETS)
     rows = {
@@ -111,7 +111,7 @@ def measure(model: fs.Denoiser, loss: str, train_set, test_set) -> dict[str, obj
 
 
 def render(result: dict) -> str:
-    """The figures as Markdown."""
+    """The tables as Markdown."""
     ks = [str(k) for k in BUDGETS]
     lines = [
         "# Bits per dimension on held-out digits, by network calls",
@@ -122,11 +122,11 @@ def render(result: dict) -> str:
         "| training loss | times | " + " | ".join(ks) + " | all 1000 |",
         "|---" * (len(ks) + 3) + "|",
     ]
-    for loss, found in result["models"].items():
-        for name, row in found["rows"].items():
+    for loss, figures in result["models"].items():
+        for name, row in figures["rows"].items():
             cells = " | ".join(f"{row[k]:.3f}" for k in ks)
-            whole = f"{found['all']:.3f}" if name == "DP" else ""
-            lines.append(f"| L_{loss} ({found['variance']}) | {name} | {cells} | {whole} |")
+            whole = f"{figures['all']:.3f}" if name == "DP" else ""
+            lines.append(f"| L_{loss} ({figures['variance']}) | {name} | {cells} | {whole} |")
     lines += [
         "",
         "What 32 chosen steps lose, in bits/dim (the paper: at most 0.1 against all). All 1000"
@@ -136,10 +136,10 @@ def render(result: dict) -> str:
         "| training loss | against all 1000 | against the best of any number | within 0.1 |",
         "|---|---|---|---|",
     ]
-    for loss, found in result["models"].items():
-        lost = found["rows"]["DP"]["32"] - found["all"]
-        free = found["free"]
-        most = found["rows"]["DP"]["32"] - free["bits_per_dim"]
+    for loss, figures in result["models"].items():
+        lost = figures["rows"]["DP"]["32"] - figures["all"]
+        free = figures["free"]
+        most = figures["rows"]["DP"]["32"] - free["bits_per_dim"]
         verdict = "yes" if max(lost, most) <= 0.1 else "**no**"
         lines.append(
             f"| L_{loss} | {lost:+.3f} | {most:+.3f} ({free['steps']} steps) | {verdict} |"
@@ -152,14 +152,14 @@ def render(result: dict) -> str:
         "| training loss | chosen on 128 | " + " | ".join(ks) + " |",
         "|---" * (len(ks) + 2) + "|",
     ]
-    for loss, found in result["models"].items():
+    for loss, figures in result["models"].items():
         for name in ("grid from 128", "grid and decoder from 128"):
-            row = [found["ablation"][k][name] - found["rows"]["DP"][k] for k in ks]
+            row = [figures["ablation"][k][name] - figures["rows"]["DP"][k] for k in ks]
             cells = " | ".join(f"{value:+.4f}" for value in row)
             lines.append(f"| L_{loss} | {name.removesuffix(' from 128')} | {cells} |")
     lines += ["", "The table's figure and `fastsample.bits_per_dim` (fresh noise), 32 steps:", ""]
-    for loss, found in result["models"].items():
-        again = found["measured_again"]
+    for loss, figures in result["models"].items():
+        again = figures["measured_again"]
         lines.append(
             f"- L_{loss}: {again['table']:.4f}, measured {again['bits_per_dim']:.4f} "
             f"± {again['standard_error']:.4f}"
@@ -168,10 +168,10 @@ def render(result: dict) -> str:
 
 
 def main() -> None:
-    """Train what is not there, measure, write."""
+    """Train the models that do not exist yet, measure, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=4000, help="of training")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps")
     parser.add_argument("--models", type=Path, default=ROOT / "out" / "paper_tables")
     parser.add_argument("--render", action="store_true", help="only the tables, from the JSON")
     options = parser.parse_args()

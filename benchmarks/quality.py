@@ -1,4 +1,4 @@
-"""How far samples are from what they should be: sliced Wasserstein-2, Frechet distance, RMSE."""
+"""Distances between samples and true data: sliced Wasserstein-2, Frechet distance, RMSE."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch.nn import functional
 
 from benchmarks.models import Model, generator
 
-PROJECTIONS = 128  # 32 in two dimensions, where directions are few
+PROJECTIONS = 128  # at most; there are 16 directions per dimension
 
 
 class SlicedWasserstein:
     """Sliced Wasserstein-2 distance to a reference set, over fixed random directions.
 
-    In one dimension the distance of two sets of equal size is that of their sorted values. The
-    reference is projected and sorted once: `ot.sliced_wasserstein_distance` of POT gives the same
-    number in five times the time.
+    In one dimension the distance of two sets of equal size is that of their sorted values. As the
+    reference is projected and sorted only once, this takes a fifth of the time of POT's
+    `ot.sliced_wasserstein_distance`, with the same result.
 
     Args:
         reference: `(N, *shape)`.
-        seed: of the directions.
+        seed: seed of the directions.
     """
 
     def __init__(self, reference: Tensor, seed: int = 0) -> None:
@@ -45,7 +45,7 @@ def rmse(x: Tensor, y: Tensor) -> float:
 
 
 class Classifier(nn.Module):
-    """A small convolutional network for 8 x 8 digits, for its features."""
+    """A small convolutional network for 8 x 8 digits, whose features are compared."""
 
     num_features = 32  # read by torchmetrics
 
@@ -96,10 +96,10 @@ class Judge:
     """Compares samples with the true data of one model and seed.
 
     Args:
-        model: whose data.
+        model: the model, which gives the true data.
         count: number of samples of a set.
-        seed: which true samples.
-        classifier: measures the Frechet distance of its features too; None does not.
+        seed: seed of the choice of true samples.
+        classifier: network for the Frechet distance of its features; None leaves that out.
     """
 
     def __init__(self, model: Model, count: int, seed: int, classifier: Classifier | None) -> None:
@@ -115,14 +115,14 @@ class Judge:
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
         """Distances of a set of samples to the true data, by name."""
-        found = {"sw2": self.sliced(samples)}
+        distances = {"sw2": self.sliced(samples)}
         if self.frechet is not None:
             with torch.inference_mode():
                 self.frechet.update(samples, real=False)
-                found["frechet"] = float(self.frechet.compute())
+                distances["frechet"] = float(self.frechet.compute())
             self.frechet.reset()
-        return found
+        return distances
 
     def floor(self) -> dict[str, float]:
-        """The distances of true samples: what no sampler can beat but by chance."""
+        """The distances of true samples, which samplers fall below only by chance."""
         return self(self.fresh)

@@ -22,7 +22,7 @@ _COLOURS = (
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """One panel per model: the main distance against network calls, best grid of each family."""
+    """Plot one panel per model: the best grid of each family by the main distance."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,7 +77,7 @@ def _panel(axis: Any, model: dict[str, Any]) -> None:
     for peer in (True, False):
         for family, colour in zip(FAMILIES, _COLOURS, strict=True):
             best = [best_of_family(model, family, metric, K, peer=peer) for K in columns]
-            points = [(found["calls"], found[metric][0]) for found in best if found]
+            points = [(row["calls"], row[metric][0]) for row in best if row]
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, ms=4, **_STYLES[peer])
                 highest = max(highest, *(value for _, value in points))

@@ -47,12 +47,12 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for model in result.values():
         for metric in metrics(model) if "finals" in model else ():
-            found = verdict(model, metric)
-            ours, peer = found["ours"], found["peer"]
+            outcome = verdict(model, metric)
+            ours, peer = outcome["ours"], outcome["peer"]
             lines.append(
                 f"| {model['title']} | {METRICS[metric]} | {_named(ours)}: {_spread(ours[metric])} "
-                f"| {_named(peer)}: {_spread(peer[metric])} | {found['difference']:+.2g} ± "
-                f"{found['noise']:.1g} | **{found['words']}** |"
+                f"| {_named(peer)}: {_spread(peer[metric])} | {outcome['difference']:+.2g} ± "
+                f"{outcome['noise']:.1g} | **{outcome['words']}** |"
             )
     lines += ["", *_tuned(result), "", *_chosen_times(result)]
     for model in result.values():
@@ -61,7 +61,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _tuned(result: dict[str, Any]) -> list[str]:
-    """Tuned plans against the best that diffusers has, cell by cell."""
+    """Tuned plans against the best scheduler of diffusers, by model and calls."""
     head = " | ".join(f"{K} calls" for K in TUNED_AT)
     lines = [
         "## Tuned plans",
@@ -93,7 +93,7 @@ def _tuned(result: dict[str, Any]) -> list[str]:
 
 
 def _chosen_times(result: dict[str, Any]) -> list[str]:
-    """DDIM on even times and on those of `grid="auto"`."""
+    """DDIM on even times and on the times of `grid="auto"`."""
     lines = [
         "## DDIM on chosen times",
         "",
@@ -110,18 +110,18 @@ def _chosen_times(result: dict[str, Any]) -> list[str]:
             continue
         for steps in ("5", "10"):
             for figure in ("rmse", *metrics(model)):
-                found = {
+                figures = {
                     grid: statistics.fmean(np.atleast_1d(runs[steps][figure]))
                     for grid, runs in rows.items()
                     if figure in runs[steps] and runs[steps]["calls"] <= int(steps)
                 }
-                even, auto = found.pop("uniform"), found.pop("auto")
-                other = min(found, key=lambda grid: found[grid])
+                even, auto = figures.pop("uniform"), figures.pop("auto")
+                other = min(figures, key=lambda grid: figures[grid])
                 mark = "**" if auto < even else ""
                 name = METRICS.get(figure, "RMSE")
                 lines.append(
                     f"| {model['title']} | {steps} | {name} | {even:.3g} | {mark}{auto:.3g}{mark} "
-                    f"| {found[other]:.3g} {other} |"
+                    f"| {figures[other]:.3g} {other} |"
                 )
     return lines
 
@@ -180,10 +180,10 @@ def _by_calls(model: dict[str, Any], metric: str, columns: list[str]) -> list[st
     lines = [f"| {METRICS[metric]}, best grid | {head} |", "|---|" + "---|" * len(columns)]
     for (family, peer), row in table.items():
         cells = []
-        for found, low in zip(row, least, strict=True):
-            value = f"{found[metric][0]:.3g}" if found else "none"
-            bold = f"**{value}**" if found and found[metric][0] == low else value
-            cells.append(f"{bold} {found['grid']}" if found else value)
+        for entry, low in zip(row, least, strict=True):
+            value = f"{entry[metric][0]:.3g}" if entry else "none"
+            bold = f"**{value}**" if entry and entry[metric][0] == low else value
+            cells.append(f"{bold} {entry['grid']}" if entry else value)
         name = f"diffusers {family}" if peer else family
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

@@ -1,4 +1,4 @@
-"""Reading the results of the quality benchmark: which entry is best, and which side."""
+"""Reads the results of the quality benchmark: the best entries, and the better side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import scipy.stats
 
-METRICS = {"frechet": "Frechet distance", "sw2": "sliced W2"}  # the first a model has is its main
+METRICS = {"frechet": "Frechet distance", "sw2": "sliced W2"}
+"""Names of the metrics; the first that a model has is its main one."""
 VERDICT_AT = 10
 FAMILIES = (
     "tuned",
@@ -30,19 +31,19 @@ def metrics(model: dict[str, Any]) -> list[str]:
 
 
 def candidates(model: dict[str, Any], steps: int, *, peer: bool | None = None) -> list[dict]:
-    """Entries with a run of at most so many calls; names of the same run only once."""
-    found = []
+    """Entries with a run of at most this number of calls; of entries with equal runs, the first."""
+    rows = []
     for row in model["rows"]:
         run = row["runs"].get(str(steps), {})
         if run.get("calls", math.inf) > steps or "same_as" in run or "refused" in run:
             continue
         if peer is None or row["peer"] == peer:
-            found.append({**row, **run})
-    return found
+            rows.append({**row, **run})
+    return rows
 
 
 def best(model: dict[str, Any], metric: str, steps: int, *, peer: bool) -> dict[str, Any]:
-    """The row of one side whose mean over the seeds is the least at so many calls."""
+    """The row of one side with the least mean over the seeds at this number of calls."""
     rows = candidates(model, steps, peer=peer)
     chosen = min(rows, key=lambda row: statistics.fmean(row[metric]))
     return next(
@@ -55,8 +56,9 @@ def best(model: dict[str, Any], metric: str, steps: int, *, peer: bool) -> dict[
 def verdict(model: dict[str, Any], metric: str) -> dict[str, Any]:
     """The finalists of both sides, and the 95% interval of their difference over the seeds.
 
-    Seeds are paired: both sides start from the same noise and are judged by the same true samples.
-    Few pairs make a wide interval (Student's t: 4.3 standard errors for three seeds).
+    The differences are paired by seed: both sides start from the same noise and are compared with
+    the same true samples. Few pairs give a wide interval, by Student's t: 4.3 standard errors for
+    three seeds.
     """
     ours, peer = (model["finals"][metric][side] for side in ("fastsample", "diffusers"))
     pairs = [a - b for a, b in zip(ours[metric], peer[metric], strict=True)]
@@ -74,6 +76,6 @@ def verdict(model: dict[str, Any], metric: str) -> dict[str, Any]:
 def best_of_family(
     model: dict[str, Any], family: str, metric: str, steps: int, *, peer: bool
 ) -> dict[str, Any] | None:
-    """The best entry of a family at so many calls, by the first seed; None if there is none."""
+    """The best entry of a family at this number of calls, by the first seed, or None."""
     rows = [row for row in candidates(model, steps, peer=peer) if row["family"] == family]
     return min(rows, key=lambda row: row[metric][0], default=None)

@@ -33,9 +33,9 @@ ACCESS = ("vector", "scalar", "channels_last")
 
 
 def find_nvdisasm() -> str:
-    found = shutil.which("nvdisasm")
-    if found:
-        return found
+    path = shutil.which("nvdisasm")
+    if path:
+        return path
     try:
         import nvidia
     except ImportError:
@@ -63,8 +63,8 @@ def describe(mangled: str) -> tuple[str, int] | None:
 
 
 def resources(log: str) -> dict[str, dict[str, int]]:
-    """From ``ptxas -v``: registers, stack frame and spills of every kernel."""
-    found = {}
+    """Registers, stack frame and spills of every kernel, from the output of ``ptxas -v``."""
+    used = {}
     for block in log.split("Compiling entry function")[1:]:
         name = re.search(r"'(\S+)'", block).group(1)
         frame, stores, loads = map(
@@ -72,13 +72,13 @@ def resources(log: str) -> dict[str, dict[str, int]]:
             re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", block).groups(),
         )
         registers = int(re.search(r"Used (\d+) registers", block).group(1))
-        found[name] = {"registers": registers, "stack": frame, "spills": stores + loads}
-    return found
+        used[name] = {"registers": registers, "stack": frame, "spills": stores + loads}
+    return used
 
 
 def loops(sass: str) -> dict[str, list[str]]:
-    """Opcodes of the longest loop of every kernel."""
-    found = {}
+    """The opcodes of the longest loop of every kernel, by its mangled name."""
+    longest = {}
     for section in re.split(r"\n\s*\.section\s+\.text\.", sass)[1:]:
         name = section.split(",", 1)[0]
         labels: dict[str, int] = {}
@@ -96,8 +96,8 @@ def loops(sass: str) -> dict[str, list[str]]:
             if instruction.group(2).startswith("BRA") and target and target.group(1) in labels:
                 body = opcodes[labels[target.group(1)] :]
                 best = body if len(body) > len(best) else best
-        found[name] = best
-    return found
+        longest[name] = best
+    return longest
 
 
 def measure(arch: str) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The swirl experiment: one trained model, ways to train it further, and how far samples are."""
+"""The swirl experiment: a trained model, ways to train it further, and distances of samples."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ _DETERMINISTIC = ("ddim", "dpm++", "unipc")
 
 
 class SteppedTwice(AdamW):
-    """A second step with a zero gradient after each: what the paper's code did for its term.
+    """AdamW that makes a second step with a zero gradient after each step.
 
-    Its gradient was zero, but the step on the same moments moved the weights all the same.
+    The code of Chen 2023 (arXiv:2301.01206) does this: the gradient of its fidelity loss is zero,
+    but the second step on the same moments moves the weights nevertheless.
     """
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """Both steps."""
+        """Make both steps."""
         super().step(closure)
         for group in self.param_groups:
             for p in group["params"]:
@@ -47,13 +48,13 @@ class SteppedTwice(AdamW):
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train further.
+    """A way to train the model further.
 
     Attributes:
-        label: for tables.
-        fidelity: what makes the term, or None.
-        compute: iterations, in multiples of the fine-tuning's.
-        options: of the trainer.
+        label: name in tables.
+        fidelity: makes the fidelity loss or term; None trains without it.
+        compute: number of iterations, as a multiple of the usual one.
+        options: arguments of the trainer.
     """
 
     label: str
@@ -63,7 +64,7 @@ class Arm:
 
 
 def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
-    """All of them; `ratio` is the cost of an iteration with the term to one without."""
+    """All arms by name; `ratio` is the cost of an iteration with the term over one without."""
     ours = recipe.fidelity
     paper: dict[str, Any] = {
         "method": "shortcut",
@@ -97,13 +98,13 @@ def arms(recipe: Recipe, ratio: float) -> dict[str, Arm]:
 
 
 def trained(seed: int, iterations: int = TRAINED) -> tuple[Recipe, fs.Denoiser]:
-    """The model that all arms start from: moving average of a training from nothing."""
+    """The recipe, and a newly trained model (the moving average) that all arms start from."""
     recipe = recipe_of("swirl", seed=seed)
     return recipe, recipe.trainer(None, seed=seed).run(iterations)
 
 
 def trainer_of(recipe: Recipe, base: fs.Denoiser, arm: Arm, seed: int) -> Trainer:
-    """The arm from a model; `recipe` is that of fine-tuning."""
+    """The trainer of an arm, from a trained model; `recipe` is for training further."""
     denoiser = copy.copy(base)
     denoiser.model = copy.deepcopy(base.model).requires_grad_()  # type: ignore[attr-defined]
     loss = VDMLoss.of(denoiser, levels=swirl_data().levels)
@@ -112,20 +113,20 @@ def trainer_of(recipe: Recipe, base: fs.Denoiser, arm: Arm, seed: int) -> Traine
     return own.trainer(fidelity, seed=seed, **arm.options)
 
 
-# ---- how far samples are
+# ---- distances of samples
 
 _FRESH = 12345
 
 
 class Judge:
-    """Distances of samples to fresh points of the swirl, z-scored as the training set."""
+    """Distances of samples to fresh points of the swirl, encoded like the training set."""
 
     def __init__(self, count: int = 4096) -> None:
         self.fresh = swirl_data(count, _FRESH).x0
         self.directions = random_directions(128, 2, torch.Generator().manual_seed(0))
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
-        """Energy distance, sliced W2, nearest-neighbour distances both ways, deviation."""
+        """Energy distance, sliced W2, mean nearest-neighbour distances both ways, deviation."""
         away = torch.cdist(samples, self.fresh[:2048])
         return {
             "ed": float(energy_distance(samples, self.fresh)),
@@ -137,17 +138,17 @@ class Judge:
 
 
 def judged(judge: Judge, model: fs.Denoiser, steps: Any, **options: Any) -> dict[str, float]:
-    """Mean over the sampling seeds, which all arms share."""
-    found = [
+    """Mean distances over the sampling seeds, which all arms share."""
+    distances = [
         judge(fs.sample(model, steps, num_samples=SAMPLES, seed=seed, **options))
         for seed in SAMPLING_SEEDS
     ]
-    return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+    return {name: sum(one[name] for one in distances) / len(distances) for name in distances[0]}
 
 
 def known_samplers(model: fs.Denoiser, steps: int) -> list[tuple[str, Any, dict[str, Any]]]:
-    """Every method on every grid that a continuous schedule has: (label, steps, options)."""
-    found: list[tuple[str, Any, dict[str, Any]]] = []
+    """(label, steps, options) of every method on every grid for continuous schedules."""
+    samplers: list[tuple[str, Any, dict[str, Any]]] = []
     for grid in ("uniform", "quadratic", "log_snr", "karras"):
         try:
             GRIDS[grid](model.schedule, steps)
@@ -156,14 +157,14 @@ def known_samplers(model: fs.Denoiser, steps: int) -> list[tuple[str, Any, dict[
         for method in METHODS:
             if method == "fastdpm":  # discrete schedules only
                 continue
-            found.append((f"{method}, {grid}", steps, {"method": method, "grid": grid}))
-        found.append((f"dpm++ 3, {grid}", steps, {"method": "dpm++", "grid": grid, "order": 3}))
-    return found
+            samplers.append((f"{method}, {grid}", steps, {"method": method, "grid": grid}))
+        samplers.append((f"dpm++ 3, {grid}", steps, {"method": "dpm++", "grid": grid, "order": 3}))
+    return samplers
 
 
 @torch.inference_mode()
 def bits_per_dim(model: fs.Denoiser, loss: VDMLoss, draws: int = 8) -> float:
-    """The bound on the training set, of the same noise for every model."""
+    """The bound in bits per dimension on the training set, by the same noise for every model."""
     data = swirl_data().x0
     generator = torch.Generator().manual_seed(7)
     total = 0.0

@@ -1,4 +1,4 @@
-"""The one timer of the benchmarks: medians with quartiles, and facts about the machine."""
+"""The timer of all benchmarks, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 import fastsample as fs
 
-_BURST, _IDLE = 8, 2  # calls in a burst, and how many of them only warm up
+_BURST, _WARM_UP = 8, 2  # calls in a burst, and how many of them only warm up
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -27,17 +27,17 @@ def in_turns(
     seconds: float = 1.0,
     least: int = 3,
 ) -> dict[str, list[float]]:
-    """Seconds per call of several candidates, each in short bursts, burst after burst in turns.
+    """Seconds per call of several candidates, which take turns in short bursts.
 
-    Turns make a drift of the machine hit all alike; within a burst the first calls do not count, so
-    that no candidate pays for the caches its predecessor left. A candidate is called with a running
-    number, by which it may rotate its buffers.
+    Because they take turns, a drift of the machine's speed affects all alike. The first calls of a
+    burst do not count, so that no candidate pays for the caches that the one before it left.
 
     Args:
-        candidates: name -> function of the call number.
-        device: CPU times are wall clock; on CUDA a call is timed by events.
+        candidates: functions by name; each is called with the number of the call, by which it may
+            choose a buffer.
+        device: calls on a CPU are timed by the wall clock, on CUDA by events.
         seconds: time to spend on each candidate.
-        least: bursts at the least.
+        least: smallest number of bursts.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
@@ -50,7 +50,7 @@ def in_turns(
             if turn >= least and spent[name] >= seconds:
                 continue
             burst = [_once(lambda f=function, n=i: f(n), device) for i in range(_BURST)]
-            times[name] += burst[_IDLE:]
+            times[name] += burst[_WARM_UP:]
             spent[name] += sum(burst)
         turn += 1
     return times
@@ -63,19 +63,19 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 
 
 def host_cost(function: Callable[[], object], calls: int = 2000, repeats: int = 9) -> float:
-    """Microseconds of host time per call: best of several runs over a work-free size."""
+    """Microseconds of host time per call, the least of several repeats."""
     best = float("inf")
     for _ in range(repeats):
-        began = time.perf_counter()
+        begin = time.perf_counter()
         for _ in range(calls):
             function()
-        best = min(best, (time.perf_counter() - began) / calls)
+        best = min(best, (time.perf_counter() - begin) / calls)
     return best * 1e6
 
 
 def facts(device: torch.device) -> dict[str, object]:
-    """What a figure means nothing without."""
-    found: dict[str, object] = {
+    """Facts about machine and versions, without which a result has no meaning."""
+    result: dict[str, object] = {
         "date": datetime.date.today().isoformat(),
         "commit": _command("git", "rev-parse", "--short", "HEAD"),
         "modified": bool(_command("git", "status", "--porcelain", "--", "csrc", "fastsample")),
@@ -86,16 +86,16 @@ def facts(device: torch.device) -> dict[str, object]:
         "fastsample": fs.build_info(),
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["driver"] = _command(
+        result["gpu"] = torch.cuda.get_device_name(device)
+        result["driver"] = _command(
             "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
         )
-        found["cuda"] = torch.version.cuda
-    return found
+        result["cuda"] = torch.version.cuda
+    return result
 
 
 def write(name: str, result: dict[str, object]) -> Path:
-    """Results as JSON beside the benchmarks."""
+    """Write a result to benchmarks/results/<name>.json; its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -110,9 +110,9 @@ def _once(function: Callable[[], object], device: torch.device) -> float:
         last.record()
         last.synchronize()
         return first.elapsed_time(last) / 1e3
-    began = time.perf_counter()
+    begin = time.perf_counter()
     function()
-    return time.perf_counter() - began
+    return time.perf_counter() - begin
 
 
 def _synchronise(device: torch.device) -> None:

@@ -10,9 +10,9 @@ import scipy.stats
 
 from benchmarks.quality_results import METRICS
 
-UNLABELLED = "digits-labels"  # its plans are the digits', tuned without labels: not one of the 16
+UNLABELLED = "digits-labels"  # labelled digits use plans that were tuned without labels
 
-_KINDS = {
+_GROUPS = {
     "deterministic": "the best deterministic peer",
     "any": "the best of all peers",
 }
@@ -36,17 +36,17 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def best_peer(cell: dict[str, Any], metric: str, K: int) -> dict[str, Any]:
-    """The deterministic peer of the least mean over the seeds, of at most K calls."""
-    able = [
+    """The deterministic peer of at most K calls with the least mean over the seeds."""
+    rows = [
         row
         for row in cell["peers"]
         if metric in row and row["calls"] <= K and not row["stochastic"]
     ]
-    return min(able, key=lambda row: statistics.fmean(row[metric]))
+    return min(rows, key=lambda row: statistics.fmean(row[metric]))
 
 
 def best_line(cell: dict[str, Any], K: int) -> str:
-    """``tuned / peer = ratio`` of one cell's RMSE."""
+    """The RMSEs of one cell as text, ``tuned / peer = ratio``."""
     mine = statistics.fmean(cell["tuned"]["rmse"])
     peer = statistics.fmean(best_peer(cell, "rmse", K)["rmse"])
     return f"{mine:.3g} / {peer:.3g} = {mine / peer:.2f}"
@@ -93,7 +93,7 @@ def _errors(result: dict[str, Any]) -> list[str]:
 
 
 def _summary(models: list[dict[str, Any]]) -> str:
-    """Geometric mean of the ratios and how many are below 1."""
+    """The geometric mean of the ratios and how many of them are below 1, as text."""
     means, singles = [], []
     for model in models:
         for K, cell in model["cells"].items():
@@ -132,8 +132,8 @@ def _distances(result: dict[str, Any]) -> list[str]:
             for K, final in model["finals"].items():
                 mine = final["tuned"][metric]
                 others = {"its own limit": ("", model["limit"][metric])}
-                for kind, name in _KINDS.items():
-                    rows = final[f"{metric} {kind}"]
+                for group, name in _GROUPS.items():
+                    rows = final[f"{metric} {group}"]
                     peer = min(rows, key=lambda row: statistics.fmean(row[metric]))
                     others[name] = f" {_short(peer)}", peer[metric]
                 cells = []
@@ -195,7 +195,7 @@ def _who(cell: dict[str, Any], K: int) -> str:
 
 
 def _short(row: dict[str, Any]) -> str:
-    """The scheduler without the words that all have."""
+    """The name of a scheduler without "Multistep" and "Scheduler", and its times."""
     for name in ("MultistepScheduler", "Scheduler"):
         row = {**row, "method": row["method"].replace(name, "")}
     return f"{row['method']} {row['grid']}"

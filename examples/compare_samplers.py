@@ -1,10 +1,10 @@
-"""Every method side by side: the same starting noise, the same number of network calls.
+"""Compare all methods, from the same starting noise, with the same number of network calls.
 
     python examples/compare_samplers.py                     # 10 calls, compare.png
     python examples/compare_samplers.py --steps 5 --digit 3
 
-One row of pictures per method, below them the deterministic result of 500 calls. Deterministic
-methods approach that last row; stochastic ones draw other digits.
+Writes one row of images per method, and in the last row the deterministic result of 500 calls.
+Deterministic methods approach the last row; stochastic ones draw other digits.
 """
 
 from __future__ import annotations

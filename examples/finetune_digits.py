@@ -4,10 +4,11 @@
     python examples/finetune_digits.py --steps 8
     python examples/finetune_digits.py --iterations 3 --out quick
 
-The network is trained through its own K-step sampler, the tuned plan that the model ships, to make
-the energy distance between samples and digits small, while the diffusion loss goes on, so that the
-many-step sampler stays. Interrupted, it goes on. Writes model.safetensors, which `fastsample.load`
-opens and which carries the plan, and before-after.png: the same noise and labels through both.
+The network is trained through its own K-step sampler, the tuned plan that comes with the model, so
+that the energy distance between samples and digits becomes small. Training with the diffusion loss
+goes on, so that sampling in many steps stays as good. A run that was interrupted goes on. Writes
+model.safetensors, which holds the plan and which `fastsample.load` opens, and before-after.png,
+with samples of both models from the same noise and labels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fastsample.training import FidelityLoss
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=4, help="network calls (4)")
-    parser.add_argument("--iterations", type=int, help="of fine-tuning (300)")
+    parser.add_argument("--iterations", type=int, help="iterations of fine-tuning (300)")
     parser.add_argument("--out", type=Path, default=Path("finetuned-digits"), help="folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

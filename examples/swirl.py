@@ -1,18 +1,18 @@
-"""Fine-tuning for few steps on the swirl: what the paper's loss does, and what a better one does.
+"""Fine-tuning for few steps on the swirl, with the paper's loss and with a better one.
 
     python examples/swirl.py                   # about 3 minutes on two cores; pictures in swirl/
     python examples/swirl.py --iterations 200 --fine-tune 20 --out quick
 
 The experiment of Chen 2023, "Fast sampling of diffusion models by shortcut MCMC"
 (arXiv:2301.01206, Figs. 3 and 4): 1024 points of a spiral in 8-bit values, a network of three dense
-layers on Fourier features, trained as a variational diffusion model (arXiv:2107.00630), sampled in
-K = 10 of T = 200 steps (which is 11 network calls) and in all 200. From one trained model two more
-are made: with the paper's paired squared error, followed as a gradient can follow it, and with the
-energy distance between samples from noise and the data.
+layers on Fourier features, trained as a variational diffusion model (arXiv:2107.00630), and sampled
+in K = 10 of T = 200 steps (which are 11 network calls) and in all 200. The trained model is trained
+further in three ways: with the diffusion loss alone, with the paper's paired squared error, and
+with the energy distance between samples from noise and the data. The squared error is least where
+each sample is the mean of the data given z_T, and the samples collapse towards these means.
 
-Interrupted, it goes on. Writes fig3.png (estimates of x0 at calls k of the short chain), fig4.png
-(of the long one), curves.png, and prints distances to 4096 fresh points: what the squared error is
-least at is the mean of the data given z_T, and to that the samples fall.
+A run that was interrupted goes on. Writes fig3.png (estimates of x0 at calls k of the short chain),
+fig4.png (of the long chain) and curves.png, and prints distances to 4096 fresh points.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ COLOURS = {
     "paired MSE": "#c8471d",
     "energy distance": "#1f5fa8",
 }
-# A rate at which the squared error moves anything at all.
+# At lower learning rates the squared error has no visible effect.
 RATES = {"paired MSE": 1e-3, "energy distance": 7e-5}
 
 
 def trained(folder: Path, iterations: int, seed: int) -> tuple[Path, Path]:
-    """(file of the model trained from nothing, its log)."""
+    """Train a new model; (its file, its log)."""
     recipe = recipe_of("swirl", seed=seed)
     trainer = recipe.trainer(None, folder=folder, resume=True, seed=seed, progress=True)
     averaged = trainer.run(iterations)
@@ -69,7 +69,7 @@ def trained(folder: Path, iterations: int, seed: int) -> tuple[Path, Path]:
 def fine_tuned(
     start: Path, folder: Path, arm: str | None, iterations: int, seed: int
 ) -> tuple[fs.Denoiser, Path]:
-    """(the model after further training, its log)."""
+    """Train a model further; (the model, its log)."""
     recipe = recipe_of(start)
     options: dict[str, Any] = {"folder": folder, "resume": True, "seed": seed, "progress": True}
     fidelity = None
@@ -81,7 +81,7 @@ def fine_tuned(
 
 
 def distances(samples: Tensor) -> str:
-    """How far samples are from fresh points."""
+    """Distances between samples and fresh points, as text."""
     fresh = swirl_data(4096, seed=12345).x0
     directions = random_directions(128, 2, torch.Generator().manual_seed(0))
     away = torch.cdist(samples, fresh[:2048])
@@ -94,7 +94,7 @@ def distances(samples: Tensor) -> str:
 
 
 def estimates(model: fs.Denoiser, calls: int, **options: Any) -> tuple[list[Tensor], Tensor]:
-    """(estimate of x0 at every call, the samples)."""
+    """Draw samples; (estimates of x0 at every call, the samples)."""
     seen: list[Tensor] = []
     samples = fs.sample(
         model,
@@ -108,7 +108,7 @@ def estimates(model: fs.Denoiser, calls: int, **options: Any) -> tuple[list[Tens
 
 
 def picture(path: Path, samplers: dict[str, tuple[list[Tensor], Tensor]], calls: int) -> None:
-    """A row per sampler, a column per call number; nothing is rescaled."""
+    """Draw the estimates of x0, a row per sampler and a column per call."""
     shown = SHOWN[calls]
     size = (2.0 * len(shown) + 0.6, 2.0 * len(samplers) + 0.6)
     figure, axes = plt.subplots(len(samplers), len(shown), figsize=size, layout="constrained")
@@ -128,7 +128,7 @@ def picture(path: Path, samplers: dict[str, tuple[list[Tensor], Tensor]], calls:
 
 
 def curves(path: Path, logs: dict[str, Path]) -> None:
-    """Every term, and the deviation of the chain's samples, over the iterations."""
+    """Draw the losses, and the standard deviation of the chain's samples, over the iterations."""
     figure, axes = plt.subplots(1, 4, figsize=(13, 3))
     panels = (
         ("bits/dim", "loss", tuple(logs)),
@@ -154,8 +154,12 @@ def curves(path: Path, logs: dict[str, Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("swirl"), help="folder (swirl)")
-    parser.add_argument("--iterations", type=int, default=3000, help="from nothing (3000)")
-    parser.add_argument("--fine-tune", type=int, default=300, help="after that (300)")
+    parser.add_argument(
+        "--iterations", type=int, default=3000, help="iterations for the new model (3000)"
+    )
+    parser.add_argument(
+        "--fine-tune", type=int, default=300, help="iterations of further training (300)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -166,8 +170,8 @@ def main() -> None:
         folder = options.out / label.replace(" ", "-")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", CollapseWarning)
-            found = fine_tuned(start, folder, arm, options.fine_tune, options.seed)
-        models[label], logs[label] = found
+            result = fine_tuned(start, folder, arm, options.fine_tune, options.seed)
+        models[label], logs[label] = result
         for warning in caught:
             print(f"{label}: {warning.message}")
 

@@ -1,24 +1,24 @@
-"""Train the digits model that ships with fastsample, from nothing, on a CPU.
+"""Train the digits model that comes with fastsample, from random weights, on a CPU.
 
     python examples/train_digits.py                          # the bundled model, 12 to 20 minutes
     python examples/train_digits.py --minutes 2 --out quick.safetensors
 
 The data are scikit-learn's 1797 digits of 8 x 8 pixels and 17 grey levels (0..16), mapped to
 [-1, 1]. Neighbouring levels are 1/8 apart, so the decoder's bins are 1/8 wide: bits per dimension
-are those of the 17-level data (an ignorant model pays log2 17 = 4.09), not of 8-bit images.
+are those of the 17-level data (uniform levels give log2 17 = 4.09), not of 8-bit images.
 
 Choices, and why:
-- Cosine schedule: the linear one spends half its steps below alpha_bar = 0.08, where so small an
-  image keeps little. Its betas are capped at 0.05 instead of 0.999, which leaves alpha(T) = 0.02
-  instead of 5e-5: the prior costs 3e-4 bits/dim, and x0 = (x - sigma eps) / alpha keeps a meaning
-  at t = T, where few-step samplers take their first and longest step.
-- 10% of the labels are replaced by the null class, so one network serves with and without
+- Cosine schedule: the linear one spends half its steps below alpha_bar = 0.08, where little is left
+  of so small an image. Its betas are capped at 0.05 instead of 0.999, so that alpha(T) is 0.02
+  instead of 5e-5. The prior then costs 3e-4 bits/dim, and x0 = (x - sigma eps) / alpha is accurate
+  enough at t = T, where few-step samplers take their first and longest step.
+- 10% of the labels are replaced by the null class, so that one network serves with and without
   guidance (Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", arXiv:2207.12598).
 - No augmentation: flips and shifts of digits this small leave the distribution.
-- The times of a batch are stratified (arXiv:2107.00630, App. I.1), for a steadier gradient.
+- The times of a batch are stratified (arXiv:2107.00630, App. I.1), for a less noisy gradient.
 
-With a number of steps the result depends on the seed and the machine only: two runs with equal
-threads write the same weights. An interrupt stops early and saves what there is.
+With --steps the result depends on the seed, the machine and the number of threads only. With
+--minutes it depends on the speed too. An interrupt stops early and saves the model so far.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def bits_per_dim(
 ) -> float:
     """Monte Carlo estimate of the bound in bits/dim; every draw visits each stratum of time.
 
-    The last step (the decoder) is computed for every image: as one step in T it would dominate
-    the noise of the estimate.
+    The term of the last step (the decoder) is computed for every image: drawn as one of T steps,
+    it would dominate the noise of the estimate.
     """
     generator = torch.Generator().manual_seed(seed)
     num_steps = int(schedule.num_steps)
@@ -80,7 +80,7 @@ def bits_per_dim(
 def draw_samples(
     model: DigitsUNet, schedule: NoiseSchedule, y: Tensor | None, count: int, seed: int
 ) -> Tensor:
-    """DDIM in 10 even steps, predicted x0 clipped to [-1, 1]; `fastsample.sample` does more."""
+    """DDIM in 10 even steps, with x0 clipped to [-1, 1]; `fastsample.sample` does this too."""
     generator = torch.Generator().manual_seed(seed)
     times = np.linspace(schedule.num_steps, 0, 11).round()
     alphas, sigmas = schedule.alpha(times), schedule.sigma(times)
@@ -104,7 +104,7 @@ def write_picture(path: Path, images: Tensor, columns: int = 10, zoom: int = 6) 
 
 
 def train(args: argparse.Namespace) -> tuple[DigitsUNet, NoiseSchedule, int, float]:
-    """The moving average of the weights, the schedule, the steps made, the last losses' mean."""
+    """Train; (averaged model, schedule, number of steps, mean of the last losses)."""
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     noise = generator if args.device == "cpu" else torch.Generator(args.device)
@@ -145,7 +145,7 @@ def train(args: argparse.Namespace) -> tuple[DigitsUNet, NoiseSchedule, int, flo
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            # A short memory at first: the earliest weights are worth nothing.
+            # The average has a short memory at first, since the earliest weights are bad.
             decay = min(args.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
             step += 1
@@ -168,7 +168,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--minutes", type=float, help="length of the run by the clock instead (not reproducible)")
     add("--loss", choices=["simple", "hybrid", "vlb"], default="hybrid")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, default=Path("digits.safetensors"), help="a PNG is put beside it")
+    add(
+        "--out",
+        type=Path,
+        default=Path("digits.safetensors"),
+        help="file to write; a PNG is written beside it",
+    )
     add("--device", default="cpu", help="where to train; only the CPU gives the bundled bits")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--channels", type=int, default=48)
@@ -182,7 +187,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, measure, save, draw."""
+    """Train, measure and save the model, and draw samples."""
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     model, schedule, steps, loss = train(args)

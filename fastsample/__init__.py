@@ -88,6 +88,8 @@ def __getattr__(name: str) -> Any:
         value = version("fastsample")
     elif name in _PLACES:
         value = getattr(import_module(f"fastsample.{_PLACES[name]}"), name)
+    elif name.startswith("_") or "." in name:
+        raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
     elif name in _samplers():
         value = _samplers()[name]
     else:

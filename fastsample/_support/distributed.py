@@ -7,16 +7,14 @@ In a program of one process every function returns its argument or does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar, cast
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-Result = TypeVar("Result")
 
 
 def process() -> tuple[int, int]:
@@ -45,28 +43,42 @@ def gathered(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def together(function: str, work: Callable[[], Result], device: torch.device) -> Result:
-    """Run this process's work and return its result; if one process fails, all of them raise.
+class OtherProcessFailedError(RuntimeError):
+    """Another process raised an error; its own message says what went wrong."""
 
-    Otherwise the other processes would wait for ever in their next collective call.
+
+def meet(function: str, device: torch.device, *, failed: bool = False) -> None:
+    """Wait for all processes, and raise if one of them comes here because it failed.
 
     Raises:
-        RuntimeError: another process failed. The one that failed raises its own error.
+        OtherProcessFailedError: in the processes that did not fail themselves.
     """
     if not running():
-        return work()
-    result: Result | None = None
-    failure: Exception | None = None
+        return
+    failures = summed(torch.tensor([float(failed)], dtype=torch.float64), device)
+    if failures[0] > 0 and not failed:
+        raise OtherProcessFailedError(f"{function}: another process failed; see its message")
+
+
+@contextmanager
+def failing_together(function: str, device: torch.device) -> Generator[None]:
+    """If the work inside fails in one process, it fails in all of them.
+
+    Otherwise the other processes would wait for ever in their next collective call. They notice at
+    their next `meet`, of which the work must hold one before each of its collective calls, and
+    which this context holds at its end.
+
+    Raises:
+        OtherProcessFailedError: in the processes that did not fail themselves.
+    """
     try:
-        result = work()
-    except Exception as error:
-        failure = error
-    failures = summed(torch.tensor([float(failure is not None)], dtype=torch.float64), device)
-    if failure is not None:
-        raise failure
-    if failures[0] > 0:
-        raise RuntimeError(f"{function}: another process failed; see its message")
-    return cast("Result", result)
+        yield
+    except OtherProcessFailedError:
+        raise
+    except Exception:
+        meet(function, device, failed=True)
+        raise
+    meet(function, device)
 
 
 def check_agreement(function: str, name: str, value: float, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -29,22 +30,34 @@ _FAILURES = (ValueError, TypeError, LookupError, AttributeError, OverflowError, 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write a file so that an interruption leaves the old content.
 
-    The data go to a temporary file in the same folder, which is then renamed.
+    The data go to a temporary file in the same folder, which is then renamed. The file that a
+    symbolic link points to is replaced, not the link. A new file has the permissions that the
+    process gives to new files, a replaced one keeps its own.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    try:
+        mode = stat.S_IMODE(target.stat().st_mode)
+    except FileNotFoundError:
+        mode = 0o666 & ~_umask()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; these are for everybody who may read the folder.
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(mode)  # mkstemp makes files private
         Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def _umask() -> int:
+    """The process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 @dataclass(frozen=True)

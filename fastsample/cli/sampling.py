@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fastsample as fs
 from fastsample.plots.images import save_grid
+from fastsample.samplers.registry import methods_with
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"}
 
@@ -39,7 +40,12 @@ def sample(options: argparse.Namespace) -> int:
     if options.guidance is not None and options.label is None:
         raise ValueError("sample: label must be given with guidance, got none")
     knobs = dict(options.knob)
+    for name in knobs:
+        if not methods_with(name):
+            raise ValueError(f"sample: knob must be one of a method, got {name}")
     if options.eta is not None:
+        if "eta" in knobs:
+            raise ValueError(f"sample: eta must be given once, got {knobs['eta']} as a knob too")
         knobs["eta"] = options.eta
     model = fs.load(options.model, device=options.device)
     seconds, calls, samples = _timed(

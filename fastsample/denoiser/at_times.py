@@ -55,11 +55,10 @@ class AtTimes:
         # Inference tensors cannot be saved for a backward pass, and callers may need one.
         with torch.inference_mode(False):
             self._timesteps = denoiser.network_times(times)
-        self._dtype = denoiser.network_dtype
 
     def rounded(self, x: Tensor) -> Tensor:
         """The values of `x` after rounding to the network's dtype, in the dtype of `x`."""
-        return x if self._dtype is None else x.to(self._dtype).to(x.dtype)
+        return x.to(self.denoiser.input_dtype(x.dtype)).to(x.dtype)
 
     def output(self, x: Tensor, k: int, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
         """The network's (conditional, unconditional or None) output for ``x (n, *shape)``.
@@ -109,8 +108,8 @@ class AtTimes:
 
     def _call(self, x: Tensor, conditions: Conditions, k: int) -> tuple[Tensor, Tensor | None]:
         """One network call."""
-        network_input = conditions.doubled(x if self._dtype is None else x.to(self._dtype))
+        network_input = conditions.doubled(x)
         timestep = self._timesteps[k].expand(len(network_input))
         output = self.denoiser.at_timestep(network_input, timestep, conditions.arguments)
         self.on_call(len(network_input))
-        return conditions.split(output.to(x.dtype))
+        return conditions.split(output)

@@ -23,7 +23,7 @@ from fastsample.denoiser.leaves import (
     with_dropped,
 )
 from fastsample.denoiser.normalise import normalised
-from fastsample.denoiser.trees import Shared, leaves, map_leaves, map_pairs
+from fastsample.denoiser.trees import leaves, map_leaves, map_pairs, with_shared
 
 
 class Conditions:
@@ -162,7 +162,9 @@ class Conditions:
             return with_dropped(self._function, path, conditional, unconditional, dropped)
 
         tree = normalised(self._function, "uncond", uncond, dropped.device)
-        cond = map_pairs(self._function, "uncond", replace, self._expanded(self._cond), tree)
+        expanded = self._expanded(self._cond)
+        tree = with_shared(expanded, tree)
+        cond = map_pairs(self._function, "uncond", replace, expanded, tree)
         return self._with(cond, None, self.batch)
 
     # ---- one call of the network
@@ -173,17 +175,11 @@ class Conditions:
         cond = self._expanded(self._cond)
         if self._uncond is None:
             return map_leaves(unwrapped, cond)
-        uncond = self._expanded(self._uncond)
-        missing = {
-            name: leaf
-            for name, leaf in cond.items()
-            if name not in uncond and isinstance(self._cond[name], Shared)
-        }
-        uncond = {**uncond, **missing}
+        uncond = with_shared(cond, self._expanded(self._uncond))
         if cond.keys() != uncond.keys():
             raise ValueError(
-                f"{self._function}: cond must have the names of uncond {sorted(uncond)}, "
-                f"got {sorted(cond)}"
+                f"{self._function}: cond must have the names of uncond {sorted(map(str, uncond))}, "
+                f"got {sorted(map(str, cond))}"
             )
 
         def both(path: str, conditional: Any, unconditional: Any) -> Any:

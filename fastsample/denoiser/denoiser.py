@@ -138,18 +138,26 @@ class Denoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating dtype of the network's parameters; float32 when it has none."""
-        return self.network_dtype or torch.float32
+        """Dtype of the network's first floating parameter; float32 when it has none."""
+        tensor = _first_tensor(self.model)
+        return torch.float32 if tensor is None else tensor.dtype
 
     def clip_for(self, clip: Clip | Literal["auto"]) -> Clip:
         """The range that x0 is clamped to: the model's for "auto", else `clip` itself."""
         return self.clip if isinstance(clip, str) and clip == "auto" else clip
 
-    @property
-    def network_dtype(self) -> torch.dtype | None:
-        """The dtype of a module's floating parameters; None for a plain callable."""
-        tensor = _first_tensor(self.model)
-        return None if tensor is None else tensor.dtype
+    def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which the network is given samples of a dtype.
+
+        A module whose floating parameters have the samples' dtype among theirs takes them as they
+        are, since networks may keep some layers in another precision. Other modules are given the
+        dtype of their first parameter; a plain callable takes any.
+        """
+        first = _first_tensor(self.model)
+        if first is None or first.dtype == dtype:
+            return dtype
+        parameters: Any = self.model.parameters()  # type: ignore[attr-defined]
+        return dtype if any(p.dtype == dtype for p in parameters) else first.dtype
 
     def network_times(self, times: FloatArray, device: torch.device | None = None) -> Tensor:
         """The timesteps ``(K,)`` that the network takes at project times ``(K,)``.
@@ -200,13 +208,20 @@ class Denoiser:
 
     __call__ = at_time
 
-    def at_timestep(self, x: Tensor, timestep: Tensor, cond: Mapping[str, Any]) -> Tensor:
+    def at_timestep(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        cond: Mapping[str, Any],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """The network's output at timesteps in the network's convention; the output is checked.
 
         Args:
-            x: noisy samples `(B, *shape)`.
+            x: noisy samples `(B, *shape)`; cast for the network, and its output back.
             timestep: `(B,)`, see `network_times`.
             cond: keyword arguments of the network, as it takes them.
+            dtype: the network's `input_dtype`, for callers that ask for it once; None asks here.
 
         Returns:
             `(B, *shape)`, or twice the channels with a learned variance, in the dtype of `x`.
@@ -215,9 +230,11 @@ class Denoiser:
             TypeError: an output that is no floating tensor.
             ValueError: an output of another shape or on another device.
         """
-        output = unpacked(self.model(x, timestep, **cond))
+        dtype = dtype or self.input_dtype(x.dtype)
+        network_input = x if dtype == x.dtype else x.to(dtype)
+        output = unpacked(self.model(network_input, timestep, **cond))
         check_output(x, output, learned=self.variance == "learned_range")
-        # Under autocast a network returns another dtype than its parameters'.
+        # Networks in another dtype or under autocast return theirs.
         return output if output.dtype == x.dtype else output.to(x.dtype)
 
     def __repr__(self) -> str:

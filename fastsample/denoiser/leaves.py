@@ -90,7 +90,7 @@ def doubled(function: str, path: str, conditional: Any, unconditional: Any) -> A
                 f"{function}: {path} must have the entries of uncond "
                 f"{tuple(unconditional.shape[1:])}, got {tuple(conditional.shape[1:])}"
             )
-        return torch.cat((unconditional, conditional))
+        return torch.cat((_in_dtype_of(function, path, conditional, unconditional), conditional))
     if isinstance(unconditional, list) and isinstance(conditional, list):
         return [*unconditional, *conditional]
     if not _equal(conditional, unconditional):
@@ -102,12 +102,30 @@ def doubled(function: str, path: str, conditional: Any, unconditional: Any) -> A
     return conditional
 
 
+def _in_dtype_of(function: str, path: str, conditional: Tensor, unconditional: Tensor) -> Tensor:
+    """The unconditional entries in the dtype of the conditional ones, in which they must be exact.
+
+    Floating conditions may round: a number of Python stands for its nearest float.
+    """
+    cast = unconditional.to(conditional)
+    if not conditional.is_floating_point() and not bool((cast == unconditional).all()):
+        raise ValueError(
+            f"{function}: {path} must have an uncond that {conditional.dtype} holds exactly, "
+            f"got {unconditional.flatten()[:4].tolist()}"
+        )
+    return cast
+
+
 def _equal(one: Any, other: Any) -> bool:
     """Whether two leaves are the same, tensors by value."""
+    if one is other:
+        return True
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return type(one) is type(other) and np.array_equal(one, other)
     if isinstance(one, Shared) and isinstance(other, Shared):
         return _equal(one.value, other.value)
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.shape == other.shape and bool(torch.equal(one, other)))
+        return one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
@@ -131,7 +149,12 @@ def with_dropped(
     """
     if isinstance(conditional, list):
         single = unconditional
-        if isinstance(unconditional, list) and len(unconditional) == 1:
+        if isinstance(unconditional, list):
+            if len(unconditional) != 1:
+                raise ValueError(
+                    f"{function}: {path} must hold one entry, which stands for no condition, "
+                    f"got {len(unconditional)}"
+                )
             single = unconditional[0]
         pairs = zip(conditional, dropped.tolist(), strict=True)
         return [single if drop else entry for entry, drop in pairs]
@@ -147,4 +170,5 @@ def with_dropped(
             f"{tuple(conditional.shape[1:])}, got {tuple(unconditional.shape)}"
         )
     mask = dropped.reshape(-1, *[1] * (conditional.dim() - 1))
-    return torch.where(mask, unconditional.to(conditional), conditional)
+    entry = _in_dtype_of(function, path, conditional, unconditional)
+    return torch.where(mask, entry, conditional)

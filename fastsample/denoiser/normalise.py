@@ -59,7 +59,10 @@ def normalised(function: str, path: str, tree: Any, device: torch.device | None)
             raise TypeError(
                 f"{function}: {path} must hold numbers or none in a list, got {tree!r:.80}"
             )
-        entries = [torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in tree]
+        entries = [
+            _as_tensor(function, f"{path}[{i}]", v) if isinstance(v, np.ndarray) else v
+            for i, v in enumerate(tree)
+        ]
         if all(isinstance(value, Tensor) and value.dim() == 0 for value in entries):
             return to_device(torch.stack(entries), device)
         return to_device(entries, device)
@@ -70,7 +73,7 @@ def _is_numeric(value: Any) -> bool:
     """Whether the value is a number or nested lists of numbers, which become one tensor."""
     if isinstance(value, list):
         return all(map(_is_numeric, value))
-    return isinstance(value, (bool, int, float, np.number))
+    return isinstance(value, (bool, int, float, np.number, np.bool_))
 
 
 def _is_array(value: Any) -> bool:
@@ -85,7 +88,8 @@ def _as_tensor(function: str, path: str, value: Any) -> Any:
     if not isinstance(value, (int, float, list, np.ndarray, np.number)) or isinstance(value, bool):
         return value
     try:
-        return torch.tensor(value)
+        # A copy also of arrays whose strides are negative, which torch refuses.
+        return torch.tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{function}: {path} must hold numbers, got {value!r:.80} ({error})"

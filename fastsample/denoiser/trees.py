@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shared:
     """A condition that is the same for every sample; made by `shared`."""
 
@@ -53,6 +53,20 @@ def tuple_like(like: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
     return type(like)(*values) if hasattr(like, "_fields") else tuple(values)
 
 
+def with_shared(tree: Any, other: Any) -> Any:
+    """`other` with the shared leaves of `tree` that it leaves out, at any depth of dictionaries."""
+    if not (isinstance(tree, dict) and isinstance(other, dict)):
+        return other
+    missing = {
+        name: leaf for name, leaf in tree.items() if name not in other and isinstance(leaf, Shared)
+    }
+    filled = {
+        name: with_shared(tree[name], leaf) if name in tree else leaf
+        for name, leaf in other.items()
+    }
+    return {**filled, **missing}
+
+
 def map_pairs(
     function: str, path: str, combine: Callable[[str, Any, Any], Any], one: Any, other: Any
 ) -> Any:
@@ -72,7 +86,7 @@ def map_pairs(
         if one.keys() != other.keys():
             raise ValueError(
                 f"{function}: {path} must have the same names in cond and uncond, "
-                f"got {sorted(one)} and {sorted(other)}"
+                f"got {sorted(map(str, one))} and {sorted(map(str, other))}"
             )
         return {
             name: map_pairs(function, f"{path}[{name!r}]", combine, one[name], other[name])

@@ -31,10 +31,17 @@ def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> 
         The path of the file.
 
     Raises:
+        TypeError: something else than several plans.
         ValueError: two plans of one length.
     """
+    if isinstance(plans, Plan) or not isinstance(plans, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"save_plans: plans must be several Plans, got {type(plans).__name__}")
     if isinstance(plans, Mapping):
         plans = cast("Mapping[int, Plan]", plans).values()
+    plans = list(plans)
+    for plan in plans:
+        if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"save_plans: plans must be Plans, got {type(plan).__name__}")
     ordered = sorted(plans, key=len)
     lengths = [len(plan) for plan in ordered]
     if len(set(lengths)) < len(lengths):

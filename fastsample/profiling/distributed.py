@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import FloatArray
-from fastsample._support.distributed import process, running, sum_arrays, together
+from fastsample._support.distributed import failing_together, process, running, sum_arrays
 from fastsample.profiling.profile import Profile
 
 Batches: TypeAlias = Iterable[tuple[int, Tensor]]
@@ -53,7 +53,8 @@ def all_reduced(measure: Callable[[], Profile], device: torch.device) -> Profile
         measure: measures this process's batch.
         device: where tensors are reduced.
     """
-    part = together("profile", measure, device)
+    with failing_together("profile", device):
+        part = measure()
     if not running():
         return part
     # Sorted by name, because a process without a batch fills its dictionary in another order.

@@ -103,7 +103,7 @@ def run(
     num_earlier = plan.needs_history if history is None else history
     numbers, timesteps = tables.numbers.unbind(), tables.timesteps.unbind()
     scales, times = plan.column("w").tolist(), plan.times.tolist()
-    dtype = denoiser.network_dtype
+    dtype = denoiser.input_dtype(x.dtype)
     # Seeds select the kernels that generate noise: deterministic plans must not pass any.
     generates = identity is not None and noise is None and plan.is_stochastic
     seeds, index = identity if generates and identity else (None, None)
@@ -111,14 +111,11 @@ def run(
     for k, number in enumerate(numbers):
         # A row of scale 1 needs no unconditional half.
         row_conditions = conditions if scales[k] != 1.0 else conditions.conditional
-        network_input = row_conditions.doubled(
-            x if dtype is None or x.dtype == dtype else x.to(dtype)
-        )
+        network_input = row_conditions.doubled(x)
         timestep = timesteps[k].expand(network_input.shape[0])
         with torch.inference_mode() if inference else nullcontext():
-            output = denoiser.at_timestep(network_input, timestep, row_conditions.arguments)
+            output = denoiser.at_timestep(network_input, timestep, row_conditions.arguments, dtype)
         del network_input
-        output = output if output.dtype == x.dtype else output.to(x.dtype)
         conditional, unconditional = row_conditions.split(output)
         if correct:
             conditional, unconditional = correct(k, x, conditional, unconditional)

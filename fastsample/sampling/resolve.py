@@ -144,14 +144,13 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
 
 def _callers_plan(function: str, denoiser: Denoiser, plan: Plan, request: PlanRequest) -> Resolved:
     """A plan from the caller; ValueError with a method, knobs, a grid or a clip besides."""
-    arguments: dict[str, tuple[Any, ...]] = {
-        "method": (request.method, "auto", DEFAULT_METHOD),
-        "grid": (request.grid, "auto", DEFAULT_GRID),
-        "clip": (request.clip, "auto"),
+    arguments: dict[str, Any] = {
+        "method": request.method,
+        "grid": request.grid,
+        "clip": request.clip,
     }
-    arguments |= {name: (value,) for name, value in request.knobs.items()}
-    for name, (value, *defaults) in arguments.items():
-        if not any(isinstance(value, str) and value == default for default in defaults):
+    for name, value in [*arguments.items(), *request.knobs.items()]:
+        if name in request.knobs or not isinstance(value, str) or value != "auto":
             raise ValueError(
                 f"{function}: {name} must be left out with a Plan, which decides it, got {value!r}"
             )

@@ -42,3 +42,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fastsample.training' has no attribute {name!r}")
     globals()[name] = getattr(import_module(f"fastsample.training.{_MODULES[name]}"), name)
     return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

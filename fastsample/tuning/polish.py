@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastsample._support.distributed import process
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import COLUMNS
 from fastsample.tuning.regression import HISTORY
@@ -37,11 +38,14 @@ def polish_rows(teacher: Teacher, plan: Plan, samples: slice, iterations: int) -
         scale = base[:, _TRAINED].abs().clamp(min=_MIN_SIZE) * mask
         shift = torch.zeros_like(scale, requires_grad=True)
         optimizer = torch.optim.Adam([shift], lr=_LEARNING_RATE, betas=(0.9, 0.99))
-        count = samples.stop - samples.start
+        world = process()[1]
+        # The batches of all processes together are those of one: each takes its part of 64 samples.
+        size = max(_BATCH // world, 1)
+        batches = max((samples.stop - samples.start) // size, 1)
         for iteration in range(iterations):
             optimizer.param_groups[0]["lr"] = _LEARNING_RATE * (1.0 - iteration / iterations)
-            first = samples.start + iteration * _BATCH % max(count - _BATCH + 1, 1)
-            part = slice(first, min(first + _BATCH, samples.stop))
+            first = samples.start + iteration % batches * size
+            part = slice(first, min(first + size, samples.stop))
             rows = base.clone()
             rows[:, _TRAINED] = base[:, _TRAINED] + scale * shift
             table = rows.to(teacher.start.device)
@@ -49,7 +53,7 @@ def polish_rows(teacher: Teacher, plan: Plan, samples: slice, iterations: int) -
             result = teacher.runner.run(plan, start, first, rows=table, history=HISTORY)
             difference = result - teacher.result[part].clone()
             (gradient,) = torch.autograd.grad(difference.square().mean(), shift)
-            shift.grad = teacher.split.sum(gradient).to(shift)
+            shift.grad = teacher.split.sum(gradient / world).to(shift)
             optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         rows = base.clone()
         rows[:, _TRAINED] = base[:, _TRAINED] + scale * shift.detach()

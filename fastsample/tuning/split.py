@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastsample._support.distributed import process, summed
+from fastsample._support.distributed import meet, process, summed
 
 SEARCHED = 192  # calibration samples that every candidate is run on
 RANKING = 32  # calibration samples that rank the known samplers
@@ -60,7 +60,12 @@ class Split:
         )
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in float64 on the CPU."""
+        """The sum of a tensor over all processes, in float64 on the CPU.
+
+        Raises:
+            OtherProcessFailedError: another process failed.
+        """
+        meet("tune", self.device)
         return summed(values.detach().double().cpu(), self.device)
 
     def median(self, values: Tensor, samples: slice) -> float:

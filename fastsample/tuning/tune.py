@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastsample._support.checks import check_bool, check_integer, check_real
-from fastsample._support.distributed import process
+from fastsample._support.distributed import failing_together, process
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.wrap import check_denoiser
@@ -125,7 +125,11 @@ def tune(
         batch_size=check_integer("tune", "batch_size", batch_size, 1),
     )
 
-    with torch.inference_mode(), tqdm(disable=not progress, desc="tune", unit="run") as bar:
+    with (
+        torch.inference_mode(),
+        failing_together("tune", denoiser.device),
+        tqdm(disable=not progress, desc="tune", unit="run") as bar,
+    ):
         teacher = Teacher(runner, times, split, checked_seed)
         grids = starting_grids(denoiser, K)
         stages = Stages(

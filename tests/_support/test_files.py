@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from safetensors import safe_open
 
 import fastsample as fs
 from fastsample._support import files
+from fastsample._support.files import write_atomically
 from fastsample.bundled import checkpoint
 from fastsample.bundled.checkpoint import load_checkpoint, save_checkpoint
 from fastsample.bundled.digits import load_digits_model
@@ -448,3 +451,34 @@ def test_bundled_files_are_old_ones():
     model = fs.load("digits")
     assert model.profile is not None
     assert len(model.plans) > 0
+
+
+# ---- where files go
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_new_file_has_the_permissions_of_the_process(mask, mode, tmp_path):
+    before = os.umask(mask)
+    try:
+        path = write_atomically(tmp_path / "new", b"1")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_replaced_file_keeps_its_permissions_and_its_link(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("plans", [None, 3, ["x"], PLAN_OF_3])
+def test_only_several_plans_are_saved(plans, tmp_path):
+    with pytest.raises(TypeError, match=r"save_plans: plans must be .*Plans, got "):
+        fs.save_plans(tmp_path / "plans.json", plans)
+    assert not list(tmp_path.iterdir())

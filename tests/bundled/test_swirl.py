@@ -71,11 +71,11 @@ def test_features_are_sines_and_cosines_of_the_octaves() -> None:
     net.dense1.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     z, log_snr = 2.0 * torch.randn(50, 2), torch.linspace(13.3, -5.0, 50)
     net(z, log_snr)
-    place = 2.0 * (-log_snr.double().numpy() + 13.3) / 18.3 - 1.0
-    h = np.concatenate([z.double().numpy(), place[:, None]], axis=1)
+    level = 2.0 * (-log_snr.double().numpy() + 13.3) / 18.3 - 1.0
+    h = np.concatenate([z.double().numpy(), level[:, None]], axis=1)
     phase = (2.0 * math.pi * h[:, :, None] * 2.0 ** np.arange(8)).reshape(50, 24)
     np.testing.assert_allclose(seen[0][:, :3], h, atol=1e-6)
-    # The point's own features are exact; gamma's place is itself rounded before it is doubled.
+    # The point's own features are exact; gamma's level is itself rounded before it is doubled.
     for part, function in ((seen[0][:, 3:27], np.sin), (seen[0][:, 27:], np.cos)):
         np.testing.assert_allclose(part[:, :16], function(phase)[:, :16], atol=1e-6)
         np.testing.assert_allclose(part[:, 16:], function(phase)[:, 16:], atol=3e-4)

@@ -46,8 +46,8 @@ def stored(tmp_path_factory):
     """A profile on disk, with trajectories and without, and of continuous data."""
     folder, model = tmp_path_factory.mktemp("profiles"), denoiser(halve, 3, clip=1.0)
     for name, count in (("lines", 4), ("none", 0)):
-        found = fs.profile(model, levels(8, 3), times=TIMES, trajectories=count)
-        found.save(folder / name)
+        result = fs.profile(model, levels(8, 3), times=TIMES, trajectories=count)
+        result.save(folder / name)
     SMALL.profile().save(folder / "small")
     return folder
 
@@ -156,13 +156,13 @@ def test_plan_prints_and_writes_the_best_grids(
     profile = fs.Profile.load(stored / file)
     table = profile.costs(objective, **arguments)
     printed = capsys.readouterr().out
-    found = json.loads(out.read_text())
-    assert found["objective"] == objective
-    assert fs.NoiseSchedule.from_dict(found["schedule"]) == profile.schedule
-    assert list(found["grids"]) == ["2", "4"]
+    result = json.loads(out.read_text())
+    assert result["objective"] == objective
+    assert fs.NoiseSchedule.from_dict(result["schedule"]) == profile.schedule
+    assert list(result["grids"]) == ["2", "4"]
     for steps in (2, 4):
         grid = table.best_grid(steps)
-        assert fs.Grid(found["grids"][str(steps)]) == grid
+        assert fs.Grid(result["grids"][str(steps)]) == grid
         bits = f", {table.bits_per_dim(grid):.4f} bits/dim" if objective == "elbo" else ""
         times = " ".join(f"{t:g}" for t in grid)
         assert f"{steps} steps: cost {table.cost(grid):.6g}{bits}\n  {times}\n" in printed

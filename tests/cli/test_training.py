@@ -73,9 +73,9 @@ def test_fine_tuning_for_few_steps(swirl, tmp_path):
     model = swirl / "model.safetensors"
     options = ["--steps", 4, "--iterations", 2, "--batch-size", 32, "--subset", 16]
     assert train(model, tmp_path, *options) == 0
-    found = lines(tmp_path)
-    assert [len(line["times"]) for line in found] == [4, 4]
-    assert all(line["fidelity"] > 0 for line in found)
+    result = lines(tmp_path)
+    assert [len(line["times"]) for line in result] == [4, 4]
+    assert all(line["fidelity"] > 0 for line in result)
     assert checkpoints.newest(tmp_path).notes["detector"]["updates"] == 2
     tuned = fs.load(tmp_path / "model.safetensors")
     assert fs.sample(tuned, 4, num_samples=2).shape == (2, 2)

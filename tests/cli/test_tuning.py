@@ -27,10 +27,10 @@ def tune(*arguments):
 def test_plans_are_the_library_s(tmp_path, capsys):
     out = tmp_path / "plans.json"
     assert tune("--steps", "3,5", "--out", str(out), "--seed", "4") == 0
-    found = load_plans(out)
-    assert list(found) == [3, 5]
+    result = load_plans(out)
+    assert list(result) == [3, 5]
     expected = fs.tune(denoiser(halve, 2), 5, samples=16, max_runs=2, seed=4)
-    assert found[5] == expected
+    assert result[5] == expected
     printed = capsys.readouterr().out
     assert expected.describe() in printed
 

@@ -274,3 +274,55 @@ WRONG = {
 @refusals(wrong=WRONG)
 def test_refused(call, error, match):
     check_refusal(call, error, match)
+
+
+# ---- what no condition means
+
+
+@pytest.mark.parametrize(
+    ("labels", "absent"),
+    [
+        (np.arange(3, dtype=np.uint8), -1),
+        (np.arange(3, dtype=np.uint8), 1000),
+        ([1, 2, 3], -0.5),
+        (np.array([True, False, True]), 2),
+    ],
+    ids=["negative", "too large", "fraction", "bool"],
+)
+def test_an_uncond_that_the_labels_dtype_cannot_hold_is_refused_everywhere(labels, absent):
+    """Cast for training and promoted for sampling it would be two different values."""
+    with pytest.raises(ValueError, match=r"\['y'\] must have an uncond that torch.* exactly"):
+        _ = Conditions("test", {"y": labels}, {"y": absent}, batch=3).arguments
+    with pytest.raises(ValueError, match=r"\['y'\] must have an uncond that torch.* exactly"):
+        Conditions("test", {"y": labels}, batch=3).replaced(
+            torch.tensor([True, False, True]), {"y": absent}
+        )
+
+
+def test_labels_keep_their_dtype_under_guidance():
+    given = {"y": np.arange(3, dtype=np.uint8), "z": torch.zeros(3, dtype=torch.float16)}
+    both = Conditions("test", given, {"y": 10.0, "z": 0.1}, batch=3).arguments
+    assert both["y"].dtype == torch.uint8
+    assert both["y"].tolist() == [10, 10, 10, 0, 1, 2]
+    assert both["z"].dtype == torch.float16  # floating conditions round
+
+
+def test_shared_values_may_be_left_out_of_uncond_at_any_depth():
+    given = {"a": {"y": [1, 2], "table": fs.shared(np.arange(4))}, "b": fs.shared("x")}
+    conditions = Conditions("test", given, {"a": {"y": 0}}, batch=2)
+    assert conditions.arguments["a"]["y"].tolist() == [0, 0, 1, 2]
+    assert conditions.arguments["b"] == "x"
+    dropped = conditions.conditional.replaced(torch.tensor([True, False]), {"a": {"y": 0}})
+    assert dropped.arguments["a"]["y"].tolist() == [0, 2]
+    # The same array in both is the same value.
+    array = fs.shared(np.arange(4))
+    twice = Conditions("test", {"y": [1], "s": array}, {"y": 0, "s": array}, batch=1)
+    assert twice.arguments["s"] is array.value
+
+
+def test_arrays_in_lists_are_copies():
+    entries = [np.arange(3.0), np.arange(2.0)[::-1]]
+    got = Conditions("test", {"a": entries}, batch=2).arguments["a"]
+    entries[0][:] = -1.0
+    assert got[0].tolist() == [0, 1, 2]
+    assert got[1].tolist() == [1, 0]

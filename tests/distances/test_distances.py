@@ -176,14 +176,14 @@ def test_wide_and_narrow_distances_agree(monkeypatch, offset: float) -> None:
     # Some points of the data are a rounding away from samples, where products cancel.
     y = torch.cat([normal(10, 500, seed=1).float() + offset, x[:3] * (1 + 2e-7), x[3:5]])
     weights = normal(20, 15, seed=2, dtype=torch.float32)
-    found = []
+    result = []
     for narrow in (0, 500):
         monkeypatch.setattr(pairwise, "_MAX_DIRECT", narrow)
         leaf = x.clone().requires_grad_()
         distances = pairwise.pairwise_distances(leaf, y)
         (distances[5:, :10] * weights[5:, :10]).sum().backward()
-        found.append((distances.detach(), leaf.grad))
-    (one, slope), (other, other_slope) = found
+        result.append((distances.detach(), leaf.grad))
+    (one, slope), (other, other_slope) = result
     exact = torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
     size = float(x.double().norm(dim=1).max())
     eps = torch.finfo(torch.float32).eps

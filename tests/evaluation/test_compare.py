@@ -32,7 +32,7 @@ def rmse(a, b):
 
 
 @pytest.fixture(scope="module")
-def found():
+def compared():
     model = mixture()
     return compare(model, tuned(model, (3, 5)), samples=50)
 
@@ -60,19 +60,19 @@ def test_errors_are_those_of_fresh_samples():
         assert known[name] == pytest.approx(rmse(x, fine), rel=1e-4), name
 
 
-def test_every_method_and_scheduler_takes_part(found):
+def test_every_method_and_scheduler_takes_part(compared):
     pytest.importorskip("diffusers")
-    assert found.missing is None or "scipy" in found.missing.lower()  # for one kind of times
-    assert {entry.family for entry in found.of("fastsample")} == {
+    assert compared.missing is None or "scipy" in compared.missing.lower()  # for one kind of times
+    assert {entry.family for entry in compared.of("fastsample")} == {
         "DDIM", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC",
     }  # fmt: skip
-    names = {entry.name for entry in found.of("diffusers")}
+    names = {entry.name for entry in compared.of("diffusers")}
     expected = {f"{p.short_label}, {p.grid}" for p in diffusers_schedulers.deterministic_samplers()}
     assert names >= {name for name in expected if "beta" not in name}  # those need SciPy
     assert names <= expected
-    for entry in found.entries:
+    for entry in compared.entries:
         assert sorted(entry.errors) == [3, 5], entry.name
-    assert found.best("tuned", 5).errors[5] < found.best("diffusers", 5).errors[5]
+    assert compared.best("tuned", 5).errors[5] < compared.best("diffusers", 5).errors[5]
 
 
 def test_conditions_reach_every_sampler():
@@ -173,10 +173,10 @@ def test_peers_reach_the_limit_in_many_steps(prediction):
 
 def test_peers_tell_the_network_its_own_times():
     pytest.importorskip("diffusers")
-    told = []
+    timesteps = []
 
     def network(x, t):
-        told.append(t[0].item())
+        timesteps.append(t[0].item())
         return 0.5 * x
 
     peer = diffusers_schedulers.DiffusersSampler(
@@ -184,8 +184,8 @@ def test_peers_tell_the_network_its_own_times():
     )
     peer.run(denoiser(network, 2), 4, torch.randn(3, 2))
     peer.run(denoiser(network, 2, time="fraction"), 4, torch.randn(3, 2))
-    assert told[:4] == [750, 500, 250, 0]
-    np.testing.assert_allclose(told[4:], [0.751, 0.501, 0.251, 0.001], rtol=1e-6)
+    assert timesteps[:4] == [750, 500, 250, 0]
+    np.testing.assert_allclose(timesteps[4:], [0.751, 0.501, 0.251, 0.001], rtol=1e-6)
 
 
 def test_peers_clip_as_the_model_says():
@@ -208,20 +208,20 @@ def test_peers_clip_as_the_model_says():
 # ---- the picture ----
 
 
-def test_the_picture_holds_every_line(found):
+def test_the_picture_holds_every_line(compared):
     pytest.importorskip("matplotlib")
     pytest.importorskip("diffusers")
-    panels = plots.tuned_errors(found).axes
+    panels = plots.tuned_errors(compared).axes
     for axes, side in zip(panels, ("fastsample", "diffusers"), strict=True):
-        bests = family_bests(found, side)
+        bests = family_bests(compared, side)
         drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
-        for family, errors in (*bests.items(), ("tuned plan", found.entries[0].errors)):
+        for family, errors in (*bests.items(), ("tuned plan", compared.entries[0].errors)):
             np.testing.assert_allclose(drawn[family], sorted(errors.items()))
         several = [line for line in axes.lines if line.get_alpha() is not None]
-        assert len(several) == len(found.of(side))
+        assert len(several) == len(compared.of(side))
         texts = [text.get_text() for text in axes.texts]
         assert {*bests, "tuned plan"} <= set(texts)
-        gain = found.best(side, 5).errors[5] / found.entries[0].errors[5]
+        gain = compared.best(side, 5).errors[5] / compared.entries[0].errors[5]
         assert f"{gain:.1f} x" in texts
         assert axes.get_xscale() == axes.get_yscale() == "log"
 

@@ -104,11 +104,11 @@ def plain_chain(
 ) -> Tensor:
     """The chain in plain torch, with the noise of samples 0, 1, ... of the iteration."""
     seeds, index = make_identity("test", streams.key("chain noise"), 0, len(x), x.device)
-    rows, told = torch.from_numpy(plan.rows.copy()), model.network_times(plan.times)
+    rows, timesteps = torch.from_numpy(plan.rows.copy()), model.network_times(plan.times)
     h1 = h2 = None
     for k in range(len(plan)):
         fed = x.detach() if jacobian_free else x
-        out = model.model(fed, told[k].expand(len(x)))
+        out = model.model(fed, timesteps[k].expand(len(x)))
         noise = ops.noise(seeds, index, x.shape[1:], draw=k, dtype=x.dtype)
         out = out.detach() if k < blind else out
         x, x0 = reference.step_x0(x, out, rows, torch.tensor(k), noise=noise, h1=h1, h2=h2)
@@ -171,7 +171,7 @@ class Sometimes(DiffusionLoss):
         self.bad, self.number = bad, 0
 
     def __call__(self, *args: Any, **options: Any) -> dict[str, Tensor]:
-        found = super().__call__(*args, **options)
+        result = super().__call__(*args, **options)
         factor = float("nan") if self.number in self.bad else 1.0
         self.number += 1
-        return {name: value * factor for name, value in found.items()}
+        return {name: value * factor for name, value in result.items()}

@@ -33,9 +33,9 @@ def settings():
 
 def test_save_writes_a_legible_file_where_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = plots.save(plots.time_strips(CHOSEN), Path("folder") / "strips.PNG")
-    assert found == tmp_path / "folder" / "strips.PNG"
-    header = found.read_bytes()[:24]
+    result = plots.save(plots.time_strips(CHOSEN), Path("folder") / "strips.PNG")
+    assert result == tmp_path / "folder" / "strips.PNG"
+    header = result.read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">I", header[16:20])[0] >= 1000  # pixels across
     assert b"<svg" in plots.save(plots.time_strips(CHOSEN), "strips.svg").read_bytes()

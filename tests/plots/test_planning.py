@@ -125,9 +125,9 @@ def test_bits_of_even_quadratic_and_best_times():
         "quadratic times": [grids.quadratic(20, k) for k in (2, 5, 8)],
         "best times": [table.best_grid(k) for k in (2, 5, 8)],
     }
-    for name, found in expected.items():
+    for name, result in expected.items():
         assert drawn[name].get_xdata().tolist() == [2, 5, 8]
-        bits = [table.bits_per_dim(grid) for grid in found]
+        bits = [table.bits_per_dim(grid) for grid in result]
         np.testing.assert_array_equal(drawn[name].get_ydata(), bits)
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "5", "8"]
@@ -142,7 +142,7 @@ def test_bits_default_to_powers_of_two_and_all_times():
 def test_bits_say_when_times_had_to_be_moved():
     names = legend(plots.bits_against_steps(SPARSE.costs("elbo"), steps=[2, 3]).axes[0])
     assert names[:2] == [
-        f"{kind} times (nearest of the table's 5)" for kind in ("even", "quadratic")
+        f"{name} times (nearest of the table's 5)" for name in ("even", "quadratic")
     ]
 
 
@@ -154,11 +154,11 @@ def test_bits_measured_on_another_table():
     assert "another" in axes.get_title()
 
 
-@pytest.mark.parametrize("kind", ["uniform", "quadratic"])
+@pytest.mark.parametrize("name", ["uniform", "quadratic"])
 @pytest.mark.parametrize("steps", [1, 3, 7, 19, 20])
-def test_nearest_times_are_the_grids_where_all_are_there(kind, steps):
-    near = nearest_times(np.arange(21.0), steps, {"uniform": 1, "quadratic": 2}[kind])
-    assert near == getattr(grids, kind)(20, steps)
+def test_nearest_times_are_the_grids_where_all_are_there(name, steps):
+    near = nearest_times(np.arange(21.0), steps, {"uniform": 1, "quadratic": 2}[name])
+    assert near == getattr(grids, name)(20, steps)
 
 
 def test_nearest_times_are_distinct_and_within_the_table():

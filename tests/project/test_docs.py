@@ -295,7 +295,7 @@ def test_the_list_of_rooms_is_the_real_one():
 
 
 def formula(lines: list[str]) -> dict[str, str]:
-    """Right side by left side where it stands first, without spaces, explanations, comment signs."""
+    """Right side by left side where it stands first, without spaces, words and comment signs."""
     found: dict[str, str] = {}
     for line in lines:
         match = re.match(r"^(?://)?\s*(m|x0|sd|x_next)\s+= (.*)$", line)

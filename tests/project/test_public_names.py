@@ -61,8 +61,18 @@ def test_type_checkers_see_the_same_names():
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'fastsample' has no attribute 'smaple'"):
-        _ = fs.smaple  # type: ignore[attr-defined]
+    for name in ("smaple", "__main__", "_hidden", "grids.nothing"):
+        with pytest.raises(AttributeError, match=f"'fastsample' has no attribute '{name}'"):
+            getattr(fs, name)
+
+
+def test_training_lists_its_names():
+    assert dir(fs.training) == sorted(fs.training.__all__)
+    assert "Trainer" in dir(fs.training)
+
+
+def test_importing_the_entry_point_runs_nothing():
+    assert output("-c", "import fastsample.__main__") == ""
 
 
 @pytest.mark.parametrize(("old", "new"), MOVED.items())

@@ -257,8 +257,8 @@ TIMES = {
 WITH_PLAN = {
     name: (sample(steps=PLAN, **{name: value}), ValueError, f"sample: {name} {LEFT_OUT} a Plan, wh")
     for name, value in {
-        "method": "unipc",
-        "grid": "karras",
+        "method": "ddim",  # also a plan's own, and what "auto" would be
+        "grid": "uniform",
         "eta": 0.5,
         "variance": "small",
         "order": 2,

@@ -14,8 +14,8 @@ CUDA = torch.device("cuda", 0)
 
 
 def gradients(model, x0, term):
-    found = FidelityLoss(3, subset=16, **term)(model, x0, iteration=2)
-    return found.loss, torch.autograd.grad(found.loss, list(model.model.parameters()))
+    result = FidelityLoss(3, subset=16, **term)(model, x0, iteration=2)
+    return result.loss, torch.autograd.grad(result.loss, list(model.model.parameters()))
 
 
 def on_gpu_model(chain, *arguments, **options):

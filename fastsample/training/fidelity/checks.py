@@ -30,8 +30,8 @@ def check_combination(plans: ChainPlans, discrepancy: Discrepancy, chains: int) 
         )
     if isinstance(plans.steps, Plan) and plans.steps.is_guided:
         raise ValueError(
-            "FidelityLoss: steps must be an unguided Plan, got a guided one; the chain is "
-            "trained as conditions are given"
+            "FidelityLoss: steps must be an unguided Plan, got a guided one; chains are trained "
+            "without guidance"
         )
     method = METHODS.get(plans.method)
     if start == "noised" and method is not None and method.chooses_times:

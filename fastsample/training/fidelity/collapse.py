@@ -169,7 +169,7 @@ class CollapseDetector:
         }
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs to go on, ready for JSON."""
+        """The detector's state for `load_state`, ready for JSON."""
         return {
             "updates": self._updates,
             "ignored": self._ignored,

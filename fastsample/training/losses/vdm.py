@@ -224,7 +224,7 @@ def _check_denoiser(denoiser: Denoiser) -> None:
         )
     if denoiser.time not in ("log_snr", "fraction"):
         raise ValueError(
-            "VDMLoss: denoiser must be told time='log_snr' or 'fraction', "
+            "VDMLoss: denoiser must have time='log_snr' or 'fraction', "
             f"got {denoiser.time!r}; no gradient passes a callable"
         )
     if denoiser.variance == "learned_range":

@@ -17,6 +17,7 @@ from fastsample._support.tensors import (
 )
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.trees import Shared
 from fastsample.training.randomness import RandomStreams
 
 
@@ -148,7 +149,9 @@ class Batches:
             first = self.cond.select(slice(0, 1))
         else:
             first = Conditions("Trainer", _collate([self.data[0]])[1], batch=1)
-        if sorted(uncond) != sorted(first.mapping):
+        # Shared conditions are the same for every sample, and need no replacement.
+        names = [name for name, leaf in first.mapping.items() if not isinstance(leaf, Shared)]
+        if not set(names) <= uncond.keys() <= first.mapping.keys():
             raise ValueError(
                 f"Trainer: cond must have the names of the model's uncond {sorted(uncond)} with "
                 f"cond_dropout, got {sorted(first.mapping)}"
@@ -183,10 +186,28 @@ def _collate(items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
         if "x0" not in mappings[0]:
             raise ValueError(f'Trainer: data must have items with "x0", got {sorted(mappings[0])}')
         names = [name for name in mappings[0] if name != "x0"]
-        cond = {name: torch.stack([torch.as_tensor(m[name]) for m in mappings]) for name in names}
+        cond = {name: _entries([m[name] for m in mappings]) for name in names}
         return torch.stack([torch.as_tensor(m["x0"]) for m in mappings]), cond
     if not isinstance(items[0], Tensor):
         raise TypeError(
             f'Trainer: data must have items that are tensors or mappings with "x0", got {item_type}'
         )
     return torch.stack(items), {}
+
+
+def _entries(values: list[Any]) -> Any:
+    """One value of each sample as conditions: stacked where they are tensors of one shape.
+
+    Tensors of different shapes, strings and the like stay a list with one entry per sample.
+    """
+    first: Any = values[0]
+    if isinstance(first, Mapping):
+        keys = cast("Mapping[str, Any]", first)
+        return {key: _entries([value[key] for value in values]) for key in keys}
+    if isinstance(first, tuple):
+        return tuple(_entries(list(parts)) for parts in zip(*values, strict=True))
+    if isinstance(first, (Tensor, np.ndarray)):
+        tensors = [torch.as_tensor(value) for value in values]
+        same = all(tensor.shape == tensors[0].shape for tensor in tensors)
+        return torch.stack(tensors) if same else tensors
+    return values

@@ -1,4 +1,4 @@
-"""What a run has measured so far: log lines, failures in a row, and the collapse detector."""
+"""The record of a run: log lines, failures in a row, and the state of the collapse detector."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HISTORY_LENGTH = 10_000
 
 
 class RunRecord:
-    """Makes the log line of an iteration, and keeps what a checkpoint needs to go on.
+    """Makes log lines of iterations, and keeps the state of a run besides its weights.
 
     Args:
         world: number of processes.
@@ -87,7 +87,7 @@ class RunRecord:
         return name if self.failures[name] >= MAX_FAILURES and fails_now else None
 
     def state(self) -> dict[str, Any]:
-        """What `load_state` needs, ready for JSON."""
+        """Failures and the detector's state for `load_state`, ready for JSON."""
         return {"detector": self.detector.state(), "failures": self.failures}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

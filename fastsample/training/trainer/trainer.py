@@ -63,7 +63,7 @@ class Trainer:
             is ``DiffusionLoss.of(denoiser)``.
         fidelity: a `FidelityLoss`, or a `FidelityTerm` with its weight, learning rate and how
             often it is used; None trains with the diffusion loss alone.
-        optimizer: learning rate, weight decay, gradient clipping and the kind of optimiser.
+        optimizer: learning rate, weight decay, gradient clipping and the optimiser's class.
         folder: folder for checkpoints and the log ``log.jsonl``; None writes nothing.
         resume: go on from the folder's newest checkpoint, if it has one.
         cond: with a tensor of data: keyword arguments of the network, N entries or a number each.

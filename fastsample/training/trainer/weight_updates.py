@@ -146,7 +146,7 @@ class WeightUpdater:
         return tensors
 
     def changed_settings(self) -> dict[str, Any]:
-        """What the optimisers have changed besides tensors, such as counters, by optimiser."""
+        """Settings that the optimisers have changed, such as counters, by optimiser."""
         return {label: optimizer.changed_settings() for label, optimizer in self._optimizers()}
 
     def load(self, tensors: dict[str, Tensor], changed_settings: Mapping[str, Any]) -> None:

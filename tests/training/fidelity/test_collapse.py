@@ -25,13 +25,13 @@ def batches(scales, *, count: int = 64, size: int = 2, seed: int = 0):
 def warned(scales, detector: CollapseDetector | None = None, **knobs: int) -> list[int]:
     """Numbers of the updates that warned."""
     detector = detector or CollapseDetector()
-    found = []
+    result = []
     for i, (samples, data) in enumerate(batches(scales, **knobs)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             detector.update(samples, data)
-        found += [i] * len(caught)
-    return found
+        result += [i] * len(caught)
+    return result
 
 
 FALLING = np.concatenate([np.linspace(0.86, 0.8, 100), np.full(150, 0.8)])
@@ -55,9 +55,9 @@ def test_a_chain_that_starts_too_narrow_and_stays_is_no_collapse(seed: int) -> N
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_chain_that_narrows_is_one_collapse(seed: int) -> None:
-    found = warned(FALLING, count=256, seed=seed)
-    assert len(found) == 1
-    assert 60 <= found[0] < 250
+    result = warned(FALLING, count=256, seed=seed)
+    assert len(result) == 1
+    assert 60 <= result[0] < 250
 
 
 def test_most_narrowing_chains_are_seen_with_small_batches() -> None:
@@ -69,8 +69,8 @@ def test_most_narrowing_chains_are_seen_with_small_batches() -> None:
 def test_a_deep_collapse_is_seen_soon() -> None:
     """The measured fall of a paired loss: .86 to .56 of the data."""
     scales = np.concatenate([np.full(20, 0.86), np.linspace(0.86, 0.56, 75)])
-    (found,) = warned(scales)
-    assert found < 75
+    (result,) = warned(scales)
+    assert result < 75
 
 
 def test_samples_that_were_too_wide_may_narrow_to_the_data() -> None:
@@ -78,8 +78,8 @@ def test_samples_that_were_too_wide_may_narrow_to_the_data() -> None:
 
 
 def test_a_sudden_collapse_to_a_point_is_seen() -> None:
-    (found,) = warned([1.0] * 30 + [0.0] * 30)
-    assert found < 40
+    (result,) = warned([1.0] * 30 + [0.0] * 30)
+    assert result < 40
 
 
 def test_a_second_collapse_warns_again() -> None:
@@ -100,12 +100,12 @@ def test_shorter_distances_alone_are_seen() -> None:
             samples = 4 * samples * far
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            found = detector.update(samples, data)
+            result = detector.update(samples, data)
         messages += [str(warning.message) for warning in caught]
     assert len(messages) == 1
     assert "got a mean pairwise distance that fell from 1.0" in messages[0]
-    assert found["sd_ratio"] == pytest.approx(1.0, abs=0.05)
-    assert found["diversity_ratio"] < 0.6
+    assert result["sd_ratio"] == pytest.approx(1.0, abs=0.05)
+    assert result["diversity_ratio"] < 0.6
 
 
 def test_the_message_says_what_from_what_to_what_and_the_remedy() -> None:
@@ -134,7 +134,7 @@ def test_ratios_are_those_of_a_loop() -> None:
     detector, memory = CollapseDetector(memory=4), 4
     seen = []
     for i, (x, y) in enumerate(batches([1.0, 0.7, 1.3, 1.1, 0.9, 1.0], count=5, size=3)):
-        found = detector.update(x.reshape(5, 1, 3), y.reshape(5, 1, 3))
+        result = detector.update(x.reshape(5, 1, 3), y.reshape(5, 1, 3))
         rows = []
         for points in (x.double().numpy(), y.double().numpy()):
             sd = math.sqrt(points.var(axis=0, ddof=1).mean())
@@ -146,8 +146,8 @@ def test_ratios_are_those_of_a_loop() -> None:
         fast, slow = (1 - 1 / memory) ** age, (1 - 1 / (10 * memory)) ** age
         levels = (fast * values[:, 0]).sum(0) / fast.sum()
         known = (slow * values[:, 1]).sum(0) / slow.sum()
-        assert found["sd_ratio"] == pytest.approx(levels[0] / known[0], rel=1e-5)
-        assert found["diversity_ratio"] == pytest.approx(levels[1] / known[1], rel=1e-5)
+        assert result["sd_ratio"] == pytest.approx(levels[0] / known[0], rel=1e-5)
+        assert result["diversity_ratio"] == pytest.approx(levels[1] / known[1], rel=1e-5)
 
 
 def test_noise_of_the_start_is_its_standard_error() -> None:
@@ -176,10 +176,10 @@ def test_noise_of_the_start_is_its_standard_error() -> None:
 
 def test_images_and_unequal_counts() -> None:
     detector = CollapseDetector()
-    found = detector.update(torch.randn(40, 3, 8, 8).bfloat16(), torch.randn(64, 3, 8, 8))
-    assert found["sd_ratio"] == pytest.approx(1, abs=0.1)
-    assert found["diversity_ratio"] == pytest.approx(1, abs=0.1)
-    assert found["collapsed"] == found["ignored"] == 0
+    result = detector.update(torch.randn(40, 3, 8, 8).bfloat16(), torch.randn(64, 3, 8, 8))
+    assert result["sd_ratio"] == pytest.approx(1, abs=0.1)
+    assert result["diversity_ratio"] == pytest.approx(1, abs=0.1)
+    assert result["collapsed"] == result["ignored"] == 0
 
 
 def test_no_graph_is_kept() -> None:

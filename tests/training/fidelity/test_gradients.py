@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:FidelityLoss. the jacobian_free 
 COUNT = len(DATA)
 
 
-def found(model, **options):
+def loss_and_gradients(model, **options):
     """Loss and gradients of three steps, iteration 5."""
     result = FidelityLoss(options.pop("steps", GRID), **options)(model, DATA, iteration=5)
     return result, gradients(result.loss, model)
@@ -73,7 +73,7 @@ def test_every_weight_has_a_gradient(chain, distance):
     options = {**DISTANCES[distance], **CHAINS[chain]}
     if "method" in options:
         options.pop("eta", None)
-    _, grads = found(chain_model(chain), **options)
+    _, grads = loss_and_gradients(chain_model(chain), **options)
     for gradient in grads:
         assert gradient.isfinite().all()
         assert gradient.abs().max() > 1e-9
@@ -112,7 +112,7 @@ def test_finite_differences_of_chains(chain):
 def test_gradients_are_those_of_a_loop(chain, start):
     model = chain_model(chain)
     options = {**CHAINS[chain], "start": start}
-    result, grads = found(model, **options)
+    result, grads = loss_and_gradients(model, **options)
     value, expected = looped(model, **options)
     torch.testing.assert_close(result.loss, value, rtol=1e-12, atol=0.0)
     assert_close(grads, expected)
@@ -121,12 +121,12 @@ def test_gradients_are_those_of_a_loop(chain, start):
 def test_clipping_stops_the_gradient_where_it_acts():
     model = tiny(torch.float64)
     options = {"clip": 0.5, "eta": 1.0}
-    assert_close(found(model, **options)[1], looped(model, **options)[1])
+    assert_close(loss_and_gradients(model, **options)[1], looped(model, **options)[1])
 
 
 def test_float32_is_close_to_float64():
     model = tiny(torch.float64)
-    _, expected = found(model, eta=1.0)
+    _, expected = loss_and_gradients(model, eta=1.0)
     narrow = tiny()
     narrow.model.load_state_dict(model.model.state_dict())
     result = FidelityLoss(GRID, eta=1.0)(narrow, DATA.float(), iteration=5)
@@ -142,8 +142,8 @@ def test_checkpoints_change_no_bit(chain):
     model = chain_model(chain)
     for gradient in ("full", "last", "jacobian_free"):
         options = {**CHAINS[chain], "gradient": gradient, "last_rows": 2}
-        one, grads = found(model, **options)
-        other, again = found(model, **options, checkpoint=True)
+        one, grads = loss_and_gradients(model, **options)
+        other, again = loss_and_gradients(model, **options, checkpoint=True)
         assert torch.equal(one.loss, other.loss)
         assert all(map(torch.equal, grads, again))
 
@@ -152,7 +152,7 @@ def test_checkpoints_change_no_bit(chain):
 @pytest.mark.parametrize("chain", CHAINS)
 def test_last_rows_alone(chain, rows):
     model = chain_model(chain)
-    _, grads = found(model, **CHAINS[chain], gradient="last", last_rows=rows)
+    _, grads = loss_and_gradients(model, **CHAINS[chain], gradient="last", last_rows=rows)
     _, expected = looped(model, blind=max(3 - rows, 0), **CHAINS[chain])
     assert_close(grads, expected)
 
@@ -160,7 +160,7 @@ def test_last_rows_alone(chain, rows):
 @pytest.mark.parametrize("chain", CHAINS)
 def test_jacobian_free_detaches_the_network_s_input(chain):
     model = chain_model(chain)
-    result, grads = found(model, **CHAINS[chain], gradient="jacobian_free")
+    result, grads = loss_and_gradients(model, **CHAINS[chain], gradient="jacobian_free")
     value, expected = looped(model, jacobian_free=True, **CHAINS[chain])
     torch.testing.assert_close(result.loss, value, rtol=1e-12, atol=0.0)
     assert_close(grads, expected)
@@ -170,17 +170,17 @@ def test_jacobian_free_detaches_the_network_s_input(chain):
 def test_jacobian_free_multistep_chains_are_warned_of(recwarn, gradient):
     for chain in CHAINS:
         recwarn.clear()
-        found(chain_model(chain), **CHAINS[chain], gradient=gradient)
-        told = [str(warning.message) for warning in recwarn]
-        assert len(told) == (chain.startswith("dpm++") and gradient == "jacobian_free")
-        assert all("jacobian_free gradient of the multistep dpm_solver" in text for text in told)
+        loss_and_gradients(chain_model(chain), **CHAINS[chain], gradient=gradient)
+        texts = [str(warning.message) for warning in recwarn]
+        assert len(texts) == (chain.startswith("dpm++") and gradient == "jacobian_free")
+        assert all("jacobian_free gradient of the multistep dpm_solver" in text for text in texts)
 
 
 def test_truncations_differ_from_the_whole():
     model = tiny(torch.float64)
     kinds = [{"gradient": "full"}, {"gradient": "jacobian_free"}]
     kinds += [{"gradient": "last", "last_rows": rows} for rows in (1, 2)]
-    all_grads = [found(model, **kind)[1][0] for kind in kinds]
+    all_grads = [loss_and_gradients(model, **kind)[1][0] for kind in kinds]
     for one, other in itertools.combinations(all_grads, 2):
         assert not torch.allclose(one, other, rtol=1e-3)
 

@@ -104,8 +104,8 @@ def test_prior_is_the_noise_of_an_iteration():
     model, plan = tiny(torch.float64), fs.ddim(LINEAR, GRID)
     index, streams = torch.arange(12), RandomStreams(0, 2)
     identity = make_identity("test", streams.key("chain start"), index, 12, torch.device("cpu"))
-    found = starting_points(model, plan, DATA, "prior", index=index, streams=streams)
-    assert torch.equal(found, ops.noise(*identity, (2,), dtype=torch.float64))
+    result = starting_points(model, plan, DATA, "prior", index=index, streams=streams)
+    assert torch.equal(result, ops.noise(*identity, (2,), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("chain", CHAINS)

@@ -24,9 +24,9 @@ GOLDEN = stored("losses")["cases"]
 
 def cases(kind: str) -> list:
     """The golden cases of a kind as pytest parameters."""
-    found = [case for case in GOLDEN if case["kind"] == kind]
-    assert found
-    return [pytest.param(case, id=case["id"]) for case in found]
+    result = [case for case in GOLDEN if case["kind"] == kind]
+    assert result
+    return [pytest.param(case, id=case["id"]) for case in result]
 
 
 def f64(values: object) -> torch.Tensor:

@@ -22,15 +22,15 @@ ENDS = (-4.0, 3.0)
 
 
 class Smooth(nn.Module):
-    """A smooth function of the sample and of what it is told."""
+    """A smooth function of the sample and of the timestep."""
 
     def __init__(self) -> None:
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
 
-    def forward(self, x: torch.Tensor, told: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
-        told = told.reshape(-1, *[1] * (x.dim() - 1))
-        return torch.tanh(self.slope * x + 0.1 * told) + 0.2 * told.sin() + shift
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
+        timestep = timestep.reshape(-1, *[1] * (x.dim() - 1))
+        return torch.tanh(self.slope * x + 0.1 * timestep) + 0.2 * timestep.sin() + shift
 
 
 def smooth(**options) -> Denoiser:
@@ -103,7 +103,7 @@ def test_float32_keeps_the_published_ends(prediction) -> None:
     noise, decoder_noise = torch.randn(2, 64, 2, generator=generator)
     t = torch.arange(64) / 64
     options = {"time": "log_snr", "prediction": prediction}
-    model = Denoiser(lambda x, told: 0.5 * x, NoiseSchedule.vdm(), (2,), **options)
+    model = Denoiser(lambda x, timestep: 0.5 * x, NoiseSchedule.vdm(), (2,), **options)
     given = {"x0": data.x0, "t": t, "noise": noise, "decoder_noise": decoder_noise}
     for low in (-13.3, -8.0):  # the second with neighbouring levels within reach
         terms = VDMLoss(low, 5.0, levels=data.levels)(model, **given)
@@ -200,7 +200,7 @@ def test_reconstruction_of_two_levels_is_a_logistic_function() -> None:
     gamma, eps = 1.2, torch.tensor([[0.3], [-1.1], [2.0]], dtype=torch.float64)
     x0 = torch.full_like(eps, 0.5)
     loss = VDMLoss(gamma, 5.0, levels=levels).double()
-    model = Denoiser(lambda x, told: x, NoiseSchedule.vdm(*ENDS), (1,), time="log_snr")
+    model = Denoiser(lambda x, timestep: x, NoiseSchedule.vdm(*ENDS), (1,), time="log_snr")
     got = loss(model, x0, decoder_noise=eps)["reconstruction"]
     # The logits differ by distance z / e^gamma, with z = x0 + e^(gamma / 2) eps.
     z = 0.5 + math.exp(loss.b.item() / 2) * eps[:, 0]
@@ -330,7 +330,7 @@ def test_a_short_training_lowers_the_bound() -> None:
             {"schedule": NoiseSchedule.flow()},
             r"must have a NoiseSchedule\.vdm, got NoiseSchedule\.flow",
         ),
-        ({"time": lambda t: t}, "must be told time='log_snr' or 'fraction', got <function"),
+        ({"time": lambda t: t}, "must have time='log_snr' or 'fraction', got <function"),
         ({"variance": "learned_range"}, "must have a fixed variance, got 'learned_range'"),
     ],
 )

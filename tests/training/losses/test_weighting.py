@@ -1,4 +1,4 @@
-"""The simple loss on every schedule and prediction, its weights, and who is told which time."""
+"""The simple loss on every schedule and prediction, its weights, and the network's timesteps."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def test_weights_are_those_of_the_error_of_x0(schedule, prediction, weighting) -
     loss = DiffusionLoss(
         schedule, kind="simple", variance="small", prediction=prediction, weighting=weighting
     )
-    terms = loss(lambda x, told: output, x0, t, noise)
+    terms = loss(lambda x, t: output, x0, t, noise)
     np.testing.assert_allclose(terms["loss"], expected, rtol=1e-7)
     plain = DiffusionLoss(schedule, kind="simple", variance="small", prediction=prediction)
-    assert torch.equal(plain(lambda x, told: output, x0, t, noise)["loss"], terms["mse"])
+    assert torch.equal(plain(lambda x, t: output, x0, t, noise)["loss"], terms["mse"])
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -94,7 +94,7 @@ def test_the_target_is_the_prediction_of_a_perfect_network(schedule, prediction)
         "flow": noise - x0,
     }[prediction]
     loss = DiffusionLoss(schedule, kind="simple", variance="small", prediction=prediction)
-    assert float(loss(lambda x, told: perfect, x0, t, noise)["loss"].max()) < 1e-28
+    assert float(loss(lambda x, t: perfect, x0, t, noise)["loss"].max()) < 1e-28
 
 
 def test_gamma_bounds_the_ratio() -> None:
@@ -117,7 +117,7 @@ def test_without_signal_a_weight_is_its_limit_or_refused(prediction, weighting) 
             build()
         return
     x0 = torch.ones(1, 1, dtype=torch.float64)
-    terms = build()(lambda x, told: torch.zeros_like(x), x0, torch.tensor([3]), 2 * x0)
+    terms = build()(lambda x, t: torch.zeros_like(x), x0, torch.tensor([3]), 2 * x0)
     limit = {"epsilon": 1.0, "x0": WEIGHTS[weighting](0.0)}.get(
         prediction, {"snr": 0.0, "min_snr": 0.0}.get(weighting, 1.0)
     )
@@ -151,20 +151,20 @@ def test_uniform_numbers_become_times() -> None:
 
 def test_drawn_real_times_follow_the_generator_and_are_told_exactly() -> None:
     loss = DiffusionLoss(NoiseSchedule.flow(), kind="simple", variance="small", prediction="flow")
-    told: list[torch.Tensor] = []
+    timesteps: list[torch.Tensor] = []
 
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        told.append(t)
+        timesteps.append(t)
         return (1.0 - t.double()[:, None]) * 2.0 + t.double()[:, None] * noise - x
 
     x0, noise = torch.full((2, 4000, 1), 2.0, dtype=torch.float64)
     for _ in range(2):
         terms = loss(network, x0, noise=noise, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(*told)
-    assert told[0].dtype == torch.float32
-    assert 0.0 < told[0].min() < 0.01
-    assert 0.99 < told[0].max() <= 1.0
-    # From the time it was told the network knew x_t: it put out 0, not noise - x0.
+    assert torch.equal(*timesteps)
+    assert timesteps[0].dtype == torch.float32
+    assert 0.0 < timesteps[0].min() < 0.01
+    assert 0.99 < timesteps[0].max() <= 1.0
+    # From its timestep the network knew x_t: it put out 0, not noise - x0.
     assert float((terms["loss"] - ((noise - x0) ** 2)[:, 0]).abs().max()) < 1e-28
 
 
@@ -179,7 +179,7 @@ def test_drawn_real_times_follow_the_generator_and_are_told_exactly() -> None:
 def test_wrong_real_times(t, message) -> None:
     loss = DiffusionLoss(NoiseSchedule.vdm(), kind="simple", variance="small")
     with pytest.raises(ValueError, match=f"DiffusionLoss: {message}"):
-        loss(lambda x, told: x, torch.zeros(2, 3), t)
+        loss(lambda x, t: x, torch.zeros(2, 3), t)
 
 
 # ---- denoisers
@@ -219,7 +219,7 @@ def test_two_denoisers_of_one_loss_are_told_each_their_own() -> None:
     loss = DiffusionLoss.of(first)
     for model in (first, second, first):
         loss(model, data(2)[0], torch.tensor([1, 200]))
-    assert [told.tolist() for told in spy.told] == [[0, 199], [pytest.approx(0.005), 1], [0, 199]]
+    assert [t.tolist() for t in spy.told] == [[0, 199], [pytest.approx(0.005), 1], [0, 199]]
 
 
 def test_conditions_and_a_learned_variance_pass_through_a_denoiser() -> None:

@@ -90,6 +90,26 @@ def test_data_sets_give_what_tensors_give(form, workers):
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+class Texts(Dataset):
+    """Items with a string, tensors of different lengths, and a nested number."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        text = torch.arange(float(i % 3 + 1))
+        return {"x0": numbered(10)[i], "name": f"n{i}", "text": text, "more": {"y": i, "z": (i,)}}
+
+
+def test_items_may_hold_any_conditions():
+    for batch in batches(batches_of(data=Texts()), 3):
+        numbers = batch.x0[:, 0].long().tolist()
+        cond = batch.cond.arguments
+        assert cond["name"] == [f"n{i}" for i in numbers]
+        assert [len(text) for text in cond["text"]] == [i % 3 + 1 for i in numbers]
+        assert cond["more"]["y"].tolist() == cond["more"]["z"][0].tolist() == numbers
+
+
 @pytest.mark.parametrize("process", [(0, 1), (1, 2)])
 def test_conditions_follow_their_sample(process):
     many = {"y": torch.arange(10), "z": np.arange(10.0), "w": list(range(10)), "one": 3}

@@ -114,7 +114,7 @@ def refusal(call):
 def work(rank, folder):
     """One process: all runs, because starting it is what takes the time."""
     with meeting(rank, folder):
-        found = {name: outcome(make()) for name, make in RUNS.items()}
+        results = {name: outcome(make()) for name, make in RUNS.items()}
         both = os.path.join(folder, "both")
         for last in (2, 3):
             run = trainer(fidelity=fidelity(), folder=both, resume=True)
@@ -123,13 +123,13 @@ def work(rank, folder):
         try:
             stopped.run(6)
         except KeyboardInterrupt:
-            found["stopped"] = stopped.iteration
+            results["stopped"] = stopped.iteration
         own = os.path.join(folder, "own", str(rank))
         trainer(loss=Pressed(-1), folder=own).save()
-        found["batch"] = refusal(lambda: trainer(batch_size=15))
-        found["subset"] = refusal(lambda: trainer(fidelity=fidelity(subset=7)).run(1))
-        found["data"] = refusal(lambda: trainer(data=points(60 + rank)))
-        found["spare layer"] = refusal(lambda: trainer(spare()).run(3))
+        results["batch"] = refusal(lambda: trainer(batch_size=15))
+        results["subset"] = refusal(lambda: trainer(fidelity=fidelity(subset=7)).run(1))
+        results["data"] = refusal(lambda: trainer(data=points(60 + rank)))
+        results["spare layer"] = refusal(lambda: trainer(spare()).run(3))
         drawn = []
         module = sys.modules["fastsample.training.fidelity.loss"]
 
@@ -139,8 +139,8 @@ def work(rank, folder):
 
         module.run_chain = watched
         FidelityLoss((2, 4), grid="random", clip=2.0)(tiny(), points(4), iteration=1)
-        found["drawn"] = drawn
-        torch.save(found, os.path.join(folder, f"found {rank}"))
+        results["drawn"] = drawn
+        torch.save(results, os.path.join(folder, f"results {rank}"))
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +151,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    return [torch.load(folder / f"found {rank}", weights_only=False) for rank in (0, 1)]
+def results(folder):
+    return [torch.load(folder / f"results {rank}", weights_only=False) for rank in (0, 1)]
 
 
 def assert_close(one, other, tolerance):
@@ -174,11 +174,11 @@ def assert_close(one, other, tolerance):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_take_the_steps_of_one(found, name):
+def test_two_processes_take_the_steps_of_one(results, name):
     """Loss, norms of the gradients, weights, moments and detector; times bit for bit."""
     alone = outcome(RUNS[name]())
     tolerance = {"float32": 2e-6, "vdm": 2e-6, "vdm apart": 2e-6}.get(name, 1e-11)
-    for both in (found[0][name], found[1][name]):
+    for both in (results[0][name], results[1][name]):
         assert both["state"].keys() == alone["state"].keys()
         assert_close(both["state"], alone["state"], tolerance)
         assert_close(both["detector"], alone["detector"], max(tolerance, 1e-6))
@@ -189,12 +189,12 @@ def test_two_processes_take_the_steps_of_one(found, name):
             names = [n for n in ("loss", "norm", "fidelity", "fidelity_norm") if n in one]
             assert_close({n: one[n] for n in names}, other, tolerance)
     # What both do at once they do alike to the last bit, or they would drift apart.
-    mine, theirs = (both[name]["state"] for both in found)
+    mine, theirs = (both[name]["state"] for both in results)
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-def test_times_are_shared_and_noise_is_not(found):
-    (one,), (other,) = (both["drawn"] for both in found)
+def test_times_are_shared_and_noise_is_not(results):
+    (one,), (other,) = (both["drawn"] for both in results)
     assert one[0] == other[0]
     assert (one[1], other[1]) == ([0, 2, 4, 6], [1, 3, 5, 7])
     assert len({tuple(row) for start in (one[2], other[2]) for row in start.tolist()}) == 8
@@ -209,8 +209,8 @@ def test_one_process_writes_and_all_of_them_resume(folder):
     assert_close(state(part), state(whole), 2e-6)
 
 
-def test_an_interrupt_of_one_stops_all_at_the_same_iteration(found, folder):
-    assert [both["stopped"] for both in found] == [3, 3]
+def test_an_interrupt_of_one_stops_all_at_the_same_iteration(results, folder):
+    assert [both["stopped"] for both in results] == [3, 3]
     part = trainer(loss=Pressed(0), folder=folder / "stopped", resume=True)
     assert part.iteration == 3
     part.run(4)
@@ -224,8 +224,8 @@ def test_only_the_first_process_writes(folder):
     assert not (folder / "own" / "1").exists()
 
 
-def test_refusals(found):
-    for both in found:
+def test_refusals(results):
+    for both in results:
         assert "find_unused_parameters=True" in both["spare layer"]
         assert both["batch"] == (
             "Trainer: batch_size must be a multiple of the 2 processes, got 15"

@@ -24,9 +24,9 @@ def test_an_iteration_that_is_not_finite_is_skipped():
     run = trainer(loss=Sometimes({1, 2, 4}), fidelity=FidelityTerm(fidelity(), lr=1e-3))
     states = [state(run)]
     for n in range(6):
-        # Told of once in a row.
-        told = pytest.warns(UserWarning, match=NOT_FINITE) if n in (1, 4) else nullcontext()
-        with told:
+        # One warning per row of failures.
+        warns = pytest.warns(UserWarning, match=NOT_FINITE) if n in (1, 4) else nullcontext()
+        with warns:
             run.run(n + 1)
         states.append(state(run))
     assert [line["skipped"] for line in run.history] == [False, True, True, False, True, False]
@@ -83,11 +83,11 @@ def test_twenty_chains_in_a_row_that_are_not_finite(tmp_path, every):
     run = trainer(model, folder=tmp_path, **options)
     message = "Trainer: the gradient of the fidelity loss must be finite, got none .* in 20 iter"
     with (
-        pytest.warns(UserWarning, match="fidelity loss was not finite in iteration 0;") as told,
+        pytest.warns(UserWarning, match="fidelity loss was not finite in iteration 0;") as caught,
         pytest.raises(RuntimeError, match=message),
     ):
         run.run(60)
-    assert len(told) == 1
+    assert len(caught) == 1
     assert run.iteration == 19 * every + 1
     plain = trainer()
     plain.run(run.iteration)
@@ -102,9 +102,9 @@ def test_a_term_that_is_not_finite_beside_a_loss_that_is_not():
     run = trainer(
         fs.Denoiser(Fragile({1}), LINEAR, (2,)), fidelity=fidelity(), loss=Sometimes({1, 2})
     )
-    with pytest.warns(UserWarning, match="not finite in iteration 1") as told:
+    with pytest.warns(UserWarning, match="not finite in iteration 1") as caught:
         run.run(4)
-    assert len(told) == 2
+    assert len(caught) == 2
     assert [line["skipped"] for line in run.history] == [False, True, True, False]
     assert [line["fidelity_skipped"] for line in run.history] == [False, True, True, False]
 
@@ -136,7 +136,7 @@ def test_bfloat16_is_the_network_s_alone():
     assert type(runs[1].averaged.model) is Tiny
 
 
-def test_collapse_is_told_with_the_line_of_the_iteration():
+def test_collapse_warns_with_the_line_of_the_iteration():
     run = trainer(fidelity=fidelity(), optimizer=Optimizer(lr=1e-12))
     run.run(25)
     run.network.second.weight.data.zero_()

@@ -136,9 +136,9 @@ def test_tied_weights_are_saved(tmp_path):
 
     def run(last):
         model = fs.Denoiser(Tied(), LINEAR, (2,))
-        found = trainer(model, folder=tmp_path, resume=True)
-        found.run(last)
-        return found
+        result = trainer(model, folder=tmp_path, resume=True)
+        result.run(last)
+        return result
 
     torch.manual_seed(0)
     run(2)
@@ -204,9 +204,9 @@ def test_a_run_killed_again_and_again(tmp_path):
 class Interrupting(DiffusionLoss):
     """Somebody presses Ctrl-C, or ends the process, while the loss is made."""
 
-    def __init__(self, number, times=1, kind=signal.SIGINT) -> None:
+    def __init__(self, number, times=1, number_of_signal=signal.SIGINT) -> None:
         super().__init__(LINEAR, kind="simple", variance="small")
-        self.number, self.presses, self.calls, self.signal = number, times, 0, kind
+        self.number, self.presses, self.calls, self.signal = number, times, 0, number_of_signal
 
     def __call__(self, *args, **options):
         self.calls += 1
@@ -217,16 +217,18 @@ class Interrupting(DiffusionLoss):
 
 
 @pytest.mark.parametrize(
-    ("kind", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )
-def test_an_interrupt_waits_for_the_iteration_and_saves(tmp_path, kind, error):
-    before = signal.getsignal(kind)
-    run = trainer(loss=Interrupting(3, kind=kind), fidelity=fidelity(), folder=tmp_path)
+def test_an_interrupt_waits_for_the_iteration_and_saves(tmp_path, number, error):
+    before = signal.getsignal(number)
+    run = trainer(
+        loss=Interrupting(3, number_of_signal=number), fidelity=fidelity(), folder=tmp_path
+    )
     with pytest.raises(error) as stopped:
         run.run(6)
-    if kind == signal.SIGTERM:
+    if number == signal.SIGTERM:
         assert stopped.value.code == 143
-    assert signal.getsignal(kind) is before
+    assert signal.getsignal(number) is before
     assert run.iteration == 3
     assert run.network.training  # as it was
     assert len(lines(tmp_path)) == 3
@@ -254,20 +256,20 @@ def test_twenty_gradients_in_a_row_that_are_not_finite(tmp_path):
     good.run(2)
     options = {"folder": tmp_path, "resume": True, "save_every": 7}
     run = trainer(loss=Sometimes(range(2, 99)), **options)
-    with pytest.warns(UserWarning, match="diffusion loss was not finite in iteration 2;") as told:
+    with pytest.warns(UserWarning, match="diffusion loss was not finite in iteration 2;") as caught:
         run.run(14)
-    assert len(told) == 1
+    assert len(caught) == 1
     run = trainer(loss=Sometimes(range(99)), **options)
     assert run.record.failures == {"diffusion loss": 12, "fidelity loss": 0}
     message = r"Trainer: the gradient of the diffusion loss must be finite, got none .* 20 "
     with pytest.raises(RuntimeError, match=message):
         run.run(50)
     assert run.iteration == 22
-    found = checkpoints.newest(tmp_path)
-    assert (found.iteration, found.notes["failures"]) == (22, run.record.failures)
+    result = checkpoints.newest(tmp_path)
+    assert (result.iteration, result.notes["failures"]) == (22, run.record.failures)
     assert run.record.failures["diffusion loss"] == 20
     for name, value in state(good).items():
-        assert torch.equal(found.tensors[name], value)
+        assert torch.equal(result.tensors[name], value)
         assert torch.equal(state(run)[name], value)
     assert [line["skipped"] for line in lines(tmp_path)] == [False] * 2 + [True] * 20
     mended = trainer(loss=Sometimes({}), **options)

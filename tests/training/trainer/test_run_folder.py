@@ -88,8 +88,8 @@ def damaged(path: Path, how: str) -> None:
     elif how == "foreign":
         path.write_bytes(b"somebody's own")
     else:  # one bit of the detector's own numbers, or of the trainer's
-        place = data.index(f'"{how}'.encode() + b'\\":4') + len(how) + 4
-        path.write_bytes(data[:place] + b"5" + data[place + 1 :])
+        position = data.index(f'"{how}'.encode() + b'\\":4') + len(how) + 4
+        path.write_bytes(data[:position] + b"5" + data[position + 1 :])
 
 
 DAMAGES = ["cut", "header cut", "empty", "bit", "foreign", "updates", "iteration"]
@@ -215,9 +215,9 @@ def test_folders_are_not_overwritten(folder):
 )
 def test_folders_of_another_term(tmp_path, other):
     trainer(folder=tmp_path, fidelity=fidelity()).run(1)
-    for term, told in ((fidelity(**other), "FidelityLoss"), (None, "None")):
+    for term, name in ((fidelity(**other), "FidelityLoss"), (None, "None")):
         with pytest.raises(
-            ValueError, match=f"of this run, got .* with fidelity .* instead of .{told}"
+            ValueError, match=f"of this run, got .* with fidelity .* instead of .{name}"
         ):
             trainer(folder=tmp_path, fidelity=term, resume=True)
     assert trainer(folder=tmp_path, fidelity=fidelity(), resume=True).iteration == 1

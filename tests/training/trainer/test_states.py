@@ -28,14 +28,14 @@ def assert_resumes(make, folder):
 
 
 class Counted(nn.Module):
-    """A picture's network with a batch norm that counts, and numbers of its pixels."""
+    """A picture's network with a batch norm that counts, and an embedding of its pixels."""
 
     def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.first, self.last = nn.Conv2d(1, 3, 1), nn.Conv2d(3, 1, 1)
-            self.places = nn.Embedding(4, 1)
+            self.embedding = nn.Embedding(4, 1)
         self.norm = nn.BatchNorm2d(3)
         self.register_buffer("position_ids", torch.arange(4))
         self.register_buffer("seen", torch.zeros(2, dtype=torch.int32))
@@ -43,8 +43,8 @@ class Counted(nn.Module):
     def forward(self, x, t):
         if self.training:
             self.seen += 1
-        place = self.places(self.position_ids).reshape(1, 1, 2, 2)
-        return self.last(torch.tanh(self.norm(self.first(x + place))))
+        offsets = self.embedding(self.position_ids).reshape(1, 1, 2, 2)
+        return self.last(torch.tanh(self.norm(self.first(x + offsets))))
 
 
 def pictured(**options):

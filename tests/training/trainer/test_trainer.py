@@ -117,16 +117,16 @@ def test_training_lowers_the_loss_and_the_distance():
 
 def test_ends_of_a_learned_schedule_are_trained_by_the_bound_alone():
     data = swirl_data(64)
-    found = []
+    result = []
     for term in (None, FidelityTerm(fidelity(clip=None), lr=1e-3)):
         model = fs.Denoiser(SwirlNet(8), NoiseSchedule.vdm(), (2,), time="log_snr")
         loss = VDMLoss.of(model, levels=data.levels)
         run = trainer(model, data.x0, loss=loss, fidelity=term)
         run.run(1)
-        found.append((loss.w.item(), loss.b.item()))
+        result.append((loss.w.item(), loss.b.item()))
         assert run.current.schedule == loss.schedule() != model.schedule
         assert run.averaged.schedule == run.averaged_loss.schedule() != model.schedule
-    assert found[0] == found[1] != (pytest.approx(18.3, abs=1e-5), pytest.approx(-13.3, abs=1e-5))
+    assert result[0] == result[1] != (pytest.approx(18.3, abs=1e-5), pytest.approx(-13.3, abs=1e-5))
 
 
 # ---- rates and averages
