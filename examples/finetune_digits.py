@@ -6,7 +6,7 @@
 
 The network is trained through its own K-step sampler, the tuned plan that comes with the model, so
 that the energy distance between samples and digits becomes small. Training with the diffusion loss
-goes on, so that sampling in many steps stays as good. A run that was interrupted goes on. Writes
+goes on, so that sampling in many steps stays as good. An interrupted run resumes. Writes
 model.safetensors, which holds the plan and which `fastsample.load` opens, and before-after.png,
 with samples of both models from the same noise and labels.
 """

@@ -3,7 +3,7 @@
     python examples/profile_digits.py            # a minute on two cores
 
 The profile is measured on all 1500 training digits without labels, at 129 of the 1000 times. That
-is enough for grids of up to 64 steps, and small enough for a wheel. Then prints grids, and the
+is enough for grids of up to 64 steps, and small enough for a wheel. Then it prints grids, and the
 errors of the best and of the even times at 5 steps.
 """
 
@@ -19,7 +19,7 @@ TIMES = [1, 2, 4, 6, *range(8, 1001, 8)]
 
 
 def main() -> None:
-    """Measure and save the profile, and print what it gives."""
+    """Measure and save the profile, and print the grids and costs that follow from it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("digits-profile.safetensors"))
     parser.add_argument("--num", type=int, help="only the first of the 1500 digits")
@@ -34,7 +34,7 @@ def main() -> None:
         batch_size=500,
         bin_width=DIGITS_BIN_WIDTH,
         trajectories=256,
-        cond={"y": 10},  # no label
+        cond={"y": 10},  # 10 is the null class
         progress=True,
     )
     print(f"wrote {profile.save(args.out)}: {profile}")

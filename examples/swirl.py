@@ -1,9 +1,9 @@
-"""Fine-tuning for few steps on the swirl, with the paper's loss and with a better one.
+"""Fine-tune a swirl model for few steps, with the loss of Chen 2023 and with a better one.
 
     python examples/swirl.py                   # about 3 minutes on two cores; pictures in swirl/
     python examples/swirl.py --iterations 200 --fine-tune 20 --out quick
 
-The experiment of Chen 2023, "Fast sampling of diffusion models by shortcut MCMC"
+It repeats the experiment of Chen 2023, "Fast sampling of diffusion models by shortcut MCMC"
 (arXiv:2301.01206, Figs. 3 and 4): 1024 points of a spiral in 8-bit values, a network of three dense
 layers on Fourier features, trained as a variational diffusion model (arXiv:2107.00630), and sampled
 in K = 10 of T = 200 steps (which are 11 network calls) and in all 200. The trained model is trained
@@ -11,7 +11,7 @@ further in three ways: with the diffusion loss alone, with the paper's paired sq
 with the energy distance between samples from noise and the data. The squared error is least where
 each sample is the mean of the data given z_T, and the samples collapse towards these means.
 
-A run that was interrupted goes on. Writes fig3.png (estimates of x0 at calls k of the short chain),
+An interrupted run resumes. Writes fig3.png (estimates of x0 at calls k of the short chain),
 fig4.png (of the long chain) and curves.png, and prints distances to 4096 fresh points.
 """
 
@@ -58,7 +58,7 @@ RATES = {"paired MSE": 1e-3, "energy distance": 7e-5}
 
 
 def trained(folder: Path, iterations: int, seed: int) -> tuple[Path, Path]:
-    """Train a new model; (its file, its log)."""
+    """Train a new model, and return (its file, its log)."""
     recipe = recipe_of("swirl", seed=seed)
     trainer = recipe.trainer(None, folder=folder, resume=True, seed=seed, progress=True)
     averaged = trainer.run(iterations)
@@ -69,7 +69,7 @@ def trained(folder: Path, iterations: int, seed: int) -> tuple[Path, Path]:
 def fine_tuned(
     start: Path, folder: Path, arm: str | None, iterations: int, seed: int
 ) -> tuple[fs.Denoiser, Path]:
-    """Train a model further; (the model, its log)."""
+    """Train a model further, and return (the model, its log)."""
     recipe = recipe_of(start)
     options: dict[str, Any] = {"folder": folder, "resume": True, "seed": seed, "progress": True}
     fidelity = None
@@ -81,7 +81,7 @@ def fine_tuned(
 
 
 def distances(samples: Tensor) -> str:
-    """Distances between samples and fresh points, as text."""
+    """Return a text with distances between the samples and fresh points of the swirl."""
     fresh = swirl_data(4096, seed=12345).x0
     directions = random_directions(128, 2, torch.Generator().manual_seed(0))
     away = torch.cdist(samples, fresh[:2048])
@@ -94,7 +94,7 @@ def distances(samples: Tensor) -> str:
 
 
 def estimates(model: fs.Denoiser, calls: int, **options: Any) -> tuple[list[Tensor], Tensor]:
-    """Draw samples; (estimates of x0 at every call, the samples)."""
+    """Draw samples, and return (estimates of x0 at every call, the samples)."""
     seen: list[Tensor] = []
     samples = fs.sample(
         model,
@@ -128,7 +128,7 @@ def picture(path: Path, samplers: dict[str, tuple[list[Tensor], Tensor]], calls:
 
 
 def curves(path: Path, logs: dict[str, Path]) -> None:
-    """Draw the losses, and the standard deviation of the chain's samples, over the iterations."""
+    """Plot the losses, and the standard deviation of the K-step samples, over the iterations."""
     figure, axes = plt.subplots(1, 4, figsize=(13, 3))
     panels = (
         ("bits/dim", "loss", tuple(logs)),

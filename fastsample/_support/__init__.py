@@ -1,1 +1,1 @@
-"""Helpers for the whole package: argument checks, stored files, devices, processes."""
+"""Helpers that every folder uses: argument checks, stored files, devices, several processes."""

@@ -1,4 +1,4 @@
-"""Checks of arguments that several modules share.
+"""Functions that check the arguments of the package's functions.
 
 Every message reads ``<function>: <argument> must <rule>, got <value>``. A wrong type raises
 TypeError, a wrong value ValueError.
@@ -22,7 +22,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 def check_integer(
     function: str, name: str, value: object, low: int, high: int | None = None
 ) -> int:
-    """Return the value as an int in [low, high]; a bool is refused."""
+    """Return the value as an int if it lies in [low, high]; raise for a bool."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -38,7 +38,7 @@ def check_integer(
 def check_real(
     function: str, name: str, value: object, low: float = -math.inf, high: float = math.inf
 ) -> float:
-    """Return the value as a finite float in [low, high]; a bool is refused."""
+    """Return the value as a float if it is finite and in [low, high]; raise for a bool."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{function}: {name} must be a real number, got {value!r}")
     number = float(value)
@@ -56,7 +56,7 @@ def check_array(function: str, name: str, value: Any, *, infinite: bool = False)
     """
     try:
         array = np.asarray(value)
-    except ValueError:  # the nested lists have different lengths
+    except ValueError:  # NumPy raises this for nested lists of different lengths
         raise TypeError(f"{function}: {name} must hold real numbers, got {value!r:.80}") from None
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{function}: {name} must hold real numbers, got {array.dtype} data")
@@ -79,21 +79,21 @@ def check_vector(function: str, name: str, value: Any) -> FloatArray:
 
 
 def frozen(array: npt.NDArray[np.float64]) -> FloatArray:
-    """Return a read-only float64 copy, for the arrays of immutable objects."""
+    """Return a read-only float64 copy of the array, to store in an immutable object."""
     copy: FloatArray = np.array(array, np.float64)
     copy.setflags(write=False)
     return copy
 
 
 def check_bool(function: str, name: str, value: object) -> bool:
-    """Return the value if it is True or False; others are refused, since "false" counts as true."""
+    """Return the value if it is True or False; raise otherwise: the string "false" is truthy."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{function}: {name} must be True or False, got {value!r}")
     return bool(value)  # pyright: ignore[reportUnknownArgumentType]  # np.bool_ is generic
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, and name the line outside the package that called into it as the source."""
+    """Warn, and report the user's line that called into the package as the warning's source."""
     depth, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("fastsample."):
         depth, frame = depth + 1, frame.f_back

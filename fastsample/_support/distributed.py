@@ -1,8 +1,8 @@
-"""Sums and checks over the processes of `torch.distributed`.
+"""Functions that sum, gather and compare values over the processes of `torch.distributed`.
 
 In a program of one process every function returns its argument or does nothing.
 """
-# torch.distributed has untyped parameters.
+# The parameters of torch.distributed's functions have no types.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 
 
 def process() -> tuple[int, int]:
-    """Return (rank, number of processes), which is (0, 1) for a process that works alone."""
+    """Return (rank, number of processes): (0, 1) when only one process runs."""
     return (dist.get_rank(), dist.get_world_size()) if running() else (0, 1)
 
 
 def summed(vector: Tensor, device: torch.device) -> Tensor:
-    """Return the sum of a CPU tensor over all processes; NCCL adds it up on `device`."""
+    """Return the sum of a CPU tensor over all processes; with NCCL it is computed on `device`."""
     if not running():
         return vector
     return torch.from_numpy(sum_arrays(vector.contiguous(), device).reshape(vector.shape))
@@ -44,11 +44,11 @@ def gathered(x: Tensor) -> Tensor:
 
 
 class OtherProcessFailedError(RuntimeError):
-    """Another process raised an error; its own message says what went wrong."""
+    """Raised where another process failed; that process's own message says what went wrong."""
 
 
 def meet(function: str, device: torch.device, *, failed: bool = False) -> None:
-    """Wait for all processes, and raise if one of them comes here because it failed.
+    """Wait until all processes call this function; raise if one of them passes ``failed=True``.
 
     Raises:
         OtherProcessFailedError: in the processes that did not fail themselves.
@@ -62,7 +62,7 @@ def meet(function: str, device: torch.device, *, failed: bool = False) -> None:
 
 @contextmanager
 def failing_together(function: str, device: torch.device) -> Generator[None]:
-    """If the work inside fails in one process, it fails in all of them.
+    """Make the code inside the ``with`` block raise in all processes if it raises in one.
 
     Otherwise the other processes would wait for ever in their next collective call. They notice at
     their next `meet`, of which the work must hold one before each of its collective calls, and
@@ -99,7 +99,7 @@ def check_agreement(function: str, name: str, value: float, device: torch.device
 
 
 def sum_arrays(vector: Tensor, device: torch.device) -> npt.NDArray[np.float64]:
-    """Return the sum of a CPU tensor over all processes as an array."""
+    """Return the sum of a CPU tensor over all processes as a NumPy array of its shape."""
     if dist.get_backend() == "nccl":
         vector = vector.to(device)
     dist.all_reduce(vector)
@@ -107,5 +107,5 @@ def sum_arrays(vector: Tensor, device: torch.device) -> npt.NDArray[np.float64]:
 
 
 def running() -> bool:
-    """Return whether several processes work together."""
+    """Return whether `torch.distributed` is initialised with more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,4 +1,4 @@
-"""Stored files: written whole or not at all, and refused if damaged.
+"""Reading and writing of the package's files: a write is atomic, and damage is detected.
 
 Every file holds a document, which is one JSON object: `format` (a name), `version`, the format's
 own fields, and `sha256`, the checksum of all the rest. Plans are such a document as text. Profiles
@@ -21,14 +21,14 @@ from typing import Any, Literal, cast
 
 from safetensors import SafetensorError, safe_open
 
-_KEY = "fastsample"  # the entry of safetensors' metadata that holds the document
-_LARGEST = 100_000_000  # bytes of a document: safetensors' own bound on its header
-# The exceptions that code raises when it reads values it did not expect.
+_KEY = "fastsample"  # The document is stored under this key of the safetensors metadata.
+_LARGEST = 100_000_000  # This is the limit of safetensors on its header, in bytes.
+# Code that parses a damaged file may raise any of these.
 _FAILURES = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write a file so that an interruption leaves the old content.
+    """Write a file so that an interrupted write leaves the old content; return its real path.
 
     The data go to a temporary file in the same folder, which is then renamed. The file that a
     symbolic link points to is replaced, not the link. A new file has the permissions that the
@@ -54,7 +54,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
+    """Return the process's file mode mask (umask), which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
@@ -62,7 +62,7 @@ def _umask() -> int:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of stored files that are JSON text.
+    """Reads and writes one kind of file that is JSON text, such as plans.
 
     Args:
         name: the document's `format`, for example "fastsample.plan".
@@ -79,12 +79,12 @@ class Format:
     last_without_checksum: int = 0
 
     def refusal(self, got: object, reason: object) -> ValueError:
-        """Return the error for something that is no file of this format."""
+        """Return the ValueError to raise for content that is no file of this format."""
         return ValueError(f"{self.function}: {self.rule}, got {got} ({reason})")
 
     @contextmanager
     def reading(self, got: object) -> Generator[None]:
-        """Turn the errors of code that parses a file's content into `refusal(got, ...)`."""
+        """Turn any error that is raised inside the ``with`` block into `refusal(got, ...)`."""
         try:
             yield
         except _FAILURES as error:
@@ -92,11 +92,11 @@ class Format:
             raise self.refusal(got, reason) from error
 
     def to_text(self, fields: Mapping[str, Any]) -> str:
-        """Return strict JSON of the fields in their order; floats are kept bit for bit."""
+        """Return the fields as strict JSON with a checksum; floats are kept bit for bit."""
         return json.dumps(self._sealed(fields, {}), allow_nan=False)
 
     def from_text(self, text: str | bytes, got: object) -> dict[str, Any]:
-        """Return the fields that `to_text` stored, in JSON's types.
+        """Return the fields that `to_text` stored, as lists, dicts, strings and numbers.
 
         Args:
             text: text from any source.
@@ -110,18 +110,18 @@ class Format:
             return self._unsealed(document, document, {})
 
     def save_text(self, path: str | os.PathLike[str], fields: Mapping[str, Any]) -> Path:
-        """Write the text of the fields to a file, and make its folder if need be."""
+        """Write `to_text` of the fields to a file, making its folder if needed; return its path."""
         return _written(path, self.to_text(fields).encode() + b"\n")
 
     def load_text(self, path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Read a file as `from_text` does; FileNotFoundError if there is none."""
+        """Return the fields of a file, as `from_text` does; FileNotFoundError if there is none."""
         file = self._existing(path)
         if file.stat().st_size > _LARGEST:
             raise self.refusal(file, f"more than {_LARGEST} bytes")
         return self.from_text(file.read_bytes(), file)
 
     def _existing(self, path: Any) -> Path:
-        """Return the path of a file that exists."""
+        """Return the path; raise FileNotFoundError if no file exists there."""
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"{self.function}: path must be a path, got {type(path).__name__}")
         file = Path(cast("str | os.PathLike[str]", path))
@@ -130,14 +130,14 @@ class Format:
         return file
 
     def _sealed(self, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the document of these fields, with its checksum."""
+        """Return the fields with `format`, `version` and the checksum `sha256` added."""
         document = {"format": self.name, "version": self.version, **fields}
-        # Through JSON and back, so that the checksum is of the values that a reader parses.
+        # Encode and decode the document, so that the checksum covers what a reader will parse.
         document = json.loads(json.dumps(document))
         return {**document, "sha256": _digest(document, tensors)}
 
     def _accepted(self, document: Any) -> dict[str, Any]:
-        """Return the document if its name and version are those of this format."""
+        """Return the document; raise unless this class can read its `format` and `version`."""
         if not isinstance(document, dict):
             raise ValueError(f'no "format": "{self.name}" in it')
         document = cast("dict[str, Any]", document)
@@ -153,7 +153,7 @@ class Format:
     def _unsealed(
         self, document: dict[str, Any], covered: Any, tensors: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the document without its checksum, which must match `covered` and the tensors."""
+        """Verify the checksum of `covered` and the tensors; return the document without it."""
         stored = document.pop("sha256", None)
         # Any checksum is verified, even in old versions: damage can make a new file look old.
         if stored is None and document["version"] <= self.last_without_checksum:
@@ -165,7 +165,7 @@ class Format:
 
 @dataclass(frozen=True)
 class TensorFormat(Format):
-    """A format of stored files that hold tensors, in safetensors.
+    """Reads and writes one kind of safetensors file, which holds tensors and JSON fields.
 
     Args:
         framework: the library of the tensors: "numpy" arrays, or PyTorch ("pt") tensors on the
@@ -185,7 +185,7 @@ class TensorFormat(Format):
         fields: Mapping[str, Any],
         tensors: Mapping[str, Any],
     ) -> Path:
-        """Write a file, and make its folder if need be; the same content gives the same bytes.
+        """Write a file, making its folder if need be; the same content gives the same bytes.
 
         The tensors are in memory twice meanwhile: as they are, and as the bytes of the file.
 
@@ -199,11 +199,11 @@ class TensorFormat(Format):
         else:
             from safetensors.numpy import save
         document = _canonical(self._sealed(fields, tensors))
-        # One entry: safetensors writes several in an order that changes from run to run.
+        # The document is one metadata entry: the order in which safetensors writes several varies.
         return _written(path, save(dict(tensors), {_KEY: document}))
 
     def load(self, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return (fields, tensors) of a file.
+        """Return the (fields, tensors) that `save` stored in a file.
 
         The tensors are in memory once: they are copied out of a mapping of the file, whose pages
         the operating system may drop. safetensors allocates nothing before it has compared the
@@ -216,7 +216,7 @@ class TensorFormat(Format):
         file = self._existing(path)
         with self.reading(file):
             try:
-                # safetensors has no types.
+                # The `Any` is needed because safetensors has no type annotations.
                 with cast("Any", safe_open)(file, framework=self.framework) as content:
                     metadata: dict[str, str] = content.metadata() or {}
                     if (
@@ -238,13 +238,13 @@ class TensorFormat(Format):
 
 
 def _written(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write a file atomically, and make its folder if need be."""
+    """Write a file atomically, make its folder if need be, and return its path."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return write_atomically(path, data)
 
 
 def _parsed(text: str | bytes) -> Any:
-    """Parse JSON; every failure is a ValueError."""
+    """Return the parsed JSON; raise ValueError for text that is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -252,12 +252,12 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def _canonical(value: Any) -> str:
-    """Return JSON with sorted keys and no spaces, so that equal values give equal text."""
+    """Return the value as JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _digest(content: Any, tensors: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON and of every tensor's name, dtype, shape and bytes."""
+    """Return the SHA-256 of the content as JSON and of all tensors (name, dtype, shape, bytes)."""
     digest = hashlib.sha256(_canonical(content).encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -267,17 +267,17 @@ def _digest(content: Any, tensors: Mapping[str, Any]) -> str:
 
 
 def _byte_view(tensor: Any) -> Any:
-    """Return the bytes of a contiguous tensor without a copy."""
+    """Return a uint8 NumPy view of a contiguous tensor's memory."""
     flat = tensor.reshape(-1)
     if not hasattr(flat, "numpy"):
         return flat.view("u1")
     import torch
 
-    return flat.view(torch.uint8).numpy()  # numpy has no bfloat16
+    return flat.view(torch.uint8).numpy()  # viewed as uint8 first, because NumPy has no bfloat16
 
 
 def _copied(tensor: Any) -> Any:
-    """Copy a PyTorch tensor, which safetensors returns as a view of the file.
+    """Return a copy of a PyTorch tensor, which safetensors returns as a view of the file.
 
     A program that writes into the file would otherwise change the tensor.
     """
@@ -285,6 +285,6 @@ def _copied(tensor: Any) -> Any:
         return tensor
     import torch
 
-    # As bytes: cloning a bool tensor would make its bytes 0 or 1, which hides damage.
+    # Copy as bytes: cloning a bool tensor would turn its bytes into 0 or 1, which hides damage.
     flat = tensor.reshape(-1).view(torch.uint8).clone()
     return flat.view(tensor.dtype).reshape(tensor.shape)

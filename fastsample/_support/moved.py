@@ -1,4 +1,4 @@
-"""Modules that have moved: the old name still imports for one version, with a warning."""
+"""Support for modules that were renamed: their old name imports, with a warning, until 0.3."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from fastsample._support.checks import warn_user
 
 
 def moved(old: str, new: str) -> None:
-    """Make the import of the module `old`, now running, yield the module `new`, with a warning."""
+    """Warn, and let the import of module `old`, which calls this function, return module `new`."""
     warn_user(f"{old} has moved to {new}; the old name goes with 0.3", DeprecationWarning)
     sys.modules[old] = import_module(new)

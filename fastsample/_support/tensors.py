@@ -1,4 +1,4 @@
-"""Checks of the devices and tensors that users pass."""
+"""Functions that check the devices and tensors that users pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def make_device(function: str, device: torch.device | str | None) -> torch.device | None:
-    """Return the device with its index, checked to be available; None stays None."""
+    """Return the device with its index (cuda:0); raise if it is not available; None stays None."""
     if device is None:
         return None
     try:
@@ -21,7 +21,7 @@ def make_device(function: str, device: torch.device | str | None) -> torch.devic
     if named.type == "meta":
         raise ValueError(f"{function}: device must hold values, got meta")
     try:
-        return torch.empty(0, device=named).device  # with the index that its tensors report
+        return torch.empty(0, device=named).device  # "cuda" becomes "cuda:0", as tensors report it
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{function}: device must be there, got {device}; {reason}") from None
@@ -35,7 +35,7 @@ def check_tensor(
     device: torch.device,
     function: str = "sample",
 ) -> None:
-    """Raise unless the tensor has this shape, dtype and device; None passes."""
+    """Raise unless the tensor has this shape, dtype and device; do nothing for None."""
     if tensor is None:
         return
     if tuple(tensor.shape) != shape:

@@ -1,4 +1,4 @@
-"""The number of threads that a kernel may use."""
+"""Decides how many CPU threads a kernel may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model weights in one safetensors file: no pickle, a checksum, an atomic write."""
+"""Saves and loads model weights in a safetensors file with a checksum and without pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def _read_version_1(entry: Any) -> tuple[dict[str, Any], Any]:
-    """The fields of a version 1 file and the part of them that its checksum covers."""
+    """Return the fields of a version 1 file, and the part of them that its checksum covers."""
     return {**entry, "format": _FORMAT.name}, entry["metadata"]
 
 
@@ -62,7 +62,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of `save_checkpoint`.
+    """Read the weights and metadata of a file that `save_checkpoint` wrote.
 
     Nothing in the file is executed. A checksum covers all weights and metadata.
 
@@ -84,5 +84,5 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in another floating dtype; integers and booleans are not changed."""
+    """Return the tensor in another floating dtype; integers and booleans are not changed."""
     return value.to(dtype) if value.is_floating_point() else value

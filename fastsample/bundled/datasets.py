@@ -1,4 +1,4 @@
-"""The data of the bundled digits model, and a two-dimensional swirl for experiments."""
+"""Loads the data of the bundled digits model, and makes two-dimensional swirl data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fastsample._support.checks import check_integer
 TRAIN_SIZE = 1500
 SPLIT_SEED = 0
 DIGITS_BIN_WIDTH = 1 / 8
-"""Distance of neighbouring grey levels, of which there are 17 in [-1, 1]."""
+"""Neighbouring grey levels of the digits are this far apart: there are 17 in [-1, 1]."""
 
 
 def digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scikit-learn's 1797 handwritten digits, split as for training and testing the bundled model.
+    """Return scikit-learn's 1797 digits, split as for training and testing the bundled model.
 
     Returns:
         (training images `(1500, 1, 8, 8)`, their labels `(1500,)`, test images `(297, 1, 8, 8)`,
@@ -45,12 +45,12 @@ def digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 SWIRL_SIZE = 1024
 SWIRL_SEED = 0
-"""Size and seed of the swirl's training set, which also decides how all points are encoded."""
+"""The swirl's training set has this size and seed; its mean and std encode all points."""
 
 
 @dataclass(frozen=True, eq=False)
 class SwirlData:
-    """Points of the swirl with 8-bit coordinates, encoded as ``(value - mean) / std``.
+    """Holds points of the swirl with 8-bit coordinates, encoded as ``(value - mean) / std``.
 
     Attributes:
         x0: encoded points `(N, 2)`, float32. Coordinate i is exactly one of ``levels[i]``.
@@ -66,9 +66,9 @@ class SwirlData:
 
 
 def swirl_data(count: int = SWIRL_SIZE, seed: int = SWIRL_SEED) -> SwirlData:
-    """A spiral of one and a half turns with noise, in 8-bit values.
+    """Draw points of a noisy spiral of one and a half turns, with 8-bit coordinates.
 
-    The example in the code that Kingma et al. 2021 published with "Variational Diffusion Models"
+    Kingma et al. 2021 published it as an example with "Variational Diffusion Models"
     (arXiv:2107.00630); Chen 2023 (arXiv:2301.01206) trains on it too. The default arguments give
     their training set. Other seeds give new points, encoded like the training set.
 
@@ -86,14 +86,14 @@ def swirl_data(count: int = SWIRL_SIZE, seed: int = SWIRL_SEED) -> SwirlData:
     )
     mean, std = _swirl_encoding()
     levels = torch.as_tensor((np.arange(256.0) - mean[:, None]) / std[:, None]).float()
-    # Looked up among the levels, so that each element equals one of them exactly.
+    # Points are looked up in `levels`, so that each coordinate equals a level exactly.
     x0 = levels.gather(1, torch.as_tensor(values.astype(np.int64)).t()).t().contiguous()
     return SwirlData(x0, levels, torch.tensor(mean), torch.tensor(std))
 
 
 def _swirl_values(count: int, seed: int) -> npt.NDArray[np.uint8]:
-    """Points `(count, 2)`, truncated instead of rounded as in the published code."""
-    # The published set comes from the legacy generator with seed 0.
+    """Draw points `(count, 2)`, truncated to integers as in the published code."""
+    # The published swirl points were drawn with NumPy's legacy `RandomState(0)`.
     random = np.random.RandomState(seed)
     theta = 3.0 * math.pi * np.sqrt(random.rand(count))
     radius = 2.0 * theta + math.pi
@@ -103,6 +103,6 @@ def _swirl_values(count: int, seed: int) -> npt.NDArray[np.uint8]:
 
 @functools.cache
 def _swirl_encoding() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and standard deviation of the training set."""
+    """Return the mean and standard deviation `(2,)` of the training set's 8-bit values."""
     values = _swirl_values(SWIRL_SIZE, SWIRL_SEED).astype(np.float64)
     return values.mean(axis=0), values.std(axis=0)

@@ -1,4 +1,4 @@
-"""The bundled digits model, a small U-Net for 8 x 8 images, and the function that loads it."""
+"""Defines and loads the bundled digits model, a small U-Net for 8 x 8 images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fastsample.bundled.checkpoint import load_checkpoint
 __all__ = ["DigitsUNet", "load_digits_model"]
 
 _BUNDLED = Path(__file__).parent / "digits.safetensors"
-# Metadata that every digits checkpoint has; other values mean another network.
+# Every digits checkpoint has this metadata; other values mean another network.
 _EXPECTED = {"model": "DigitsUNet", "prediction": "epsilon", "variance": "learned_range"}
 
 
 class DigitsUNet(nn.Module):
-    """U-Net that predicts the noise and the learned-range variance of 8 x 8 digits.
+    """Predicts the noise and the learned-range variance of 8 x 8 digits with a U-Net.
 
     The blocks are those of Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image
     Synthesis" (arXiv:2105.05233, Sec. 3): GroupNorm, SiLU, and a scale and shift from the time
@@ -90,7 +90,7 @@ class DigitsUNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
-        """Noise and raw variance for images at timestep `t`.
+        """Predict the noise and the raw variance `v` of noisy images at timestep `t`.
 
         Args:
             x: noisy images `(B, 1, 8, 8)`, in the dtype of the weights.
@@ -119,7 +119,7 @@ class DigitsUNet(nn.Module):
             if y.is_floating_point() or y.is_complex():
                 raise TypeError(f"DigitsUNet: y must be integer labels, got {y.dtype}")
 
-        # Angles in float32 whatever the weights: bfloat16 cannot hold all timesteps above 256.
+        # Angles are float32 whatever the weights: bfloat16 cannot hold all timesteps above 256.
         emb = _sinusoid(t.float(), self.label.embedding_dim).to(x.dtype)
         emb = functional.silu(self.time(emb) + self.label(y.long()))
 
@@ -138,9 +138,9 @@ class DigitsUNet(nn.Module):
 
 
 def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUNet, dict[str, Any]]:
-    """The trained digits model and its metadata.
+    """Load the trained digits model and its metadata.
 
-    Needs neither a network connection nor scikit-learn. The metadata holds `model`, `config`,
+    This needs neither a network connection nor scikit-learn. The metadata holds `model`, `config`,
     `shape`, `data_range`, `clip`, `prediction`, `variance`, `schedule` (a
     `NoiseSchedule.to_dict()`), `num_classes`, `null_class`, `bin_width` and `training`.
 
@@ -167,7 +167,7 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
                 f"got {metadata.get(key)!r}"
             )
     try:
-        # A damaged config may ask for any size: shapes are compared before memory is taken.
+        # A damaged config may ask for any size, so shapes are compared before memory is taken.
         with torch.device("meta"):
             DigitsUNet(**metadata["config"]).load_state_dict(state, assign=True)
         model = DigitsUNet(**metadata["config"])
@@ -181,7 +181,7 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
 
 
 class _ResidualBlock(nn.Module):
-    """x + conv(silu(film(norm(conv(silu(norm(x)))))))."""
+    """Computes x + conv(silu(film(norm(conv(silu(norm(x))))))) from x and the embedding."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class _ResidualBlock(nn.Module):
         self.film = nn.Linear(embedding, 2 * outputs)
         self.norm2 = nn.GroupNorm(8, outputs)
         self.dropout = nn.Dropout(dropout)
-        # Zero at the start: every block is the identity then, which trains faster.
+        # Weights of zero make every block the identity at the start, which trains faster.
         self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
@@ -202,7 +202,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over the pixels with a residual connection."""
+    """Applies self-attention over the pixels, with a residual connection."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
@@ -221,14 +221,14 @@ class _Attention(nn.Module):
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with its weights and bias set to zero."""
+    """Set the weights and bias of a layer to zero, and return the layer."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 def _sinusoid(t: Tensor, width: int) -> Tensor:
-    """Sines and cosines `(B, width)` of real `t`, periods from 2 pi to 2 pi 10^4 steps."""
+    """Return sines and cosines `(B, width)` of real `t`, of periods 2 pi to 2 pi 10^4 steps."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
     angles = t[:, None] * torch.exp(steps * (-math.log(1e4) / half))
@@ -236,7 +236,7 @@ def _sinusoid(t: Tensor, width: int) -> Tensor:
 
 
 def _per_sample(name: str, value: Tensor, batch: int) -> Tensor:
-    """The value as `(batch,)`; a scalar is repeated."""
+    """Return the value as `(batch,)`, a scalar repeated."""
     if value.ndim == 0:
         return value.expand(batch)
     if value.shape != (batch,):

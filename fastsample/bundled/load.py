@@ -70,10 +70,10 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
 
 
 def _plans_from(metadata: Mapping[str, Any]) -> list[Plan]:
-    """The plans that a model was trained for."""
+    """Return the plans that the model of a file was trained for."""
     return [Plan.from_json(json.dumps(entry)) for entry in metadata.get("plans", ())]
 
 
 def _clip_from(value: Any) -> Clip:
-    """The clip range, which JSON stores as a list if it is a pair."""
+    """Return the clip range from metadata, where JSON stores a pair as a list."""
     return cast("Clip", tuple(cast("list[float]", value)) if isinstance(value, list) else value)

@@ -1,4 +1,4 @@
-"""Data, losses and settings to train the bundled models with, for examples and command line."""
+"""Gives the data, losses and settings that train the bundled models well."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fastsample.training.trainer.trainer import Trainer
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A model with data, a loss and settings that are known to train it well.
+    """Bundles a model with data, a loss and settings that are known to train it well.
 
     Attributes:
         denoiser: the model to train, or to train further.
@@ -63,7 +63,7 @@ class Recipe:
         optimizer: Optimizer | None = None,
         **options: Any,
     ) -> Trainer:
-        """A trainer with this recipe's settings.
+        """Make a trainer with this recipe's settings.
 
         Args:
             fidelity: the fidelity loss, used at the recipe's learning rate; or a term with its own
@@ -120,7 +120,7 @@ class Recipe:
 def recipe_of(
     model: str | os.PathLike[str], *, seed: int = 0, device: torch.device | str | None = None
 ) -> Recipe:
-    """The recipe for a model.
+    """Return the recipe that trains a bundled model or a model file.
 
     Args:
         model: "swirl", a new network; "digits", the bundled model, to be trained further; or a file
@@ -142,9 +142,9 @@ def recipe_of(
 
 
 def _new_swirl(seed: int, device: torch.device | str | None) -> Recipe:
-    """A new swirl model, with the settings that its authors published (arXiv:2107.00630)."""
+    """Return the recipe of a new swirl model, with the published settings (arXiv:2107.00630)."""
     data = swirl_data()
-    # torch leaves arguments of fork_rng and manual_seed without types.
+    # torch does not annotate the arguments of fork_rng and manual_seed: hence the ignores.
     with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         network = SwirlNet()
@@ -183,10 +183,10 @@ def _digits(denoiser: Denoiser) -> Recipe:
         x,
         loss,
         iterations=300,
-        # Adam's first steps have full length in a direction that is mostly noise: hence warm-up.
+        # Warm-up: Adam's first steps have full length in a direction that is mostly noise.
         optimizer=Optimizer(lr=2e-4, warmup=20),
         options={"batch_size": 256, "cond_dropout": 0.2},
-        # As many chains as the batch has: with half as many, the distance was too noisy to gain.
+        # Without "subset", as many samples are drawn as the batch has: half were too noisy to help.
         fidelity={"features": _digit_features},
         fidelity_lr=3e-4,
         cond={"y": y},
@@ -195,7 +195,7 @@ def _digits(denoiser: Denoiser) -> Recipe:
 
 
 def _digit_features(x: Tensor, y: Tensor) -> Tensor:
-    """Pixels and label `(B, 75)`, so that the distance compares images together with labels."""
-    # With the factor 4, two labels are about as far apart as two digits.
+    """Return pixels and one-hot label `(B, 75)`, for distances of images with their labels."""
+    # With the factor 4, two different labels are about as far apart as two images.
     labels = 4.0 * one_hot(y, 11).to(x)
     return torch.cat([x.flatten(1), labels], dim=1)

@@ -1,4 +1,4 @@
-"""The network of the swirl experiment: three dense layers on Fourier features."""
+"""Defines the network of the swirl experiment: three dense layers on Fourier features."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TRUNCATED_STD = 0.87962566103423978
 class SwirlNet(nn.Module):
     """Predicts the noise in points of the plane at a log-SNR.
 
-    The network of the two-dimensional example that was published with Kingma et al. 2021,
+    It is the network of the two-dimensional example that was published with Kingma et al. 2021,
     "Variational Diffusion Models" (arXiv:2107.00630). Its inputs are the point and
     ``2 (gamma + 13.3) / 18.3 - 1``, where gamma is the negative log-SNR, and the sines and cosines
     of 2^k 2 pi times each of these (k = 0..7). Two hidden layers with SiLU follow. As in Flax, the
@@ -52,12 +52,12 @@ class SwirlNet(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, log_snr: Tensor) -> Tensor:
-        """The noise `(B, 2)` in points z `(B, 2)` at log-SNRs `(B,)`."""
+        """Predict the noise `(B, 2)` in points z `(B, 2)` at log-SNRs `(B,)`."""
         scale = 2.0 / (_GAMMA_MAX - _GAMMA_MIN)
         level = (-log_snr.to(z.dtype) - _GAMMA_MIN) * scale - 1.0
         h = torch.cat([z, level.unsqueeze(1)], dim=1)
         turns = (h.unsqueeze(2) * self.frequencies).flatten(1)
-        # Whole turns are subtracted, which is exact. Without that, float32 would keep only 4 digits
+        # Whole turns are subtracted, which is exact. Otherwise float32 would keep only 4 digits
         # of the phase of 128 * 2 pi h.
         phase = (turns - turns.round()) * (2.0 * math.pi)
         h = torch.cat([h, phase.sin(), phase.cos()], dim=1)
@@ -65,7 +65,7 @@ class SwirlNet(nn.Module):
 
 
 def load_swirl_model(path: str | PathLike[str]) -> tuple[SwirlNet, dict[str, Any]]:
-    """A trained network and its metadata.
+    """Load a trained swirl network and its metadata.
 
     Args:
         path: a model file that ``fastsample train`` wrote for the swirl.
@@ -82,7 +82,7 @@ def load_swirl_model(path: str | PathLike[str]) -> tuple[SwirlNet, dict[str, Any
             f"load_swirl_model: metadata['model'] must be 'SwirlNet', got {metadata.get('model')!r}"
         )
     try:
-        # A damaged config may ask for any size: shapes are compared before memory is taken.
+        # A damaged config may ask for any size, so shapes are compared before memory is taken.
         with torch.device("meta"):
             SwirlNet(**metadata["config"]).load_state_dict(state, assign=True)
         network = SwirlNet(**metadata["config"])

@@ -1,1 +1,1 @@
-"""The command line, ``fastsample``."""
+"""Implements the command line, ``fastsample``."""

@@ -1,4 +1,4 @@
-"""The command line: ``fastsample demo | sample | profile | plan | bpd | tune | train | info``."""
+"""Runs the commands ``fastsample demo|sample|profile|plan|bpd|tune|train|info``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastsample.cli.parser import make_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command of ``fastsample``.
 
     Args:
         arguments: the arguments; None takes those of the process.

@@ -1,4 +1,4 @@
-"""The options of the command line, parsed without importing torch so that help is fast."""
+"""Parses the options of the command line without importing torch, so that help is fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL_FILE = "model.safetensors"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser.
+    """Make the parser of all commands.
 
     The parsed options have an attribute `run`: (module of `fastsample.cli`, function). The function
     runs the command with these options.
@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Prints the version, which takes time to look up and is looked up only here."""
+    """Prints the version, and looks it up only then, since that takes time."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(f"fastsample {fastsample.__version__}")
@@ -73,7 +73,7 @@ def _add_sampling(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """The options that `demo` and `sample` share."""
+    """Add the options that `demo` and `sample` share."""
     parser.add_argument("--steps", type=int, default=10, help="network calls (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="64-bit seed (default 0)")
     parser.add_argument("--device", help="device to run on (default: cpu)")
@@ -130,7 +130,7 @@ def _add_planning(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `profile` and `bpd` share."""
+    """Add the options that `profile` and `bpd` share."""
     parser.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
     parser.add_argument(
         "data", help='"digits" (trained on), "digits-test", or a .npy file (N, *shape) in [-1, 1]'
@@ -241,11 +241,11 @@ def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     train.set_defaults(run=("training", "train"))
 
 
-# ---- types of arguments
+# ---- Functions that turn the text of an option into its value.
 
 
 def _numbers(text: str) -> list[int]:
-    """Integers, separated by commas."""
+    """Return the integers of a text that separates them by commas."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -253,7 +253,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _knob(text: str) -> tuple[str, object]:
-    """(name, value) from NAME=VALUE; a value that is no Python literal is a string."""
+    """Return (name, value) from NAME=VALUE; a value that is no Python literal is a string."""
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals and value):
         raise argparse.ArgumentTypeError(f"must look like order=3, got {text!r}")
@@ -272,7 +272,7 @@ def _option(parser: Any, flag: str, convert: Any, default: Any, text: str) -> No
 
 
 def _bin_width(text: str) -> float | None:
-    """A number or a fraction; None for the text "none"."""
+    """Return a number from a decimal or a fraction; None for the text "none"."""
     if text.lower() == "none":
         return None
     try:
@@ -282,7 +282,7 @@ def _bin_width(text: str) -> float | None:
 
 
 def _steps(text: str) -> int | None:
-    """An integer; None for the text "all"."""
+    """Return an integer; None for the text "all"."""
     try:
         return None if text == "all" else int(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The commands ``fastsample profile``, ``plan`` and ``bpd``."""
+"""Runs the commands ``fastsample profile``, ``plan`` and ``bpd``."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def plan(options: argparse.Namespace) -> int:
         raise ValueError(f"plan: out must end in .json, got {options.out}")
     if options.profile == "digits":
         profile = fs.load("digits").profile
-        assert profile is not None  # it comes with the model
+        assert profile is not None  # The bundled model has a profile.
     else:
         profile = fs.Profile.load(options.profile)
     table = profile.costs(options.objective, variance=options.variance, decoder=options.decoder)
     objective = table.objective
     grids = table.best_grids(options.steps, at_most=options.at_most)
     named = {f"{'at most ' if options.at_most else ''}{k} steps": g for k, g in grids.items()}
-    # Files are written first, so that no error follows a printed result.
+    # Files are written before printing, so that no error follows a printed result.
     written: list[Path] = []
     if options.picture is not None:
         written.append(plots.save(plots.overview(table, named), options.picture))
@@ -117,11 +117,11 @@ def bpd(options: argparse.Namespace) -> int:
     return 0
 
 
-# ---- shared by profile and bpd
+# ---- Functions that `profile` and `bpd` share.
 
 
 def _model_and_data(options: argparse.Namespace) -> tuple[fs.Denoiser, Tensor]:
-    """The model and the data `(N, *shape)` that the options ask for."""
+    """Load the model and the data `(N, *shape)` that the options name."""
     name, data = options.command, options.data
     if data in ("digits", "digits-test"):
         train, _, test, _ = digits_data()
@@ -130,12 +130,12 @@ def _model_and_data(options: argparse.Namespace) -> tuple[fs.Denoiser, Tensor]:
         x = _open_array(name, Path(data))
     if options.num is not None:
         x = x[: check_integer(name, "num", options.num, 1, len(x))]
-    # A copy of the part of the memory map that is used; the map itself is read-only.
+    # The samples in use are copied, since the memory map is read-only.
     return fs.load(options.model, device=options.device), torch.tensor(np.array(x, np.float32))
 
 
 def _open_array(function: str, path: Path) -> npt.NDArray[Any]:
-    """The array of a .npy file as a memory map, checked to hold data."""
+    """Return the array of a .npy file as a memory map, after checking that it holds data."""
     if path.suffix.lower() != ".npy" or not path.is_file():
         raise FileNotFoundError(
             f'{function}: data must be "digits", "digits-test" or a .npy file, got {path}'
@@ -155,13 +155,13 @@ def _open_array(function: str, path: Path) -> npt.NDArray[Any]:
 
 
 def _measuring_arguments(model: fs.Denoiser, options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that `fs.profile` and `fs.bits_per_dim` share."""
+    """Return the arguments that `fs.profile` and `fs.bits_per_dim` share."""
     default = DIGITS_BIN_WIDTH if options.data in ("digits", "digits-test") else 2 / 255
     return {
         "batch_size": options.batch_size,
-        # Without the option there is no attribute, since None is a value of the option.
+        # An option that is not given has no attribute here, since None is one of its values.
         "bin_width": getattr(options, "bin_width", default),
-        "cond": model.uncond,  # the data come without labels
+        "cond": model.uncond,  # The data come without labels.
         "seed": options.seed,
         "progress": not options.quiet,
     }
@@ -169,9 +169,9 @@ def _measuring_arguments(model: fs.Denoiser, options: argparse.Namespace) -> dic
 
 @contextmanager
 def _counted_calls(model: fs.Denoiser) -> Generator[list[None], None, None]:
-    """A list that grows by one entry with every network call."""
+    """Give a list that grows by one entry with every network call inside the context."""
     calls: list[None] = []
-    assert isinstance(model.model, torch.nn.Module)  # true for all that `load` returns
+    assert isinstance(model.model, torch.nn.Module)  # True for every model of `load`.
 
     def count_call(*_: Any) -> None:
         calls.append(None)
@@ -184,7 +184,7 @@ def _counted_calls(model: fs.Denoiser) -> Generator[list[None], None, None]:
 
 
 def _even_times(schedule: fs.NoiseSchedule, count: int | None) -> FloatArray | None:
-    """`count` even times up to T, from step 1 on if the schedule has steps; None stays None."""
+    """Return `count` evenly spaced times up to T, from 1 for discrete schedules; None for None."""
     if count is None:
         return None
     if schedule.num_steps is None:

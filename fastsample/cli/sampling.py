@@ -1,4 +1,4 @@
-"""The commands ``fastsample demo``, ``sample`` and ``info``."""
+"""Runs the commands ``fastsample demo``, ``sample`` and ``info``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp"}
 def demo(options: argparse.Namespace) -> int:
     """Draw a hundred digits into an image; returns the exit status."""
     model = fs.load("digits", device=options.device)
-    labels = list(range(10)) * 10  # one column per digit
+    labels = list(range(10)) * 10  # The image has a column per digit.
     seconds, calls, images = _timed(
         model, options, num_samples=len(labels), cond={"y": torch.tensor(labels)}
     )
@@ -72,7 +72,7 @@ def sample(options: argparse.Namespace) -> int:
 def _timed(
     model: fs.Denoiser, options: argparse.Namespace, **arguments: Any
 ) -> tuple[float, int, Tensor]:
-    """(seconds, network calls, samples) of one run.
+    """Sample once, and return (seconds, network calls, samples).
 
     The calls are counted, because some grids have more or fewer times than was asked for.
     """

@@ -1,4 +1,4 @@
-"""The command ``fastsample train``."""
+"""Runs the command ``fastsample train``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsample.cli.parser import MODEL_FILE
 from fastsample.distances.names import PAIRED
 from fastsample.training import FidelityLoss, FidelityTerm
 
-# Arguments of `FidelityLoss` by the names of their options.
+# These options have the names of `FidelityLoss`'s arguments and are passed on to it.
 _LOSS_OPTIONS = (
     "method",
     "grid",
@@ -55,7 +55,7 @@ def train(options: argparse.Namespace) -> int:
 
 
 def _fidelity_term(options: argparse.Namespace, recipe: Recipe) -> FidelityTerm | None:
-    """The fidelity term of the options and the recipe; None without ``--steps``.
+    """Make the fidelity term from the options and the recipe; None without ``--steps``.
 
     Raises:
         ValueError: an option of the term without ``--steps``.
@@ -71,11 +71,11 @@ def _fidelity_term(options: argparse.Namespace, recipe: Recipe) -> FidelityTerm 
     arguments: dict[str, Any] = {**recipe.fidelity, **values}
     is_paired = options.distance in PAIRED
     if options.subset is None and options.batch_size is not None and "subset" in arguments:
-        # Sets that start from x0 are compared with the rest of the batch.
+        # Samples that start from noisy data are compared with the rest of the batch.
         needs_rest = options.start not in (None, "prior") and not is_paired
         largest = options.batch_size // 2 if needs_rest else options.batch_size
         arguments["subset"] = max(min(arguments["subset"], largest), 1)
     if is_paired:
-        arguments.pop("features", None)  # a paired distance compares pixels with pixels
+        arguments.pop("features", None)  # A paired distance compares pixels.
     steps = options.steps[0] if len(options.steps) == 1 else tuple(options.steps)
     return FidelityTerm(FidelityLoss(steps, seed=options.seed, **arguments), lr=lr)

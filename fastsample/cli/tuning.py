@@ -1,4 +1,4 @@
-"""The command ``fastsample tune``."""
+"""Runs the command ``fastsample tune``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastsample import plots
 from fastsample.evaluation.compare import compare
 from fastsample.plans.files import load_plans, save_plans
 
-_MAX_COMPARED = 128  # most starting noises in the comparison
+_MAX_COMPARED = 128  # starting noises in the comparison, at most
 
 
 def tune(options: argparse.Namespace) -> int:
@@ -21,7 +21,7 @@ def tune(options: argparse.Namespace) -> int:
         raise ValueError(f"tune: out must end in .json, got {options.out}")
     plans = load_plans(options.out) if options.out.exists() else {}
     model = fs.load(options.model, device=options.device)
-    model.with_plans(plans)  # raises for plans of another schedule
+    model.with_plans(plans)  # This raises for plans of another schedule.
     cond = model.uncond or {}
     for steps in options.steps:
         if steps in plans:

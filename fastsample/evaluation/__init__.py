@@ -1,1 +1,1 @@
-"""Comparisons with many-step results and with other packages."""
+"""Compares few-step samples with many-step results and with the samplers of other packages."""

@@ -1,4 +1,4 @@
-"""Errors of tuned plans and of all other deterministic samplers, on noise unused in tuning."""
+"""Compares tuned plans with all other deterministic samplers, on noise unused in tuning."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from fastsample.tuning.baselines import starting_grids
 Side: TypeAlias = Literal["tuned", "fastsample", "diffusers"]
 
 FINE_STEPS = 200
-"""Steps of the reference run, twice as many as of the run that plans are tuned to follow."""
+"""The reference run takes this many steps, twice as many as the run that tuning follows."""
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The errors of one sampler with its settings.
+    """Holds the errors of one sampler with its settings, by number of network calls.
 
     Attributes:
         side: where the sampler comes from: a tuned plan, this package or diffusers.
-        family: the group of samplers that it is compared in, such as "DDIM".
-        name: the sampler with its settings and the name of its times.
+        family: the solver that the sampler is a setting of, such as "DDIM".
+        name: the sampler with its settings and the name of its time grid.
         errors: root mean square difference per element to the reference run, by the number of
             network calls.
     """
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of `compare`.
+    """Holds the errors that `compare` measured, and what it measured them on.
 
     Attributes:
         entries: errors of every sampler, the tuned plans first.
@@ -73,16 +73,19 @@ class Comparison:
     missing: str | None = None
 
     def of(self, side: Side) -> list[Entry]:
-        """The entries from one side."""
+        """Return the entries of one origin: "tuned", "fastsample" or "diffusers"."""
         return [entry for entry in self.entries if entry.side == side]
 
     def best(self, side: Side, steps: int) -> Entry | None:
-        """The entry with the least error at this number of calls; None if there is none."""
+        """Return the entry of an origin with the least error at this number of calls, or None."""
         entries = [entry for entry in self.of(side) if steps in entry.errors]
         return min(entries, key=lambda entry: entry.errors[steps], default=None)
 
     def table(self) -> str:
-        """The tuned plan and the best of both other sides at each number of calls, as text."""
+        """Return a text table: the tuned plan and the best other samplers by number of calls.
+
+        One column has the best sampler of this package, one the best scheduler of diffusers.
+        """
         rows: list[tuple[str, ...]] = [
             ("calls", "tuned", "best known here", "best of diffusers", "tuned / best")
         ]
@@ -116,11 +119,11 @@ def compare(
     cond: Mapping[str, Any] | None = None,
     tick: Callable[[], object] | None = None,
 ) -> Comparison:
-    """Errors of tuned plans and of all other deterministic samplers, from the same noise.
+    """Measure tuned plans and all other deterministic samplers from the same starting noise.
 
     The other samplers are every deterministic method of this package on all grids that `tune`
     starts from, and, if diffusers is installed and supports the model, every deterministic
-    scheduler of diffusers with its choices of times. An error is the difference to a reference run:
+    scheduler of diffusers in each timestep spacing. An error is the difference to a reference run:
     DPM-Solver++ of order 3 in `FINE_STEPS` calls. The noise is that of the smallest seed that no
     plan was tuned with.
 
@@ -175,7 +178,7 @@ Draw: TypeAlias = Callable[[Tensor, Conditions], Tensor]
 
 @dataclass(frozen=True)
 class ComparedSampler:
-    """A sampler with a fixed number of calls; ``draw(start, conditions)`` gives samples."""
+    """A sampler to compare: ``draw(start, conditions)`` returns samples `(B, *shape)`."""
 
     side: Side
     family: str
@@ -184,7 +187,7 @@ class ComparedSampler:
 
 
 def _fine_plan(denoiser: Denoiser) -> Plan:
-    """The plan of the reference run."""
+    """Return the plan of the reference run, DPM-Solver++ of order 3 in `FINE_STEPS` calls."""
     schedule = denoiser.schedule
     most = FINE_STEPS if schedule.num_steps is None else min(FINE_STEPS, schedule.num_steps)
     knobs = {"order": 3, "corrected": True} if most >= 3 else {"order": most}
@@ -192,7 +195,7 @@ def _fine_plan(denoiser: Denoiser) -> Plan:
 
 
 def _package_samplers(denoiser: Denoiser, steps: int) -> Iterator[ComparedSampler]:
-    """The deterministic methods of this package on every grid."""
+    """Yield every deterministic method of this package on every grid that `tune` starts from."""
     for grid_name, grid in starting_grids(denoiser, steps).items():
         for method, entry in METHODS.items():
             for setting in entry.deterministic:
@@ -206,7 +209,7 @@ def _package_samplers(denoiser: Denoiser, steps: int) -> Iterator[ComparedSample
 def _diffusers_samplers(
     denoiser: Denoiser, steps: int, left_out: set[str]
 ) -> Iterator[ComparedSampler]:
-    """The deterministic schedulers of diffusers that run this model.
+    """Yield the deterministic schedulers of diffusers that can run this model.
 
     Args:
         denoiser: the model.
@@ -227,7 +230,7 @@ def _diffusers_samplers(
 
         try:
             sampler.make(denoiser)
-        except (ImportError, ValueError) as error:  # times that need SciPy; another clip range
+        except (ImportError, ValueError) as error:  # SciPy is missing, or clip is not 1.
             left_out.add(f"without some schedulers of diffusers: {error}")
             continue
         name = f"{sampler.short_label}, {sampler.grid}"
@@ -237,7 +240,7 @@ def _diffusers_samplers(
 def _make(
     sampler: Callable[..., Plan], denoiser: Denoiser, grid: Grid, knobs: Mapping[str, Any]
 ) -> Plan:
-    """The sampler's plan for the model."""
+    """Return the plan that a sampler function makes for the model's schedule and prediction."""
     return sampler(
         denoiser.schedule,
         grid,
@@ -246,7 +249,7 @@ def _make(
 
 
 def _drawing(denoiser: Denoiser, plan: Plan) -> Draw:
-    """A function that draws samples by a plan."""
+    """Return a function that draws samples by a plan from starting noise and conditions."""
     return lambda start, cond: sample(denoiser, plan, start=start, cond=cond.mapping)
 
 

@@ -1,4 +1,4 @@
-"""Schedulers of diffusers, run on this package's models for comparison; diffusers is optional."""
+"""Runs the schedulers of diffusers on this package's models; diffusers is optional."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMES: dict[str, dict[str, Any]] = {
     "beta": {"use_beta_sigmas": True},
     "lu": {"use_lu_lambdas": True},
 }
-"""The options of diffusers' schedulers that choose the times, by the name of the grid."""
+"""Maps the name of a timestep spacing to the arguments of diffusers' schedulers that choose it."""
 
 _PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 _DPM, _UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
@@ -41,13 +41,13 @@ def _no_options() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class DiffusersSampler:
-    """A scheduler of diffusers with its settings.
+    """Makes a scheduler of diffusers with fixed settings, and samples with it.
 
     Attributes:
-        family: the group of samplers that it is compared in, one line of a plot.
+        family: the solver that it is a setting of, such as "UniPC"; one line of a plot.
         scheduler: name of the scheduler's class.
-        options: arguments of the scheduler, besides those that the model decides.
-        grid: name of its times.
+        options: arguments of the scheduler, besides those that follow from the model.
+        grid: name of its timestep spacing, a key of `TIMES`.
         clips: whether it clips x0 to the model's clip range, if the model has one.
     """
 
@@ -59,26 +59,26 @@ class DiffusersSampler:
 
     @property
     def label(self) -> str:
-        """The scheduler with its options, except those that choose the times."""
+        """Return the scheduler's call as text, without the options that choose the timesteps."""
         knobs = {k: v for k, v in self.options.items() if not _is_grid(k)}
         return call_text(self.scheduler, knobs) + ("" if self.clips else ", no clipping")
 
     @property
     def short_label(self) -> str:
-        """The label without "Multistep" and "Scheduler"."""
+        """Return the label without the words "Multistep" and "Scheduler"."""
         return self.label.replace("Multistep", "").replace("Scheduler", "")
 
     @property
     def is_stochastic(self) -> bool:
-        """Whether samples depend on more than the starting noise."""
+        """Return whether the scheduler draws noise in its steps."""
         return self.scheduler == "DDPMScheduler" or _STOCHASTIC_DPM.items() <= self.options.items()
 
     def make(self, denoiser: Denoiser) -> Any:
-        """The scheduler for the model's betas, prediction and clip range.
+        """Make the scheduler with the model's betas, prediction type and clip range.
 
         Raises:
             ValueError: diffusers has no such scheduler for the model.
-            ImportError: diffusers is not installed, or a package that it needs for these times.
+            ImportError: diffusers, or a package that this timestep spacing needs, is not installed.
         """
         import diffusers
 
@@ -113,7 +113,7 @@ class DiffusersSampler:
         cond: Conditions | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples `(B, *shape)` by the loop of diffusers' pipelines.
+        """Draw samples `(B, *shape)` with the same loop as in diffusers' pipelines.
 
         Args:
             denoiser: the model.
@@ -124,13 +124,13 @@ class DiffusersSampler:
 
         Raises:
             ValueError: diffusers has no such scheduler for the model.
-            ImportError: diffusers is not installed, or a package that it needs for these times.
+            ImportError: diffusers, or a package that this timestep spacing needs, is not installed.
         """
         with _without_numpy_warnings():
             scheduler = self.make(denoiser)
             scheduler.set_timesteps(steps, device=start.device)
         if hasattr(scheduler, "set_begin_index"):
-            # Otherwise schedulers look up the first timestep, and start late if it occurs twice.
+            # Otherwise schedulers search for the first timestep, and start late if it occurs twice.
             scheduler.set_begin_index(0)
         noise_source = {"generator": generator} if self.is_stochastic else {}
         uses_variance = self.options.get("variance_type") == "learned_range"
@@ -152,7 +152,7 @@ class DiffusersSampler:
 def _step(
     scheduler: Any, output: Tensor, t: Tensor, x: Tensor, noise_source: dict[str, Any]
 ) -> Tensor:
-    """X at the scheduler's next timestep."""
+    """Return the sample at the scheduler's next timestep, shaped as `x`."""
     if x.dim() > 2:
         return scheduler.step(output, t, x, **noise_source).prev_sample
     # The thresholding of diffusers fails for samples with one axis.
@@ -161,16 +161,16 @@ def _step(
 
 @contextmanager
 def _without_numpy_warnings() -> Generator[None, None, None]:
-    """Silences deprecation warnings: diffusers calls NumPy in ways that new versions deprecate."""
+    """Silence deprecation warnings: diffusers calls NumPy in ways that new versions deprecate."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 
 def reason_unsupported(denoiser: Denoiser) -> str | None:
-    """What the model must do or have for diffusers, and does not; None if diffusers supports it.
+    """Return why diffusers cannot run the model; None if it can.
 
-    The text continues a sentence that ends in "must".
+    The text continues a sentence that ends in "the model must".
     """
     if denoiser.prediction not in _PREDICTIONS:
         return f"predict one of {list(_PREDICTIONS)} for diffusers, got {denoiser.prediction!r}"
@@ -180,12 +180,12 @@ def reason_unsupported(denoiser: Denoiser) -> str | None:
 
 
 def is_installed() -> bool:
-    """Whether diffusers is installed; does not import it."""
+    """Return whether diffusers is installed, without importing it."""
     return importlib.util.find_spec("diffusers") is not None
 
 
 def deterministic_samplers() -> list[DiffusersSampler]:
-    """Every deterministic solver of diffusers that takes trained betas, with all its times."""
+    """Return every deterministic diffusers scheduler with `trained_betas`, in each spacing."""
     dpm: Sequence[str] = ("linspace", "trailing", "karras", "lu", "exponential", "beta")
     most = ("linspace", "trailing", "karras", "exponential", "beta")
     return crossed(
@@ -201,7 +201,7 @@ def deterministic_samplers() -> list[DiffusersSampler]:
 
 
 def unclipped_samplers() -> list[DiffusersSampler]:
-    """Schedulers with their default settings, which do not clip x0."""
+    """Return DPM-Solver++ 2M and UniPC with their default settings, which do not clip x0."""
     return [
         DiffusersSampler("DPM-Solver++ 2M", _DPM, TIMES["linspace"], "linspace", clips=False),
         DiffusersSampler("UniPC", _UNIPC, TIMES["linspace"], "linspace", clips=False),
@@ -209,7 +209,7 @@ def unclipped_samplers() -> list[DiffusersSampler]:
 
 
 def stochastic_samplers(*, learned: bool = False) -> list[DiffusersSampler]:
-    """The solvers of diffusers that draw noise in every step.
+    """Return the schedulers of diffusers that draw noise in every step.
 
     Args:
         learned: include those that use a network's learned variance.
@@ -227,7 +227,10 @@ def stochastic_samplers(*, learned: bool = False) -> list[DiffusersSampler]:
 def crossed(
     entries: Sequence[tuple[str, str, dict[str, Any], Sequence[str]]],
 ) -> list[DiffusersSampler]:
-    """One sampler for each name of times of each entry (family, scheduler, options, names)."""
+    """Return one sampler for each timestep spacing named in each entry.
+
+    An entry is (family, scheduler, options, names of spacings).
+    """
     return [
         DiffusersSampler(family, scheduler, {**options, **TIMES[grid]}, grid)
         for family, scheduler, options, names in entries
@@ -236,7 +239,7 @@ def crossed(
 
 
 def call_text(name: str, knobs: Mapping[str, Any]) -> str:
-    """A call as text, ``name(knob=value, ...)``."""
+    """Return a call as text, ``name(knob=value, ...)``."""
     values = {k: f'"{v}"' if isinstance(v, str) else str(v) for k, v in knobs.items()}
     text = ", ".join(f"{key}={value}" for key, value in values.items())
     return f"{name}({text})" if text else name

@@ -1,4 +1,4 @@
-"""Grids: the times that a sampler visits, chosen by published rules.
+"""Grids: lists of the times at which a sampler calls the network, by published rules.
 
 `Grid` holds the times and the functions make grids. The names that `sample(grid=...)` takes are in
 `fastsample.grids.registry`.

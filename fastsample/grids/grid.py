@@ -1,4 +1,4 @@
-"""The grid: the times that a sampler visits, noisiest first."""
+"""The class `Grid`: the times that a sampler visits, noisiest first."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Grid:
 
     @classmethod
     def from_indices(cls, indices: Iterable[int]) -> Grid:
-        """Make the grid of a trained network's 0-based timesteps, in any order, without repeats.
+        """Make a grid from a network's 0-based timesteps, in any order; repeats are dropped.
 
         Args:
             indices: integers >= 0; timestep i is time i + 1. The final 0 (data) is added.
@@ -83,7 +83,7 @@ class Grid:
         return iter(self.times.tolist())
 
     def __reduce__(self) -> tuple[type[Grid], tuple[FloatArray]]:
-        return Grid, (self.times,)  # a copy's times are read-only too
+        return Grid, (self.times,)  # copy through the constructor: it makes the times read-only
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and np.array_equal(self.times, other.times)
@@ -99,7 +99,7 @@ class Grid:
 
 
 def positions_in(function: str, grid: Grid, times: FloatArray, owner: str) -> npt.NDArray[np.int64]:
-    """Return the positions `(K + 1,)` of a grid's times in ascending times that begin with 0.
+    """Return the positions `(K + 1,)` at which a grid's times occur in an ascending list of times.
 
     Args:
         function: name of the calling function, for messages.

@@ -1,4 +1,4 @@
-"""Functions that make grids.
+"""Functions that make grids by published rules.
 
 Each one reproduces the rounding of the code it names, since a time that is off by one makes another
 sampler. Integer times are the papers' steps 1..T; a trained network's timestep is the time minus 1.
@@ -21,7 +21,7 @@ from fastsample.schedules.schedule import NoiseSchedule
 
 
 def uniform(T: float, num_steps: int) -> Grid:
-    """Make a grid of times ``T k / K``, k = K..0, rounded half up when T is an int.
+    """Make a grid of K + 1 evenly spaced times ``T k / K``, rounded half up when T is an int.
 
     Unlike the timestep lists of other projects it starts at T, and need not hold t = 1.
 
@@ -37,7 +37,7 @@ def uniform(T: float, num_steps: int) -> Grid:
 
 
 def quadratic(T: float, num_steps: int) -> Grid:
-    """Make a grid of times ``T (k / K)^2``, k = K..0.
+    """Make a grid of K + 1 times ``T (k / K)^2``, k = K..0.
 
     For integer T they are rounded half up, and raised where they would repeat.
 
@@ -59,7 +59,7 @@ def quadratic(T: float, num_steps: int) -> Grid:
 
 
 def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
-    """Make a grid of K real times, evenly spaced in log SNR, and 0.
+    """Make a grid of K real times that are evenly spaced in log SNR, followed by 0.
 
     Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). The end points are those of `karras`.
 
@@ -75,7 +75,7 @@ def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
 
 
 def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
-    """Make a grid of K real times, evenly spaced in ``(sigma / alpha)^(1 / rho)``, and 0.
+    """Make a grid of K times, evenly spaced in ``(sigma / alpha)^(1 / rho)``, followed by 0.
 
     Karras et al. 2022, "Elucidating the Design Space" (arXiv:2206.00364), eq. (5). The cleanest of
     the K times is t = 1 for a discrete schedule (the network's timestep 0) and T / 1000 for a
@@ -99,7 +99,7 @@ def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
 
 
 def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
-    """Make the grid of improved-diffusion's `space_timesteps`.
+    """Make the grid of the function `space_timesteps` in improved-diffusion.
 
     Nichol and Dhariwal 2021 (arXiv:2102.09672). Times are its timesteps plus 1.
 
@@ -139,14 +139,14 @@ def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
-            indices.append(start + round(position))  # half to even
-            position += stride  # accumulated: k * stride rounds differently for 283 of K = 2..1000
+            indices.append(start + round(position))  # round half to even, like them
+            position += stride  # k * stride would round differently for 283 of K = 2..1000
         start += size
     return Grid.from_indices(indices)
 
 
 def ddim(T: int, num_steps: int, spacing: Literal["uniform", "quadratic"] = "uniform") -> Grid:
-    """Make the grids of the DDIM repository.
+    """Make one of the two grids of the DDIM repository, uniform or quadratic.
 
     Song et al. 2021 (arXiv:2010.02502), appendix D.2. Times are its timesteps plus 1. They stop
     short of T (at 901 and 801 for T = 1000, 10 steps). "uniform" may hold more than `num_steps`
@@ -174,7 +174,7 @@ def diffusers(
     spacing: Literal["leading", "trailing", "linspace"] = "leading",
     steps_offset: int = 0,
 ) -> Grid:
-    """Make the grid of diffusers' `DDIMScheduler.set_timesteps` (0.42).
+    """Make the grid of `DDIMScheduler.set_timesteps` in diffusers 0.42.
 
     Times are its timesteps plus 1. The spacings are those of Lin et al. 2023, "Common Diffusion
     Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891), table 2. As in diffusers, only
@@ -210,7 +210,7 @@ def diffusers(
 
 
 def random(T: float, num_steps: int, seed: int) -> Grid:
-    """Make a grid of T, K - 1 distinct random times below it, and 0.
+    """Make a grid of T, then K - 1 distinct random times below T, followed by 0.
 
     Shortcut sampling uses it: Chen 2023 (arXiv:2301.01206). The paper's "K = 10" makes 11 network
     calls, so K is 11 here.
@@ -230,7 +230,7 @@ def random(T: float, num_steps: int, seed: int) -> Grid:
 
 
 def _budget(name: str, T: float, num_steps: int) -> tuple[int | None, int]:
-    """Return (T for integer times or None for real ones, the checked number of steps)."""
+    """Check T and the number of steps; return (T if it is an int, else None; number of steps)."""
     if isinstance(T, int | np.integer) and not isinstance(T, bool):
         return _integer_budget(name, int(T), num_steps)
     if check_real(name, "T", T) <= 0.0:
@@ -239,20 +239,20 @@ def _budget(name: str, T: float, num_steps: int) -> tuple[int | None, int]:
 
 
 def _integer_budget(name: str, T: int, num_steps: int) -> tuple[int, int]:
-    """Return the checked (T, number of steps) when each step needs its own integer."""
+    """Check that T and the number of steps are integers, steps <= T, and return both."""
     whole = check_integer(name, "T", T, 1)
     return whole, check_integer(name, "num_steps", num_steps, 1, whole)
 
 
 def _scheduled_budget(name: str, schedule: NoiseSchedule, num_steps: int) -> int:
-    """Return the checked number of steps of a grid that is made from a schedule."""
+    """Check the number of steps against the schedule's T, and return it."""
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name}: schedule must be a NoiseSchedule, got {schedule!r}")
     return check_integer(name, "num_steps", num_steps, 1, schedule.num_steps)
 
 
 def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
-    """Return the log SNR at the noisiest and at the cleanest time of a network call."""
+    """Return the log SNRs (noisiest, cleanest) between which a grid's times are spread."""
     T = schedule.T
     unit = 1.0 if schedule.num_steps else T / 1000
     high = float(schedule.log_snr(T))
@@ -262,13 +262,13 @@ def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
 
 
 def _from_log_snr(schedule: NoiseSchedule, inner: npt.NDArray[Any]) -> Grid:
-    """Make the grid of T, the times of the inner log SNRs, and 0."""
+    """Make the grid of T, the times at which the log SNR equals `inner`, and 0."""
     times = schedule.time_at_log_snr(inner)
     return Grid(np.concatenate(([schedule.T], times, [0.0])))
 
 
 def _parse(text: str, sections: str) -> int:
-    """Parse one count of a `sections` string."""
+    """Return the integer in one part of the string `sections`; raise for other text."""
     if not text.strip().isdecimal():
         raise ValueError(
             f'grids.respaced: sections must look like "10,15,20" or "ddim50", got "{sections}"'

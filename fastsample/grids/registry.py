@@ -1,4 +1,4 @@
-"""Grids by name, for `sample(grid=...)` and the command line."""
+"""The registry of grids: the names that `sample(grid=...)` and the command line accept."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ improved-diffusion's list; "ddim" and "ddim_quadratic" are the DDIM repository's
 may hold another number of times than asked for."""
 
 DEFAULT_GRID = "uniform"
-"""The grid that "auto" stands for when the model has no profile."""
+"""The grid that ``grid="auto"`` means for a model without a profile (measured errors)."""
 
 
 def grid_names() -> list[str]:
-    """Return the names that `grid` arguments take: those of `GRIDS`, "auto" and "random"."""
+    """Return all names that a `grid` argument accepts: those of `GRIDS`, "auto" and "random"."""
     return sorted([*GRIDS, "auto", "random"])
 
 
 def check_grid_name(function: str, name: object) -> str:
-    """Return the name; ValueError unless it is one of `grid_names`."""
+    """Return the name; raise ValueError unless `grid_names` holds it."""
     if not isinstance(name, str) or name not in grid_names():
         raise ValueError(f"{function}: grid must be one of {grid_names()}, got {name!r}")
     return name
 
 
 def noisiest(schedule: NoiseSchedule) -> float:
-    """Return T as the grid makers take it: an int for integer times, a float for real ones."""
+    """Return T as an int for a discrete schedule, and as a float for a continuous one."""
     return schedule.T if schedule.num_steps is None else schedule.num_steps
 
 
 def _diffusers(
     schedule: NoiseSchedule, steps: int, spacing: Literal["leading", "trailing", "linspace"]
 ) -> Grid:
-    """Make one of diffusers' grids."""
+    """Make the grid of one of diffusers' timestep spacings, for a discrete schedule."""
     return makers.diffusers(_whole("diffusers", schedule), steps, spacing)
 
 
 def _whole(name: str, schedule: NoiseSchedule) -> int:
-    """Return T as an int; ValueError for a continuous schedule."""
+    """Return T as an int; raise ValueError for a continuous schedule."""
     if schedule.num_steps is None:
         raise ValueError(
             f'grids.{name}: schedule must have whole steps, got {schedule!r}; try grid="uniform"'

@@ -1,1 +1,1 @@
-"""Plans: compiled samplers, the laws that their rows obey, and their files."""
+"""Plans: samplers compiled to tables of coefficients, with their checks and files."""

@@ -1,4 +1,4 @@
-"""Checks of a plan's arrays together: shapes, the order of its times, its end and the laws."""
+"""Checks that a plan's arrays fit each other: shapes, order of times, last row, coefficients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsample.plans.rows import COLUMNS, TOLERANCE, Check, Prediction, broken_
 def check_shapes(
     nodes: FloatArray, rows: FloatArray, alphas: FloatArray, sigmas: FloatArray
 ) -> None:
-    """Raise ValueError for a wrong shape, order of the nodes or sign of the levels."""
+    """Raise ValueError for a wrong shape, unordered times (nodes) or a negative alpha or sigma."""
     if nodes.ndim != 1 or len(nodes) < 2:
         raise ValueError(f"Plan: nodes must have shape (K + 1,), got {nodes.shape}")
     steps = len(nodes) - 1
@@ -38,7 +38,7 @@ def check_shapes(
 
 
 def check_landing(rows: FloatArray, alphas: FloatArray, sigmas: FloatArray, check: Check) -> None:
-    """Raise ValueError unless the last row of a sampling plan gives x0 itself, without noise."""
+    """Raise ValueError unless the last row of a sampling plan returns x0 and adds no noise."""
     last = dict(zip(COLUMNS, rows[-1].tolist(), strict=True))
     if last["d"] != 0.0:
         raise ValueError(f"Plan: rows[-1] must draw no noise (d = 0), got d = {last['d']:g}")
@@ -59,7 +59,7 @@ def check_landing(rows: FloatArray, alphas: FloatArray, sigmas: FloatArray, chec
 def check_laws(
     rows: FloatArray, prediction: Prediction, alphas: FloatArray, sigmas: FloatArray, check: Check
 ) -> None:
-    """Raise ValueError if the rows break a law that `check` asks for (see `broken_law`)."""
+    """Raise ValueError if a row breaks a law of `fastsample.plans.rows` that `check` names."""
     broken = broken_law(rows, prediction, alphas, sigmas, check)
     if broken is None:
         return
@@ -72,5 +72,5 @@ def check_laws(
 
 
 def _short(values: FloatArray) -> str:
-    """Return a few of the values, for messages."""
+    """Return the first and last values as text, for error messages."""
     return np.array2string(values, precision=6, threshold=8, edgeitems=3)

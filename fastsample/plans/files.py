@@ -1,4 +1,4 @@
-"""Files of several plans, one per number of network calls."""
+"""Reads and writes files of several plans, at most one for each number of network calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import cast
 from fastsample._support.files import Format
 from fastsample.plans.plan import Plan
 
-# Every entry is the document that `Plan.to_json` writes.
+# Every entry of the file's list is the JSON object that `Plan.to_json` writes.
 _FORMAT = Format(
     "fastsample.plans",
     2,
@@ -50,7 +50,7 @@ def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> 
 
 
 def load_plans(path: str | Path) -> dict[int, Plan]:
-    """Read the plans that `save_plans` wrote, bit for bit, by number of steps.
+    """Return the plans that `save_plans` wrote, as a dictionary from number of steps to plan.
 
     Raises:
         FileNotFoundError: no such file.

@@ -1,4 +1,4 @@
-"""The plan: a compiled sampler, one row of coefficients per step."""
+"""The class `Plan`: a sampler compiled to a table, one row of coefficients per step."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Plan:
             raise TypeError(f"Plan: schedule must be a NoiseSchedule, got {self.schedule!r}")
         if self.provenance is not None:
             try:
-                # A copy through JSON: no caller can change it, and a stored plan reads back equal.
+                # Copy through JSON: the caller cannot change the copy, and it reads back equal.
                 note = json.loads(json.dumps(dict(self.provenance), allow_nan=False))
             except (TypeError, ValueError) as error:
                 raise TypeError(
@@ -105,18 +105,18 @@ class Plan:
 
     @property
     def times(self) -> FloatArray:
-        """The times of the network calls, `(K,)`."""
+        """The times `(K,)` at which the network is called."""
         return self.nodes[:-1]
 
     def column(self, name: str) -> FloatArray:
-        """Return one column of the rows by name, `(K,)`; ValueError for an unknown name."""
+        """Return the column `(K,)` of the rows with this name; ValueError for an unknown name."""
         if name not in COLUMNS:
             raise ValueError(f"Plan.column: name must be one of {list(COLUMNS)}, got {name!r}")
         return self.rows[:, COLUMNS.index(name)]
 
     @property
     def inverts(self) -> bool:
-        """Whether the plan runs from data to noise."""
+        """Whether the plan runs from data to noise, the reverse of sampling."""
         return bool(self.nodes[0] < self.nodes[-1])
 
     @property
@@ -136,18 +136,18 @@ class Plan:
 
     @property
     def needs_history(self) -> int:
-        """The number of earlier x0's that rows read: 0, 1 or 2."""
+        """The number of x0 estimates from earlier rows that a row reads: 0, 1 or 2."""
         return 2 if np.any(self.column("c2")) else int(np.any(self.column("c1")))
 
     @property
     def order(self) -> int:
-        """The largest number of x0's that a row combines, its own included: 1, 2 or 3."""
+        """The largest number of x0 estimates that a row combines, its own included: 1, 2 or 3."""
         return self.needs_history + 1
 
     # ---- variants
 
     def with_guidance(self, w: npt.ArrayLike) -> Plan:
-        """Return the same plan under classifier-free guidance ``u + w (c - u)``.
+        """Return the same plan with classifier-free guidance ``u + w (c - u)``.
 
         Ho and Salimans 2022 (arXiv:2207.12598).
 
@@ -172,11 +172,11 @@ class Plan:
         return self._with_columns(lo=low, hi=high)
 
     def with_provenance(self, provenance: Mapping[str, Any] | None) -> Plan:
-        """Return the same plan with another provenance, a mapping that fits in JSON, or None."""
+        """Return the same plan with another record of its origin, a mapping for JSON, or None."""
         return replace(self, provenance=provenance)
 
     def _with_columns(self, **columns: npt.ArrayLike) -> Plan:
-        """Return a plan with some columns replaced."""
+        """Return the same plan with new values in the named columns of its rows."""
         rows: FloatArray = np.array(self.rows)
         for name, values in columns.items():
             rows[:, COLUMNS.index(name)] = values
@@ -185,7 +185,7 @@ class Plan:
     # ---- copies, comparison and text
 
     def __reduce__(self) -> tuple[type[Plan], tuple[object, ...]]:
-        # Through the constructor, so that a copy's arrays are read-only too.
+        # Copy through the constructor: it makes the arrays read-only.
         arrays = (self.nodes, self.rows, self.alphas, self.sigmas)
         names = (self.prediction, self.method, self.check, self.schedule, self.provenance)
         return Plan, (*arrays, *names)
@@ -197,7 +197,7 @@ class Plan:
         return hash(self._key())
 
     def _key(self) -> tuple[object, ...]:
-        """Return everything that equality compares: all fields but the provenance."""
+        """Return what ``==`` and `hash` use: all fields but the provenance."""
         arrays = tuple(a.tobytes() for a in (self.nodes, self.rows, self.alphas, self.sigmas))
         return (*arrays, self.prediction, self.method, self.check, self.schedule)
 
@@ -207,14 +207,14 @@ class Plan:
         return f"{title}\n{table(self.nodes, self.rows)}"
 
     def describe(self) -> str:
-        """Return the table of rows, and below it the provenance."""
+        """Return the plan's table as text, and below it how the plan was made, if that is known."""
         if self.provenance is None:
             return repr(self)
         note = json.dumps(self.provenance, indent=1)
         return f"{self!r}\n{origin(self.provenance) or note}"
 
     def to_json(self) -> str:
-        """Return strict JSON that `from_json` reads back bit for bit."""
+        """Return the plan as strict JSON, which `from_json` reads back bit for bit."""
         return encode(
             {
                 "method": self.method,
@@ -231,7 +231,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """Return the plan that `to_json` wrote, checked like any other.
+        """Return the plan that `to_json` wrote; it is checked like any other plan.
 
         Raises:
             TypeError: the text is not a string.

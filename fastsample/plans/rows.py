@@ -1,4 +1,4 @@
-"""The thirteen columns of a plan's row, and the laws that tie them to the noise levels.
+"""The thirteen coefficients of a sampler step, and the equations that they must fulfil.
 
 A row carries the sample x from level t to level s:
 
@@ -52,10 +52,10 @@ NEUTRAL: dict[str, float] = {
     "hi": math.inf,
     "w": 1.0,
 }
-"""The value of each column in samplers that do not use it."""
+"""The value of a column in samplers that do not use it."""
 
 TOLERANCE = 1e-12
-"""Allowed error of a law, relative to the summed magnitudes of its terms."""
+"""The largest allowed error of a law, relative to the summed magnitudes of its terms."""
 
 Prediction: TypeAlias = Literal["epsilon", "x0", "v", "flow"]
 Check: TypeAlias = Literal["all", "mean", "none"]
@@ -83,7 +83,7 @@ def output_terms(
 def x0_terms(
     function: str, prediction: Prediction, alpha: FloatArray, sigma: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Return (p, q) with ``x0 = p x + q m``; ValueError where the output does not determine x0."""
+    """Return (p, q) with ``x0 = p x + q m``; ValueError where m does not determine x0."""
     _, me = output_terms(prediction, alpha, sigma)
     determinant = _determinant(function, prediction, alpha, sigma)
     return me / determinant + 0.0, -sigma / determinant + 0.0  # + 0.0 turns -0.0 into 0.0
@@ -92,7 +92,7 @@ def x0_terms(
 def eps_terms(
     function: str, prediction: Prediction, alpha: FloatArray, sigma: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Return (r, g) with ``eps = r x + g m``; ValueError where the output does not give eps."""
+    """Return (r, g) with ``eps = r x + g m``; ValueError where m does not determine eps."""
     mx, _ = output_terms(prediction, alpha, sigma)
     determinant = _determinant(function, prediction, alpha, sigma)
     return -mx / determinant + 0.0, alpha / determinant + 0.0
@@ -115,7 +115,7 @@ def _determinant(
 
 
 def check_prediction(function: str, prediction: str) -> None:
-    """Raise ValueError unless the name is one of `Prediction`."""
+    """Raise ValueError unless the name is "epsilon", "x0", "v" or "flow"."""
     if prediction not in get_args(Prediction):
         raise ValueError(
             f"{function}: prediction must be one of {list(get_args(Prediction))}, "
@@ -124,7 +124,7 @@ def check_prediction(function: str, prediction: str) -> None:
 
 
 def clip_bounds(function: str, clip: Clip) -> tuple[float, float]:
-    """Return (lo, hi) for a bound on |x0|, a pair (lo, hi), or None for no bounds."""
+    """Return the range (lo, hi) of x0 that `clip` means: a bound on |x0|, a pair, or None."""
     if clip is None:
         return -math.inf, math.inf
     if isinstance(clip, tuple | list):
@@ -142,7 +142,7 @@ def clip_bounds(function: str, clip: Clip) -> tuple[float, float]:
 
 
 def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
-    """Make rows `(num_rows, 13)` from some columns by name; the others are `NEUTRAL`."""
+    """Return rows `(num_rows, 13)` with the named columns set and the others at `NEUTRAL`."""
     values = {**NEUTRAL, **columns}
     return np.stack([np.broadcast_to(values[name], num_rows) for name in COLUMNS], axis=1).astype(
         np.float64
@@ -150,7 +150,7 @@ def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
 
 
 def check_columns(rows: FloatArray) -> None:
-    """Raise ValueError in the name of `Plan` unless all columns of `(K, 13)` rows are in range."""
+    """Raise ValueError unless all values of `(K, 13)` rows are finite and in range."""
     c = _columns(rows)
     for name, values in c.items():
         bad = ~np.isfinite(values) & ~((name in ("lo", "hi")) & (values == NEUTRAL[name]))
@@ -185,7 +185,7 @@ def _columns(rows: FloatArray) -> dict[str, FloatArray]:
 def broken_law(
     rows: FloatArray, prediction: Prediction, alphas: FloatArray, sigmas: FloatArray, check: Check
 ) -> tuple[int, str, float] | None:
-    """Return (row, law, error) of the first law that `check` asks for and the rows break, or None.
+    """Return (row, law, error) of the first broken law among those that `check` names, or None.
 
     Args:
         rows: `(K, 13)`.

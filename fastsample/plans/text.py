@@ -1,4 +1,4 @@
-"""Plans as text: a table for people and JSON for programs."""
+"""Converts plans to text: a table for people, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEYS = ("method", "prediction", "check", "schedule", "columns", *ARRAYS)
 
 
 def table(nodes: FloatArray, rows: FloatArray) -> str:
-    """Return the row formula and an aligned table of the columns in use.
+    """Return a step's formula and, below it, an aligned table of the columns in use.
 
     A plan of more than 12 rows is shortened in the middle.
     """
@@ -50,7 +50,7 @@ def table(nodes: FloatArray, rows: FloatArray) -> str:
 
 
 def origin(provenance: Mapping[str, Any]) -> str | None:
-    """Return what `tune` measured as a table; None if the provenance is not from `tune`."""
+    """Return a table of what `tune` measured; None if `tune` did not make the plan."""
     try:
         calibration, validation = provenance["samples"]
         measure, fine = _MEASURES[provenance["objective"]], provenance["teacher_steps"]
@@ -70,17 +70,17 @@ def origin(provenance: Mapping[str, Any]) -> str | None:
 
 
 def encode(fields: dict[str, Any]) -> str:
-    """Return strict JSON of a plan's fields; floats are kept bit for bit."""
+    """Return a plan's fields as strict JSON; floats are kept bit for bit."""
     data: dict[str, Any] = {"columns": COLUMNS}
     for name, value in fields.items():
         data[name] = value.tolist() if isinstance(value, np.ndarray) else value
-    # Strict JSON has no infinity, so those of lo and hi are strings.
+    # Strict JSON has no infinity, so infinite values of lo and hi are stored as strings.
     data["rows"] = [[x if math.isfinite(x) else str(x) for x in row] for row in data["rows"]]
     return PLAN.to_text(data)
 
 
 def decode(text: str) -> dict[str, Any]:
-    """Return the fields that `encode` wrote, with float64 arrays; `Plan` checks their content."""
+    """Return the fields that `encode` wrote, with float64 arrays; `Plan` checks their values."""
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"Plan.from_json: text must be a string, got {type(text).__name__}")
     fields = PLAN.from_text(text, shown(text))
@@ -99,12 +99,12 @@ def decode(text: str) -> dict[str, Any]:
 
 
 def shown(text: str) -> str:
-    """Return the beginning and the end of a text, for messages."""
+    """Return the beginning and the end of a text, for error messages."""
     return reprlib.repr(text)
 
 
 def _formula(columns: list[str]) -> str:
-    """Return the formula of a row, with only the columns that are in use."""
+    """Return a step's formula as text, with only those coefficients that the plan uses."""
     terms = {"a": "a x", "b": "b x0", "e": "e m", "c1": "c1 h1", "c2": "c2 h2", "d": "d z"}
     if "lv_hi" in columns:
         terms["d"] = "d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo))/2) z"

@@ -1,4 +1,4 @@
-"""Figures and images; matplotlib and Pillow are imported when a function needs them."""
+"""Draws figures and images; matplotlib and Pillow are imported when a function needs them."""
 
 from fastsample.plots.figures import (
     bits_against_steps,

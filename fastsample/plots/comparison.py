@@ -1,6 +1,6 @@
-"""Draws a `Comparison`: errors against the number of network calls, one panel per side."""
+"""Draws a `Comparison`: errors over network calls, a panel each for fastsample and diffusers."""
 
-# matplotlib annotates most of its functions in part.
+# matplotlib leaves many arguments and results of its functions without types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 
@@ -21,7 +21,7 @@ TITLES: dict[Side, str] = {
     "fastsample": "every deterministic method here",
     "diffusers": "every deterministic scheduler of diffusers",
 }
-# Colours of Okabe and Ito, which are distinct with any colour vision.
+# The colours of Okabe and Ito stay distinct for colour-blind readers.
 _COLOURS = {
     "DDIM": "#0072B2",
     "DPM-Solver++ 2M": "#009E73",
@@ -31,24 +31,24 @@ _COLOURS = {
 }
 _TUNED = "#000000"
 _LABEL_DISTANCE = 0.052  # smallest distance of two labels, as a share of the axes' height
-# The y axis covers the families' best errors times and over this, and not all settings, since
-# settings that fail would squeeze the others.
+# The y axis spans the best errors of the solvers, widened by this factor at both ends. It does not
+# span all settings, since settings that fail would squeeze the others.
 _MARGIN = 1.6
 
 
 class LineEnd(NamedTuple):
-    """Where a labelled line ends, and how its label looks."""
+    """Stores where a labelled line ends, and how its label looks."""
 
     error: float
-    """Error at the largest number of network calls."""
+    """The error at the largest number of network calls."""
     colour: str
     bold: bool
 
 
 def draw_comparison(figure: Figure, comparison: Comparison) -> None:
-    """Draw one panel per side that has entries.
+    """Draw one panel for this package's samplers and one for those of diffusers, if it has any.
 
-    Every setting is a faint line, and the best of a family at each number of calls a full one.
+    Every setting is a faint line; a full line has a solver's best setting at each number of calls.
     """
     sides: list[Side] = [side for side in TITLES if comparison.of(side)]
     panels = figure.subplots(1, len(sides), sharex=True, sharey=True, squeeze=False)[0]
@@ -75,14 +75,14 @@ def draw_comparison(figure: Figure, comparison: Comparison) -> None:
 
 
 def family_bests(comparison: Comparison, side: Side) -> dict[str, dict[int, float]]:
-    """The least error of each family's settings at each number of calls.
+    """Return the least error of each solver over its settings, by number of network calls.
 
     Args:
         comparison: errors of all samplers.
         side: "fastsample" or "diffusers".
 
     Returns:
-        Errors by number of calls, by family in the order of the colours.
+        Errors by number of calls, keyed by solver ("DDIM", ...) in the order of the colours.
     """
     bests: dict[str, dict[int, float]] = {name: {} for name in _COLOURS}
     for entry in comparison.of(side):
@@ -106,7 +106,7 @@ def _draw_side(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[in
 
 
 def _draw_gain(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[int, float]) -> None:
-    """Between the tuned plan and the best of a side: how many times larger the best's error is."""
+    """Write how many times larger the panel's best error is than the tuned plan's, between both."""
     for steps, error in tuned.items():
         best = comparison.best(side, steps)
         if best is None or not 0.0 < error < best.errors[steps]:
@@ -122,7 +122,7 @@ def _draw_gain(axes: Axes, comparison: Comparison, side: Side, tuned: Mapping[in
 
 
 def _ends(comparison: Comparison, side: Side, tuned: Mapping[int, float]) -> dict[str, LineEnd]:
-    """The ends of the labelled lines by name."""
+    """Return the last error and the label style of each labelled line, keyed by its name."""
     last = comparison.steps[-1]
     ends = {
         name: LineEnd(errors[last], _COLOURS[name], bold=False)
@@ -154,9 +154,9 @@ def _label_ends(axes: Axes, ends: Mapping[str, LineEnd]) -> None:
 
 
 def spread(heights: Sequence[float], distance: float) -> list[float]:
-    """Heights moved apart so that neighbours have a smallest distance.
+    """Return the heights, moved apart so that neighbours are at least `distance` apart.
 
-    Heights that are too close form a group, which is centred at their mean.
+    Heights that are too close form a group, which is spread evenly about their mean.
 
     Args:
         heights: in rising order.
@@ -171,12 +171,12 @@ def spread(heights: Sequence[float], distance: float) -> list[float]:
 
 
 def _overlap(group: Sequence[float], above: Sequence[float], distance: float) -> bool:
-    """Whether a group and the one above it are too close."""
+    """Return whether a group of labels, once spread, reaches into the group above it."""
     return _lowest(above, distance) < _lowest(group, distance) + distance * len(group)
 
 
 def _lowest(group: Sequence[float], distance: float) -> float:
-    """The lowest height of a group that is moved apart about its mean."""
+    """Return the lowest height of a group after it is spread evenly about its mean."""
     return sum(group) / len(group) - distance * (len(group) - 1) / 2
 
 

@@ -1,11 +1,11 @@
-"""Figures of cost tables, grids and errors (need matplotlib).
+"""Makes figures of cost tables, time grids and sampling errors (needs matplotlib).
 
 Every function makes a new `matplotlib.figure.Figure` without pyplot: no window opens, and no figure
 or setting of the caller changes. A notebook shows the figure that a cell ends with; `save` writes
 it to a file.
 """
 
-# matplotlib annotates most of its functions in part.
+# matplotlib leaves many arguments and results of its functions without types.
 # pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def cost_map(table: CostTable, steps: Sequence[int]) -> Figure:
-    """Heat map of the cost of every step t -> s, with the cheapest grids as staircases.
+    """Make a heat map of the cost of every step t -> s, with the cheapest grids as staircases.
 
     A staircase comes down from the diagonal at T; each of its dots is a step. With an "elbo" table
     the last step is that of the decoder, whose cost may be negative. It has a panel of its own,
@@ -58,7 +58,7 @@ def cost_map(table: CostTable, steps: Sequence[int]) -> Figure:
 def bits_against_steps(
     chosen: CostTable, measured: CostTable | None = None, steps: Sequence[int] | None = None
 ) -> Figure:
-    """Bits per dimension against the number of steps, for even, quadratic and the best times.
+    """Plot bits per dimension over the number of steps, for even, quadratic and the best times.
 
     Even and quadratic times are those of `grids.uniform` and `grids.quadratic` if the table has all
     of them. Otherwise they are the nearest times of the table, and the legend says so.
@@ -88,7 +88,7 @@ def bits_against_steps(
 
 
 def time_strips(grids: Mapping[str, Grid]) -> Figure:
-    """The times of some grids, one line each, with the data on the left.
+    """Plot the times of some grids as marks, one line per grid, with the data on the left.
 
     Args:
         grids: grids by name, in the order from the top.
@@ -107,7 +107,7 @@ def time_strips(grids: Mapping[str, Grid]) -> Figure:
 
 
 def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
-    """The cost of each step of some grids, over the time that the step spans.
+    """Plot the cost of each step of some grids, over the time that the step spans.
 
     Args:
         table: costs for any objective. The terms of an "elbo" table include the decoder but not the
@@ -128,11 +128,11 @@ def step_terms(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
 
 
 def tuned_errors(comparison: Comparison) -> Figure:
-    """Errors of tuned plans and of all other deterministic samplers against network calls.
+    """Plot errors over network calls, of tuned plans and all other deterministic samplers.
 
     One panel shows the methods of this package, and one the schedulers of diffusers, if they were
-    compared. Every setting is a faint line, and the best settings of a family at each number of
-    calls are a full line. A number between the tuned plan and the best of a panel says how many
+    compared. Every setting is a faint line; a full line shows a solver's best setting at each
+    number of calls. A number between the tuned plan and the best of a panel says how many
     times smaller the plan's error is.
 
     Args:
@@ -155,7 +155,7 @@ def tuned_errors(comparison: Comparison) -> Figure:
 
 
 def overview(table: CostTable, grids: Mapping[str, Grid]) -> Figure:
-    """Some grids in one figure: on the heat map of `cost_map`, and as the lines of `time_strips`.
+    """Show some grids in one figure: on the heat map of `cost_map`, and as `time_strips`.
 
     Below the lines are, with an "elbo" table, the bits of `bits_against_steps`, and otherwise the
     costs of `step_terms`.

@@ -1,4 +1,4 @@
-"""Samples as one image file, arranged in a grid (needs Pillow, imported when it is used)."""
+"""Writes samples to one image file, arranged in a grid (imports Pillow when it is used)."""
 
 from __future__ import annotations
 

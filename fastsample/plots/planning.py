@@ -3,7 +3,7 @@
 matplotlib is imported when a figure is made; pyplot is never imported.
 """
 
-# matplotlib annotates most of its functions in part.
+# matplotlib leaves many arguments and results of its functions without types.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownLambdaType=false
 
@@ -28,14 +28,14 @@ UNITS = {
     "mse": "squared error per sample, times (t - s) / T",
     "trajectory": "squared distance per element",
 }
-# Colours of Okabe and Ito, which are distinct with any colour vision, without the pale yellow.
+# The colours of Okabe and Ito (without the pale yellow) stay distinct for colour-blind readers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MOST_CELLS = 500  # cells along a side of the heat map: a figure has pixels for about as many
-_MOST_DECADES = 8  # range of the heat map: steps between neighbouring times cost almost nothing
+_MOST_CELLS = 500  # per side of the heat map: a figure has about as many pixels
+_MOST_DECADES = 8  # shown at most, since steps between neighbouring times cost almost nothing
 
 
 def make_figure(width: float, height: float) -> Figure:
-    """An empty figure of a width and height in inches.
+    """Make an empty figure of a width and height in inches.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -50,7 +50,7 @@ def make_figure(width: float, height: float) -> Figure:
 
 
 def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) -> None:
-    """Draw the heat map and the grids' staircases; for "elbo" the last step's panel to its left."""
+    """Draw the heat map and the grids as staircases; "elbo" adds a panel of the last step."""
     from matplotlib.patheffects import withStroke
 
     costs, times = table.costs, table.times
@@ -59,7 +59,7 @@ def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid
     _draw_cells(figure, axes, table, costs, first=0 if panels is None else 1)
     effects = [withStroke(linewidth=3.6, foreground="white")]
     for i, (name, grid) in enumerate(grids.items()):
-        # Not clipped, because the first and the last step lie on the edges of the axes.
+        # The lines are not clipped: the first and the last step lie on the edges of the axes.
         style: dict[str, Any] = {"color": _colour(i), "path_effects": effects, "clip_on": False}
         corners = np.repeat(grid.times, 2)
         axes.plot(corners[1:], corners[:-1], lw=1.8, label=name, **style)
@@ -68,7 +68,7 @@ def draw_cost_map(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid
     axes.set(xlim=(0.0, times[-1]), ylim=(0.0, times[-1]), xlabel="s, where the step ends")
     variance = "" if table.variance is None else f", variance {table.variance}"
     axes.set_title(f"Cost of every step ({table.objective}{variance})", fontsize=11)
-    if grids:  # the legend covers no cell: steps go towards the data, above the diagonal
+    if grids:  # The legend lies below the diagonal, where no step is, since s < t.
         axes.legend(loc="lower right", frameon=False, fontsize=10, title="grids")
     axes.spines[["top", "right"]].set_visible(False)
     if panels is None:
@@ -104,7 +104,7 @@ def _draw_cells(
     low = max(float(positive.min(initial=high)), high / 10.0**_MOST_DECADES)
     decades = high > 30.0 * low
     least = float(finite.min(initial=low))
-    # Light to medium greys, on which coloured lines stand out.
+    # Coloured lines stand out on light to medium greys.
     greys = ListedColormap(colormaps["Greys"](np.linspace(0.12, 0.75, 256)))
     edges = np.concatenate(([0.0], (table.times[shown][1:] + table.times[shown][:-1]) / 2))
     edges = np.append(edges, table.times[-1])
@@ -113,7 +113,7 @@ def _draw_cells(
         edges,
         np.ma.masked_invalid(cells),
         cmap=greys,
-        # Clipped: otherwise costs of 0 are blank, as are steps that do not exist.
+        # Without clip, costs of 0 would be blank like steps that do not exist.
         norm=LogNorm(low, high, clip=True) if decades else Normalize(min(least, low), high),
         rasterized=True,
     )
@@ -126,12 +126,12 @@ def _draw_cells(
 
 
 def _draw_last(axes: Axes, table: CostTable, column: FloatArray, grids: Mapping[str, Grid]) -> None:
-    """Draw the last step's cost from each time, with time upwards as in the map beside it."""
+    """Draw the cost of the last step t -> 0 over t, which goes upwards as in the heat map."""
     axes.plot(column[1:], table.times[1:], color="0.35", lw=1.5)
     respaced = table.respaced
     for i, grid in enumerate(() if respaced else grids.values()):
         row = int(np.searchsorted(table.times, grid.times[-2]))
-        size = max(4.0, 9.0 - 2.0 * i)  # grids with the same last step stay visible
+        size = max(4.0, 9.0 - 2.0 * i)  # Smaller dots keep grids with the same last step visible.
         axes.plot(column[row], grid.times[-2], ls="", marker="o", ms=size, color=_colour(i))
     axes.set(xlabel="nats", ylabel="t, where the step begins")
     axes.set_title("last two steps" if respaced else "last step", fontsize=11)
@@ -156,7 +156,7 @@ def draw_bits(
 
     table, most = chosen if measured is None else measured, len(chosen.times) - 1
     powers = (2**i for i in range(1, most.bit_length()))
-    # Powers of two, up to where their labels would overlap that of all times.
+    # The powers of two stop where their labels would overlap the label of all times.
     default = {*(k for k in powers if 1.4 * k < most), most}
     budgets = sorted(default if steps is None else set(steps))
     best = chosen.best_grids(budgets)
@@ -219,7 +219,7 @@ def draw_terms(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) 
     positive = values[values > 0.0]
     if len(positive) == len(values):
         axes.set_yscale("log")
-    elif len(positive):  # the decoder of continuous data may have a negative cost
+    elif len(positive):  # For continuous data the decoder's cost may be negative.
         axes.set_yscale("symlog", linthresh=float(positive.min()))
     _label_time(axes, float(table.times[-1]))
     axes.set(ylabel=f"cost of the step, {UNITS[table.objective]}")
@@ -235,7 +235,7 @@ def draw_terms(figure: FigureBase, table: CostTable, grids: Mapping[str, Grid]) 
 
 
 def nearest_times(times: FloatArray, num_steps: int, power: float) -> Grid:
-    """The grid of K steps on `times` that is nearest to ``times[-1] (k / K)^power``.
+    """Return the grid of K steps on `times` that is nearest to ``times[-1] (k / K)^power``.
 
     Of two times that are equally near, the later one is taken; no time is taken twice.
 
@@ -248,13 +248,13 @@ def nearest_times(times: FloatArray, num_steps: int, power: float) -> Grid:
     nearest = np.searchsorted((times[1:] + times[:-1]) / 2, wanted, side="right")
     chosen = [0]
     for k in range(1, num_steps + 1):
-        largest = len(times) - 1 - (num_steps - k)  # leaves a time for each of the later steps
+        largest = len(times) - 1 - (num_steps - k)  # Leave a time for each later step.
         chosen.append(min(max(int(nearest[k]), chosen[-1] + 1), largest))
     return Grid(times[chosen[::-1]])
 
 
 def _colour(i: int) -> str:
-    """The colour of line i."""
+    """Return the colour of line i; the colours repeat."""
     return _COLOURS[i % len(_COLOURS)]
 
 
@@ -269,5 +269,5 @@ def _finish(axes: Axes) -> None:
 
 
 def _same_times(one: Grid, other: Grid) -> bool:
-    """Whether two grids hold the same times, up to rounding."""
+    """Return whether two grids hold the same times, up to rounding."""
     return len(one) == len(other) and np.allclose(one.times, other.times, rtol=1e-9, atol=0.0)

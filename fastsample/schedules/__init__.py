@@ -1,1 +1,1 @@
-"""Noise schedules: the levels of signal and noise over time."""
+"""Noise schedules: how much signal (alpha) and noise (sigma) x_t holds at each time t."""

@@ -1,11 +1,11 @@
-"""Checks of a schedule's description, as `NoiseSchedule.to_dict` writes it."""
+"""Checks the dictionaries that `NoiseSchedule.to_dict` writes and `from_dict` reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_MOST_STEPS = 10**7  # bounds the table that a damaged description can ask for
+_MOST_STEPS = 10**7  # A damaged description must not make `from_dict` allocate a huge table.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "linear": ("num_steps", "beta_start", "beta_end"),
     "scaled_linear": ("num_steps", "beta_start", "beta_end"),
@@ -18,7 +18,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 
 def check_description(function: str, data: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name of a class method of `NoiseSchedule` and its arguments.
+    """Return which class method of `NoiseSchedule` to call, and with which arguments.
 
     Raises:
         TypeError: `data` is no mapping.

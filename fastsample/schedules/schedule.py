@@ -37,7 +37,7 @@ Argument: TypeAlias = int | float | tuple[float, ...]
 
 @dataclass(frozen=True, repr=False)
 class NoiseSchedule:
-    """Noise levels ``x_t = alpha(t) x0 + sigma(t) eps`` for real t in [0, T].
+    """Gives alpha(t) and sigma(t) of ``x_t = alpha(t) x0 + sigma(t) eps`` for real t in [0, T].
 
     For every schedule t = 0 is data, ``alpha(0) = 1`` and ``sigma(0) = 0`` exactly, since a sampler
     lands there. (`vdm` jumps there: its alpha_bar just above 0 is sigmoid(-gamma_min).) Integer t
@@ -63,7 +63,7 @@ class NoiseSchedule:
     def linear(
         cls, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> NoiseSchedule:
-        r"""Betas evenly spaced (Ho et al. 2020, arXiv:2006.11239), continuous in t.
+        r"""Make the schedule of evenly spaced betas (Ho et al. 2020, arXiv:2006.11239).
 
         Between the integers alpha_bar follows the Gamma-function form of Kong and Ping 2021, "On
         Fast Sampling of Diffusion Probabilistic Models" (arXiv:2106.00132): ``alpha_bar(t) = D^t
@@ -84,7 +84,7 @@ class NoiseSchedule:
         steps = check_integer("NoiseSchedule.linear", "num_steps", num_steps, 1)
         start, end = beta_range("NoiseSchedule.linear", beta_start, beta_end)
         arguments = (("num_steps", steps), ("beta_start", start), ("beta_end", end))
-        if steps == 1 or start == end:  # the closed form divides by the increment
+        if steps == 1 or start == end:  # The closed form divides by end - start.
             curve = table_from_betas("NoiseSchedule.linear", np.linspace(start, end, steps))
             return cls("linear", arguments, curve)
         return cls("linear", arguments, LinearCurve(steps, start, end))
@@ -93,7 +93,7 @@ class NoiseSchedule:
     def scaled_linear(
         cls, num_steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
     ) -> NoiseSchedule:
-        """Betas whose square roots are evenly spaced, as in Stable Diffusion.
+        """Make the schedule of betas whose square roots are evenly spaced, as in Stable Diffusion.
 
         The DDIM repository calls them "quad" (Song et al. 2021, arXiv:2010.02502).
 
@@ -111,7 +111,7 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, num_steps: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
-        """The cosine schedule of Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. (17).
+        """Make the cosine schedule of Nichol and Dhariwal 2021 (arXiv:2102.09672), eq. (17).
 
         The betas are those of the improved-diffusion repository, bounded by `max_beta`.
 
@@ -128,7 +128,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | npt.NDArray[Any]) -> NoiseSchedule:
-        """A schedule of any variances; between integer times log alpha_bar is linear in t.
+        """Make a schedule from betas; between integer times log alpha_bar is linear in t.
 
         Args:
             betas: `(T,)`, each in (0, 1); the last may be 1 (zero terminal SNR: there alpha_bar
@@ -144,7 +144,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_alpha_bar(cls, values: Sequence[float] | npt.NDArray[Any]) -> NoiseSchedule:
-        """A schedule of any alpha_bar; between integer times log alpha_bar is linear in t.
+        """Make a schedule from alpha_bar; between integer times log alpha_bar is linear in t.
 
         Args:
             values: `(T,)`, strictly decreasing in (0, 1); the last may be 0 (zero terminal SNR:
@@ -172,7 +172,7 @@ class NoiseSchedule:
 
     @classmethod
     def vdm(cls, gamma_min: float = -13.3, gamma_max: float = 5.0) -> NoiseSchedule:
-        """Continuous time with T = 1 and a log SNR that is linear in t.
+        """Make the continuous schedule with T = 1 whose log SNR is linear in t.
 
         Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630): ``alpha(t)^2 =
         sigmoid(-gamma(t)) = 1 - sigma(t)^2`` with ``gamma(t) = gamma_min + (gamma_max - gamma_min)
@@ -192,7 +192,7 @@ class NoiseSchedule:
 
     @classmethod
     def flow(cls) -> NoiseSchedule:
-        """Straight paths, continuous with T = 1: ``alpha(t) = 1 - t``, ``sigma(t) = t``.
+        """Make the schedule ``alpha(t) = 1 - t``, ``sigma(t) = t`` of rectified flow, with T = 1.
 
         Liu et al. 2022, "Flow Straight and Fast" (arXiv:2209.03003).
 
@@ -205,7 +205,7 @@ class NoiseSchedule:
 
     @property
     def num_steps(self) -> int | None:
-        """T of a discrete schedule, None for a continuous one."""
+        """The number of steps T of a discrete schedule; None for a continuous one."""
         return self._curve.num_steps
 
     @property
@@ -242,7 +242,7 @@ class NoiseSchedule:
             return log - np.log(-np.expm1(log))
 
     def time_at(self, alpha_bar: npt.ArrayLike) -> FloatArray:
-        """Return the time at which alpha_bar has a value, in the shape of the argument.
+        """Return the time t at which ``alpha_bar(t)`` has the given value, in the argument's shape.
 
         Near t = 0 alpha_bar is close to 1 and its own rounding limits t: `time_at_log_snr` is
         sharper.
@@ -263,7 +263,7 @@ class NoiseSchedule:
             return self._time(np.log(level))
 
     def time_at_log_snr(self, log_snr: npt.ArrayLike) -> FloatArray:
-        """Return the time at which `log_snr` has a value, in the shape of the argument.
+        """Return the time t at which ``log_snr(t)`` has the given value, in the argument's shape.
 
         Args:
             log_snr: values of log(alpha^2 / sigma^2), at least `log_snr(T)`; +inf gives 0.
@@ -282,13 +282,13 @@ class NoiseSchedule:
     # ---- as data
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a description that fits in JSON and that `from_dict` reads."""
+        """Return the schedule as a dictionary that JSON can store and `from_dict` reads back."""
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.arguments}
         return {"kind": self.kind, **values}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> NoiseSchedule:
-        """Return the schedule that `to_dict` described.
+        """Return the schedule that a dictionary from `to_dict` describes.
 
         Raises:
             TypeError: `data` is no mapping, or holds a value of the wrong type.
@@ -306,7 +306,7 @@ class NoiseSchedule:
         return f"NoiseSchedule.{self.kind}({', '.join(parts)})"
 
     def _log_alpha_bar(self, function: str, t: npt.ArrayLike) -> FloatArray:
-        """Return log alpha_bar at times after checking them; 0 at t = 0."""
+        """Check that the times are in [0, T] and return log alpha_bar there; it is 0 at t = 0."""
         times = check_array(function, "t", t)
         bad = (times < 0.0) | (times > self.T)
         if np.any(bad):
@@ -316,6 +316,6 @@ class NoiseSchedule:
         return np.where(times > 0.0, self._curve.log_alpha_bar(times), 0.0)[()]
 
     def _time(self, log_alpha_bar: FloatArray) -> FloatArray:
-        """Return the time of a level inside the range; rounding cannot take it out of [0, T]."""
+        """Return the times with these log alpha_bar, clamped to [0, T] against rounding errors."""
         times = np.where(log_alpha_bar < 0.0, self._curve.time_at(log_alpha_bar), 0.0)
         return np.minimum(np.maximum(times, 0.0), self.T)[()]

@@ -1,4 +1,4 @@
-"""Quantities of two noise levels, from which every sampler and every bound is computed."""
+"""Quantities of a pair of noise levels (s, t), such as the posterior variance of DDPM."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fastsample._support.checks import FloatArray
 
 
 class Transition(NamedTuple):
-    """Quantities of a level s and a noisier level t; every field has the shape of the levels."""
+    """Quantities of a pair of times s < t; every field has the shape of the levels."""
 
-    alpha: FloatArray  # alpha_{t|s}
-    variance: FloatArray  # sigma^2_{t|s}
-    posterior_variance: FloatArray  # variance of q(x_s | x_t, x0)
+    alpha: FloatArray  # alpha_{t|s}, the factor of x_s in x_t
+    variance: FloatArray  # sigma^2_{t|s}, the variance of q(x_t | x_s)
+    posterior_variance: FloatArray  # the variance of q(x_s | x_t, x0)
     snr_ratio: FloatArray  # SNR_t / SNR_s, in [0, 1]
 
 
 def transition(
     alpha_s: npt.ArrayLike, sigma_s: npt.ArrayLike, alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike
 ) -> Transition:
-    r"""Return the quantities of two noise levels, s cleaner than t, for any alpha and sigma.
+    r"""Return the `Transition` of the levels at two times s < t, for any alpha and sigma.
 
     ``alpha_{t|s} = alpha_t / alpha_s``, ``sigma^2_{t|s} = sigma_t^2 - alpha_{t|s}^2 sigma_s^2`` and
     the posterior variance ``sigma^2_{t|s} sigma_s^2 / sigma_t^2``: Kingma et al. 2021, "Variational
@@ -40,9 +40,9 @@ def transition(
     """
     a_s, s_s, a_t, s_t = (np.asarray(v, np.float64) for v in (alpha_s, sigma_s, alpha_t, sigma_t))
     alpha = a_t / a_s
-    with np.errstate(divide="ignore"):  # sigma_s = 0 and alpha_t = 0 both mean SNR_t / SNR_s = 0
+    with np.errstate(divide="ignore"):  # log 0 where SNR_t / SNR_s = 0
         log_ratio = np.minimum(2.0 * (np.log(alpha) + np.log(s_s / s_t)), 0.0)
-    # sigma_t^2 (1 - SNR_t / SNR_s): the textbook difference cancels when s is close to t.
+    # This is sigma_t^2 (1 - SNR_t / SNR_s); the usual difference cancels when s is close to t.
     variance = -np.expm1(log_ratio) * s_t**2
     return Transition(alpha, variance, variance * (s_s / s_t) ** 2, np.exp(log_ratio))
 
@@ -50,7 +50,7 @@ def transition(
 def ddim_terms(
     alpha_t: npt.ArrayLike, sigma_t: npt.ArrayLike, alpha_s: npt.ArrayLike, sigma_s: npt.ArrayLike
 ) -> tuple[FloatArray, FloatArray]:
-    """Return (a, b) of the deterministic step ``x_s = a x_t + b x0`` from level t to level s.
+    """Return (a, b) of the deterministic DDIM step ``x_s = a x_t + b x0`` from time t to time s.
 
     Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0; for any alpha and sigma, in their
     common shape.
@@ -62,7 +62,7 @@ def ddim_terms(
 def snr_drop(
     alpha_bar_t: FloatArray, noise_t: FloatArray, alpha_bar_s: FloatArray, noise_s: FloatArray
 ) -> FloatArray:
-    """Return ``SNR_s - SNR_t`` of a variance-preserving process without cancellation.
+    """Return ``SNR_s - SNR_t`` of a variance-preserving process, accurate also for s close to t.
 
     Args:
         alpha_bar_t: alpha_bar at the noisier time t.

@@ -42,3 +42,18 @@ class FidelityTerm:
             check_positive("FidelityTerm", "lr", self.lr)
         check_integer("FidelityTerm", "every", self.every, 1)
         check_positive("FidelityTerm", "clip", self.clip)
+
+
+def as_term(fidelity: FidelityLoss | FidelityTerm | None) -> FidelityTerm | None:
+    """The fidelity loss as a term; a loss by itself has the default settings.
+
+    Raises:
+        TypeError: a value that is neither.
+    """
+    if fidelity is None or isinstance(fidelity, FidelityTerm):
+        return fidelity
+    if not isinstance(fidelity, FidelityLoss):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"Trainer: fidelity must be a FidelityLoss or a FidelityTerm, got {fidelity!r}"
+        )
+    return FidelityTerm(fidelity)

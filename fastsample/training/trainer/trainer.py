@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +15,12 @@ from tqdm import tqdm
 from fastsample._support.checks import check_bool, check_integer, check_real
 from fastsample._support.distributed import check_agreement, process, summed
 from fastsample.denoiser.denoiser import Denoiser
-from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training.fidelity.loss import FidelityLoss, FidelityResult
 from fastsample.training.losses.diffusion import DiffusionLoss
 from fastsample.training.randomness import RandomStreams
 from fastsample.training.trainer.checkpoints import Checkpoint
 from fastsample.training.trainer.data import Batch, Batches
-from fastsample.training.trainer.fidelity_term import FidelityTerm
+from fastsample.training.trainer.fidelity_term import FidelityTerm, as_term
 from fastsample.training.trainer.objective import (
     DiffusionObjective,
     Loss,
@@ -35,6 +32,7 @@ from fastsample.training.trainer.optimizer import Optimizer
 from fastsample.training.trainer.record import MAX_FAILURES, RunRecord
 from fastsample.training.trainer.run_folder import RunFolder
 from fastsample.training.trainer.session import deferred_interrupts, evaluating, training
+from fastsample.training.trainer.settings import run_settings
 from fastsample.training.trainer.weight_updates import WeightUpdater
 
 
@@ -118,7 +116,7 @@ class Trainer:
         self.rank, self.world = process()
         self.seed = check_integer("Trainer", "seed", seed, 0, 2**64 - 1)
         self.loss = DiffusionLoss.of(denoiser) if loss is None else loss
-        self.fidelity = _as_term(fidelity)
+        self.fidelity = as_term(fidelity)
         check_losses(denoiser, self.loss, self.fidelity)
         if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
@@ -160,27 +158,19 @@ class Trainer:
         self.record = RunRecord(self.world)
         self.folder = RunFolder(
             None if folder is None else Path(folder),
-            self._settings(),
+            run_settings(
+                denoiser,
+                self.batches,
+                self.loss,
+                self.fidelity,
+                self.updater.optimizer.optimizer,
+            ),
             resume=check_bool("Trainer", "resume", resume),
             restore=self._restore,
             writes=self.rank == 0,
         )
         for name, value in (("data", self.batches.count), ("iteration", self.iteration)):
             check_agreement("Trainer", name, value, denoiser.device)
-
-    def _settings(self) -> dict[str, Any]:
-        """Settings that a resumed run must share with the run that wrote the checkpoint."""
-        return {
-            "prediction": self.denoiser.prediction,
-            "shape": list(self.denoiser.shape),
-            "data": self.batches.count,
-            "batch_size": self.batches.batch_size,
-            "seed": self.seed,
-            "loss": repr(self.loss),
-            "optimizer": type(self.updater.optimizer.optimizer).__name__,
-            "schedule": _schedule_text(self.denoiser.schedule),
-            "fidelity": repr(self.fidelity and self.fidelity.loss),
-        }
 
     # ---- results
 
@@ -305,20 +295,3 @@ class Trainer:
         self.updater.load(checkpoint.tensors, checkpoint.notes["optimizers"])
         self.record.load_state(checkpoint.notes)
         self.iteration = checkpoint.iteration
-
-
-def _as_term(fidelity: FidelityLoss | FidelityTerm | None) -> FidelityTerm | None:
-    """The fidelity loss as a term; a loss by itself has the default settings."""
-    if fidelity is None or isinstance(fidelity, FidelityTerm):
-        return fidelity
-    if not isinstance(fidelity, FidelityLoss):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"Trainer: fidelity must be a FidelityLoss or a FidelityTerm, got {fidelity!r}"
-        )
-    return FidelityTerm(fidelity)
-
-
-def _schedule_text(schedule: NoiseSchedule) -> str:
-    """The schedule as text with a digest of its values, since two tables may print alike."""
-    values = json.dumps(schedule.to_dict(), sort_keys=True)
-    return f"{schedule!r}, {hashlib.sha256(values.encode()).hexdigest()[:8]}"
