@@ -119,6 +119,10 @@ KINDS = {
 TENSOR_KINDS = ("profile", "model", "training")
 
 
+# A single plan is a text, which its user writes and reads.
+of_files = pytest.mark.parametrize("kind", [k for k in KINDS if k != "plan"], indirect=True)
+
+
 @pytest.fixture(params=KINDS)
 def kind(request) -> Kind:
     return KINDS[request.param]
@@ -158,9 +162,8 @@ def test_plans_are_strict_and_readable(tmp_path):
     assert fs.Plan.from_json(json.dumps(json.loads(text), indent=2, sort_keys=True)) == PLAN_OF_3
 
 
+@of_files
 def test_a_failed_write_leaves_the_old_file(kind, path, monkeypatch):
-    if kind.format is PLAN:
-        pytest.skip("a text, which its user writes")
     before = path.read_bytes()
 
     def fail(descriptor):
@@ -251,9 +254,8 @@ def test_other_kinds(kind, path, tmp_path):
             refused(kind, path, name if same else "cut off, or no ")
 
 
+@of_files
 def test_no_file(kind, tmp_path):
-    if kind.format is PLAN:
-        pytest.skip("a text")
     error = ValueError if kind.format.name == "fastsample.training" else FileNotFoundError
     for place in (tmp_path / "none", tmp_path):
         with pytest.raises(error, match="path must name a file, got "):
