@@ -1,1 +1,1 @@
-"""Profiles: a model's errors at every time, measured in one pass over data."""
+"""Measures profiles: a model's errors at every diffusion time, in one pass over data."""

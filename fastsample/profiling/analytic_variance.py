@@ -1,4 +1,4 @@
-"""The best single reverse variance of each step, from a model's measured errors."""
+"""Computes the best scalar reverse variance of each step from a model's measured errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsample.schedules.transition import transition
 
 
 def analytic_variance(statistics: Statistics, grid: Grid, estimate: str) -> FloatArray:
-    """`(K,)` variances; see `fastsample.Profile.analytic_variance`."""
+    """Return the `(K,)` reverse variances; see `fastsample.Profile.analytic_variance`."""
     times = np.append(0.0, statistics.times)
     positions = positions_in("analytic_variance", grid, times, "profile")[:-1] - 1
     alpha, sigma = statistics.schedule.levels(grid.times)
@@ -21,7 +21,7 @@ def analytic_variance(statistics: Statistics, grid: Grid, estimate: str) -> Floa
         fraction = np.maximum(1.0 - statistics.eps_square[positions] / statistics.dims, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             error = fraction * (sigma[:-1] / alpha[:-1]) ** 2
-        # Where alpha is 0, x is pure noise and epsilon determines no error of x0.
+        # Where alpha is 0, x is pure noise, and epsilon says nothing about the error of x0.
         measured = statistics.error[positions] / statistics.dims
         error = np.where(alpha[:-1] == 0.0, measured, error)
     else:

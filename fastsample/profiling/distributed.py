@@ -1,4 +1,4 @@
-"""A profile measured by several processes: the batches of each, and the sum over all."""
+"""Splits the measurement of a profile over processes: selects batches and adds the results."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastsample._support.distributed import failing_together, process, running, 
 from fastsample.profiling.profile import Profile
 
 Batches: TypeAlias = Iterable[tuple[int, Tensor]]
-"""Batches with the positions of their first samples in the data."""
+"""Pairs (position of the batch's first sample in the data, batch)."""
 
 Selection: TypeAlias = Callable[[Batches], Iterator[tuple[int, Tensor | None]]]
 
 
 def batch_selection() -> tuple[int, Selection]:
-    """The rank of this process, and the function that selects its batches.
+    """Return the rank of this process, and the function that selects its batches.
 
     With n processes every n batches are a round, and each process measures one batch of a round.
     The function yields once per round, with None where the last round has no batch for this
@@ -47,7 +47,7 @@ def batch_selection() -> tuple[int, Selection]:
 
 
 def all_reduced(measure: Callable[[], Profile], device: torch.device) -> Profile:
-    """The sum of the profiles that all processes measure; if one of them fails, all of them raise.
+    """Return the sum of the profiles of all processes; if one of them fails, all of them raise.
 
     Args:
         measure: measures this process's batch.
@@ -57,7 +57,7 @@ def all_reduced(measure: Callable[[], Profile], device: torch.device) -> Profile
         part = measure()
     if not running():
         return part
-    # Sorted by name, because a process without a batch fills its dictionary in another order.
+    # Sort by name, because a process without a batch fills its dictionary in another order.
     arrays = dict(sorted(part.arrays().items()))
     flat = np.concatenate([np.atleast_1d(array).ravel() for array in arrays.values()])
     summed = sum_arrays(torch.as_tensor(np.append(flat, float(part.count))), device)

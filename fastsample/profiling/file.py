@@ -1,4 +1,4 @@
-"""The file format of profiles: safetensors with a header of fields."""
+"""Defines the file format of profiles: safetensors with the other fields in the header."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsample._support.files import TensorFormat
 
 
 def _read_version_1(header: Any) -> tuple[dict[str, Any], None]:
-    """The header of version 1 as one of today; it has its version as "format", and no checksum."""
+    """Convert a version 1 header, which keeps its version under "format" and has no checksum."""
     return {**header, "format": FORMAT.name, "version": header.get("format")}, None
 
 
@@ -28,13 +28,13 @@ FORMAT = TensorFormat(
 
 
 def settings_to_header(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Settings` as JSON; null stands for an infinite end of the clip range."""
+    """Return the fields of `Settings` for JSON, with null for an infinite bound of `clip`."""
     clip = [None if np.isinf(bound) else bound for bound in settings["clip"]]
     return {**settings, "clip": clip}
 
 
 def settings_from_header(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `Settings` from a header that `settings_to_header` made."""
+    """Return the fields of `Settings` from a header that `settings_to_header` made."""
     low, high = header["clip"]
     clip = (-np.inf if low is None else low, np.inf if high is None else high)
     return {**header, "clip": tuple(float(bound) for bound in clip)}

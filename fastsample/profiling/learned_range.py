@@ -1,8 +1,8 @@
-"""Costs of steps whose variance the network predicts, from sums at a few nodes per time.
+"""Computes the costs of steps whose variance the network predicts.
 
 With ``v`` in [0, 1] a learned variance lies between the posterior's (v = 0) and the forward step's
 (v = 1), which are ``a = log(beta_{t|s} / beta-tilde)`` apart in the logarithm (Nichol and Dhariwal
-2021, arXiv:2102.09672, eq. 15). The step from t to s then costs
+2021, arXiv:2102.09672, eq. 15). The step from t to s then costs (in nats of the bound)
 
     1/2 [H(a) + (SNR_s - SNR_t) S(a)],
     H = E sum exp(-a v) - 1 + a v,    S = E sum error exp(-a v)
@@ -19,11 +19,11 @@ import numpy as np
 from fastsample._support.checks import FloatArray
 from fastsample.schedules.transition import snr_drop
 
-_MIN_RANGE = 1e-3  # keeps the nodes of the first time apart, for which no step is interpolated
+_MIN_RANGE = 1e-3  # keeps the nodes of the first time distinct; no step is interpolated there
 
 
 def log_ratios(variance: FloatArray) -> FloatArray:
-    """``a = log(sigma_t^2 / sigma_s^2)`` of every pair of times, `(n, n)`, row t, column s.
+    """Return `(n, n)` ``a = log(sigma_t^2 / sigma_s^2)`` of every pair of times: row t, column s.
 
     Args:
         variance: `(n,)` sigma^2 of the schedule at the times, rising; not of the
@@ -34,7 +34,7 @@ def log_ratios(variance: FloatArray) -> FloatArray:
 
 
 def chebyshev_nodes(variance: FloatArray, count: int) -> FloatArray:
-    """Chebyshev nodes `(n, count)` in the range that a takes over the steps from each time.
+    """Return `(n, count)` Chebyshev nodes in the range that a takes over the steps from each time.
 
     Args:
         variance: `(n,)` sigma^2 of the schedule at the times, rising.
@@ -52,7 +52,7 @@ def learned_range_costs(
     excess: FloatArray,
     weighted: FloatArray,
 ) -> FloatArray:
-    """Costs of the steps between times in nats, `(n, n)`: row t, column s < t, +inf elsewhere.
+    """Return `(n, n)` costs of the steps in nats: row t, column s < t, +inf elsewhere.
 
     Args:
         levels: (alpha_bar, 1 - alpha_bar) `(n,)` of the variance-preserving process.
@@ -65,13 +65,13 @@ def learned_range_costs(
     table = np.full((size, size), np.inf)
     alpha_bar, noise = levels
     a = log_ratios(variance)
-    # Barycentric weights of Chebyshev nodes of the first kind.
+    # These are the barycentric weights of Chebyshev nodes of the first kind.
     node_weights = np.sin(_angles(count)) * np.power(-1.0, np.arange(count, dtype=np.float64))
     for t in range(1, size):
         ratios = a[t, :t]
         with np.errstate(divide="ignore", invalid="ignore"):
             weights: FloatArray = node_weights / (ratios[:, None] - nodes[t])
-        # A point on a node takes the value there.
+        # A point on a node has a division by 0 and takes the node's value instead.
         on_node = np.isinf(weights)
         weights[on_node.any(1)] = on_node[on_node.any(1)]
         weights /= weights.sum(1, keepdims=True)
@@ -82,5 +82,5 @@ def learned_range_costs(
 
 
 def _angles(count: int) -> FloatArray:
-    """The angles whose cosines are the Chebyshev points of the first kind, `(count,)`."""
+    """Return `(count,)` angles, whose cosines are the Chebyshev points of the first kind."""
     return (np.arange(count, dtype=np.float64) + 0.5) * (np.pi / max(count, 1))

@@ -1,4 +1,4 @@
-"""Measuring a profile: one pass over data at every time."""
+"""Implements `profile`, which measures a model's errors at every time in one pass over data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fastsample.sampling.noise import make_identity
 from fastsample.schedules.schedule import NoiseSchedule
 
 _CONTINUOUS_TIMES = 256
-_MAX_TRAJECTORY_TIMES = 4096  # the Gram matrices of the trajectories then take 0.4 GB
+_MAX_TRAJECTORY_TIMES = 4096  # with this many the trajectories' Gram matrices take 0.4 GB
 
 
 def profile(
@@ -143,7 +143,7 @@ def profile(
         for index, x0 in select(numbered):
 
             def measure(index: int = index, x0: Tensor | None = x0) -> Profile:
-                if x0 is None:  # a process may have no batch in the last round
+                if x0 is None:  # In the last round some processes may have no batch.
                     return empty
                 _check_data(x0, settings.bin_width)
                 count = x0.shape[0]
@@ -164,7 +164,7 @@ def profile(
 
 
 class _NumberedBatches:
-    """The batches after the first `done` samples, each with the position of its first sample.
+    """Skips the first `done` samples and yields the other batches with their positions.
 
     Attributes:
         position: number of samples that have been read.
@@ -187,7 +187,7 @@ class _NumberedBatches:
 
 
 def _check_data(x0: Tensor, bin_width: float | None) -> None:
-    """ValueError for data without a bin of the decoder, or without a density."""
+    """Raise ValueError for data outside [-1, 1], or for continuous data that are not finite."""
     if bin_width is not None:
         check_data_range("profile", x0)
     elif not torch.isfinite(x0).all():
@@ -195,7 +195,7 @@ def _check_data(x0: Tensor, bin_width: float | None) -> None:
 
 
 def _checked_times(schedule: NoiseSchedule, times: Any) -> FloatArray:
-    """Ascending times in (0, T], integers for a schedule with integer steps; see `profile`."""
+    """Return the argument `times` of `profile` as an ascending `(n,)` array, after checks."""
     num_steps = schedule.num_steps
     if times is None:
         if num_steps is not None:

@@ -1,4 +1,4 @@
-"""The network calls of a profile: the sums over one batch at every time."""
+"""Makes the network calls of a profile and sums the errors of a batch at every time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from fastsample.samplers.ddim import ddim
 from fastsample.sampling.loop import Step, run
 from fastsample.sampling.noise import Identity
 
-_MAX_TRAJECTORY_ELEMENTS = 2**28  # held at once: 1 GB of float32
-_MAX_FLOAT64_ELEMENTS = 2**24  # of the Gram matrices' factors, held at once
+_MAX_TRAJECTORY_ELEMENTS = 2**28  # limits what is held at once to 1 GB of float32
+_MAX_FLOAT64_ELEMENTS = 2**24  # limits the float64 copies that the Gram matrices are made from
 
 
 class Measurement:
-    """Calls a network at every time and sums what the planner needs over samples.
+    """Calls a network at every time and sums the errors that a profile keeps over samples.
 
     Args:
         denoiser: the model.
@@ -61,7 +61,7 @@ class Measurement:
     def errors(
         self, x0: Tensor, identity: Identity, conditions: Conditions
     ) -> dict[str, FloatArray]:
-        """The sums of a profile over one batch `(B, *shape)` of data."""
+        """Return the sums of a profile, by name, over one batch `(B, *shape)` of data."""
         clean = x0.to(self._dtype)
         eps = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
         table = eps.new_empty(len(self.times), self._width, dtype=torch.float64)
@@ -87,7 +87,7 @@ class Measurement:
         return named
 
     def _named_sums(self, table: FloatArray) -> dict[str, FloatArray]:
-        """The sums of a profile from the columns of the table that `errors` makes."""
+        """Split the table that `errors` makes into the sums of a profile, by name."""
         self._check_finite(table, self.times)
         n = self.settings.nodes
         columns = {"error_square": 0, "error": 1, "eps_square": 2, "v": 3}
@@ -96,7 +96,7 @@ class Measurement:
         return vectors | dict(zip(("excess", "weighted", "nll"), rest, strict=True))
 
     def trajectories(self, identity: Identity, count: int, conditions: Conditions) -> Trajectories:
-        """Inner products along the DDIM trajectories of the first `count` samples of a batch."""
+        """Return sums of inner products along DDIM trajectories from the first `count` noises."""
         size = int(np.prod(self.denoiser.shape))
         chunk = max(1, _MAX_TRAJECTORY_ELEMENTS // (2 * size * len(self.times)))
         total = Trajectories.empty(len(self.times))
@@ -107,7 +107,7 @@ class Measurement:
         return total
 
     def _trajectories(self, identity: Identity, conditions: Conditions) -> Trajectories:
-        """Inner products along the trajectories of samples that fit in memory at once.
+        """Return the same sums for a part of the samples, small enough for memory.
 
         The trajectories are those of Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0.
         """
@@ -117,7 +117,7 @@ class Measurement:
         states[n] = x
 
         def remember(step: Step) -> None:
-            k = n - 1 - step.row  # rows descend in time
+            k = n - 1 - step.row  # because a plan's rows descend in time
             states[k], estimates[k] = step.x, step.x0
             self.on_call()
 
@@ -142,12 +142,12 @@ class Measurement:
             cross += x0_wide @ x_wide.T
             products += x0_wide @ x0_wide.T
         arrays = [t.cpu().numpy() for t in (gram, cross, products)]
-        # Every row after a NaN is NaN: the first call that returned one is at the noisiest time.
+        # Once a state is NaN, all later ones are: the call that failed is the noisiest with a NaN.
         self._check_finite(np.diagonal(arrays[2])[::-1, None], self.times[::-1])
         return Trajectories(len(identity.index), *arrays)
 
     def _check_finite(self, table: FloatArray, times: FloatArray) -> None:
-        """ValueError for NaN or infinity in a table `(n, ...)`; names the time of the first row."""
+        """Raise ValueError, naming the first bad time, if a table `(n, ...)` is not finite."""
         bad = ~np.isfinite(table).all(axis=1)
         if bad.any():
             raise ValueError(

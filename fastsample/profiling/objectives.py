@@ -1,4 +1,4 @@
-"""Cost tables from a model's statistics, one function per objective."""
+"""Makes the cost tables of a model's statistics, with one function per objective."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cost_table(
     decoder: DecoderChoice,
     method: str,
 ) -> CostTable | SecondOrderTable:
-    """The cost table of an objective; see `fastsample.Profile.costs`."""
+    """Return the costs of all steps by one objective; see `fastsample.Profile.costs`."""
     if objective not in ("elbo", "mse", "trajectory"):
         raise ValueError(
             f'costs: objective must be "elbo", "mse" or "trajectory", got {objective!r}'
@@ -57,17 +57,17 @@ def _separable(
     times: FloatArray,
     decoder: FloatArray,
 ) -> SeparableCosts:
-    """The costs of an objective whose steps are separable, with the costs of the last steps."""
+    """Return step costs of the form ``A(s) + B(t) + P(s) Q(t)``, which need no table."""
     levels = vp_levels(statistics.schedule, np.append(0.0, statistics.times))
     error = np.append(0.0, statistics.error)
     return SeparableCosts(edge, times, *levels, error, np.append(np.inf, decoder), statistics.dims)
 
 
 def elbo_table(statistics: Statistics, variance: str, decoder: DecoderChoice) -> CostTable:
-    """The terms of the variational bound in nats; see `fastsample.Profile.costs`."""
+    """Return a table of the variational bound's terms in nats; see `fastsample.Profile.costs`."""
     times = np.append(0.0, statistics.times)
     known = ("small", "large", "learned_range", "analytic")
-    checked: Any = variance  # may be an array, which `in` would compare element by element
+    checked: Any = variance  # An array is refused here: `in` would compare its elements.
     if not isinstance(checked, str) or checked not in known:
         raise ValueError(
             'costs: variance must be "small", "large", "learned_range" or "analytic", '
@@ -116,7 +116,7 @@ def elbo_table(statistics: Statistics, variance: str, decoder: DecoderChoice) ->
 def _step_costs(
     statistics: Statistics, variance: str, decoder: FloatArray
 ) -> SeparableCosts | FloatArray:
-    """The costs of the bound's steps; separable ones, where possible, without a table.
+    """Return the costs of the bound's steps, in separable form without a table where possible.
 
     Args:
         statistics: the model's statistics.
@@ -133,7 +133,7 @@ def _step_costs(
         return separable
     table = separable.table()
     if variance == "large":
-        # The costs are separable for variance-preserving processes only.
+        # With "large" the costs are separable for variance-preserving processes only.
         a = log_ratios(sigma**2)
         with np.errstate(over="ignore", invalid="ignore"):
             table[1:, 1:] = table[1:, 1:] * np.exp(-a) + 0.5 * statistics.dims * excess(a)
@@ -146,7 +146,7 @@ def _step_costs(
 
 
 def _respaced_decoder(statistics: Statistics, curve: Decoders) -> FloatArray:
-    """The decoder's costs from time s, `(n, n)`: row t, column s < t, +inf elsewhere.
+    """Return `(n, n)` decoder costs from time s: row t, column s < t, +inf elsewhere.
 
     Its variance is the posterior variance of the step from t to s.
     """
@@ -160,10 +160,11 @@ def _respaced_decoder(statistics: Statistics, curve: Decoders) -> FloatArray:
 
 
 def trajectory_table(statistics: Statistics) -> CostTable:
-    """Squared distances of DDIM steps from trajectories, means over dimensions and trajectories.
+    """Return a table of mean squared distances of single DDIM steps from fine trajectories.
 
-    Squares chose better grids than distances at 5 to 20 steps on every model tried (mixtures and
-    digits). Grids may start below T, because that costs less than a network call.
+    The means are over dimensions and trajectories. Squares chose better grids than distances at 5
+    to 20 steps on every model tried (mixtures and digits). Grids may start below T, because that
+    costs less than a network call.
     """
     if statistics.trajectories is None or statistics.trajectories.count == 0:
         raise ValueError(
@@ -183,7 +184,7 @@ def trajectory_table(statistics: Statistics) -> CostTable:
 
 
 def second_order_table(statistics: Statistics) -> SecondOrderTable:
-    """Squared distances as in `trajectory_table`, for steps of DPM-Solver++ 2M.
+    """Return the squared distances of `trajectory_table`, but for steps of DPM-Solver++ 2M.
 
     The cost of such a step depends on the step before it.
     """
@@ -203,7 +204,7 @@ def second_order_table(statistics: Statistics) -> SecondOrderTable:
 
 
 def mse_table(statistics: Statistics) -> CostTable:
-    """The costs ``(t - s) / T E||x0 - x0hat_t||^2``; the last step counts like any other."""
+    """Return a table of costs ``(t - s) / T E||x0 - x0hat_t||^2``, also for the last step."""
     times = np.append(0.0, statistics.times)
     scaled = times / statistics.schedule.T
     costs = _separable(statistics, "mse", scaled, scaled[1:] * statistics.error)

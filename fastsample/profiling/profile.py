@@ -1,4 +1,4 @@
-"""A model's profile: saved, merged, and turned into cost tables and variances."""
+"""Defines `Profile`, which can be saved, merged, and turned into cost tables and variances."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastsample.schedules.schedule import NoiseSchedule
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Profile(Statistics):
-    """A model's errors at every time, measured by `fastsample.profile`.
+    """Holds a model's errors at every time, as `fastsample.profile` measures them.
 
     Its attributes are those of `fastsample.profiling.statistics.Statistics`.
     """
@@ -40,7 +40,7 @@ class Profile(Statistics):
         settings: Settings,
         trajectories: bool,
     ) -> Profile:
-        """The profile of no samples, to which others are added.
+        """Make the profile of zero samples, to which others are added.
 
         Args:
             schedule: the noise levels.
@@ -54,20 +54,18 @@ class Profile(Statistics):
         return cls(schedule, shape, times, settings, 0, sums, products)
 
     def arrays(self) -> dict[str, FloatArray]:
-        """All sums over samples by name, without the count."""
+        """Return all sums over samples by name, without the count."""
         products = {} if self.trajectories is None else self.trajectories.to_arrays()
         return {**self.sums, **products}
 
     def with_arrays(self, arrays: dict[str, FloatArray]) -> Profile:
-        """The same profile with other sums, named as by `arrays`."""
+        """Return the same profile with other sums, under the names that `arrays` gives."""
         sums = dict(arrays)
         trajectories = Trajectories.from_arrays(sums)
         return replace(self, sums=sums, trajectories=trajectories)
 
     def check_model(self, model: Any) -> None:
-        """ValueError unless the profile was measured on a model with the same conventions.
-
-        These are schedule, shape, prediction and variance.
+        """Raise ValueError unless schedule, shape, prediction and variance are the model's.
 
         Args:
             model: a `Denoiser`.
@@ -86,9 +84,9 @@ class Profile(Statistics):
 
     @property
     def default_objective(self) -> Objective:
-        """The objective of `costs` and ``grid="auto"`` by default: the best one for samples.
+        """Return the objective that `costs` and ``grid="auto"`` use: the best one for samples.
 
-        "trajectory", or "mse" for a profile without trajectories. Not "elbo", which is about
+        It is "trajectory", or "mse" for a profile without trajectories. Not "elbo", which is about
         likelihood and whose grids make worse samples than even ones.
         """
         return "trajectory" if self.trajectories and self.trajectories.count else "mse"
@@ -96,7 +94,7 @@ class Profile(Statistics):
     def best_grid(
         self, steps: int, objective: Objective | None = None, **options: Any
     ) -> Grid | None:
-        """The best grid of `steps` network calls; the cost table is made once and kept.
+        """Return the best grid of `steps` network calls; the cost table is made once and kept.
 
         Args:
             steps: the number K of network calls.
@@ -145,7 +143,7 @@ class Profile(Statistics):
         decoder: DecoderChoice = "optimal",
         method: Literal["ddim", "dpm++"] = "ddim",
     ) -> CostTable | SecondOrderTable:
-        """Costs of every step between two of the times.
+        """Return the costs of the steps between all pairs of times.
 
         - "elbo": the step's term of the bound in nats, which Watson et al. 2021 (arXiv:2106.03802)
           minimise. Best for likelihood; its grids crowd near the data, and samples suffer.
@@ -185,9 +183,9 @@ class Profile(Statistics):
     def analytic_variance(
         self, grid: Grid, *, estimate: Literal["error", "eps"] = "error"
     ) -> FloatArray:
-        """The best single variance of each step, for ``fastsample.ancestral(variance=...)``.
+        """Return the best scalar variance of each step, for ``fastsample.ancestral(variance=...)``.
 
-        ``beta-tilde + c1^2 E||x0 - x0hat||^2 / D`` of Bao et al. 2022 (arXiv:2201.06503): the
+        It is ``beta-tilde + c1^2 E||x0 - x0hat||^2 / D`` of Bao et al. 2022 (arXiv:2201.06503): the
         posterior variance, and the error of x0hat times the squared weight c1 of x0 in the mean.
 
         Args:
@@ -207,7 +205,7 @@ class Profile(Statistics):
         return analytic_variance(self, grid, estimate)
 
     def merge(self, other: Profile) -> Profile:
-        """The profile of two disjoint sets of data together.
+        """Return the profile of two disjoint sets of data together.
 
         Args:
             other: the profile of the other set, of the same model and measured alike.
@@ -247,7 +245,7 @@ class Profile(Statistics):
             "settings": settings_to_header(vars(self.settings)),
         }
         arrays = {"times": self.times, **self.arrays()}
-        # Not `ascontiguousarray`, which would turn arrays without axes into vectors.
+        # Do not use `ascontiguousarray`, which would turn 0-dimensional arrays into vectors.
         packed = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         return FORMAT.save(path, header, packed)
 

@@ -1,4 +1,4 @@
-"""The file of a profile that is being measured: saved after every batch and resumed later."""
+"""Saves a profile after every batch, so that an interrupted measurement can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from fastsample.denoiser.denoiser import Denoiser
 from fastsample.profiling.profile import Profile
 from fastsample.sampling.noise import make_identity
 
-# Relative: far above the rounding of another machine, far below the change by more training.
+# This relative tolerance is far above the rounding differences between machines and far below
+# the change of the output by more training.
 _SAME_MODEL = 1e-3
 
 
@@ -28,7 +29,7 @@ def run_origin(
     conditions: Conditions,
     sample_index: int,
 ) -> dict[str, Any]:
-    """Fields that identify the data and the model of a run, to refuse the file of another run.
+    """Return fields that identify the data and the model, to refuse the file of another run.
 
     Takes one network call with one sample.
 
@@ -56,7 +57,7 @@ def run_origin(
 
 
 def load_or_create(empty: Profile, path: Path, trajectories: int) -> Profile:
-    """The profile that an earlier run saved; without a file the empty profile, saved at once.
+    """Return the profile that an earlier run saved; without a file save and return `empty`.
 
     Args:
         empty: the profile of no samples, with the origin of this run.
@@ -100,7 +101,7 @@ def load_or_create(empty: Profile, path: Path, trajectories: int) -> Profile:
 
 
 def save_profile(profile: Profile, path: Path) -> None:
-    """Save a profile; ValueError where the path cannot be written."""
+    """Save a profile, or raise ValueError if the path cannot be written."""
     try:
         profile.save(path)
     except OSError as error:

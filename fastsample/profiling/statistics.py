@@ -1,4 +1,4 @@
-"""The statistics of a model over some data: sums per time, and their means."""
+"""Defines the statistics of a model over some data: sums per time, and their means."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastsample.schedules.transition import transition
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a measurement; profiles can be added if theirs are equal.
+    """Holds the settings of a measurement; only profiles with equal settings can be added.
 
     Attributes:
         prediction: what the network predicts.
@@ -45,7 +45,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """A model's errors at every time; `fastsample.profile` measures them.
+    """Holds sums of a model's errors at every time, which `fastsample.profile` measures.
 
     Attributes:
         schedule: the noise levels.
@@ -77,17 +77,17 @@ class Statistics:
 
     @property
     def dims(self) -> int:
-        """Number of elements of a sample."""
+        """Return the number of elements of a sample."""
         return math.prod(self.shape)
 
     @property
     def error(self) -> FloatArray:
-        """`(n,)` ``E||x0 - x0hat_t||^2``, summed over dimensions."""
+        """Return `(n,)` ``E||x0 - x0hat_t||^2``, summed over dimensions."""
         return self.sums["error"] / self.count
 
     @property
     def error_standard_error(self) -> FloatArray:
-        """`(n,)` standard error of the means `error` over samples; NaN for a single sample."""
+        """Return the `(n,)` standard errors of `error`; NaN for a single sample."""
         mean = self.error
         spread = np.maximum(self.sums["error_square"] / self.count - mean**2, 0.0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -95,18 +95,18 @@ class Statistics:
 
     @property
     def eps_square(self) -> FloatArray:
-        """`(n,)` ``E||eps_theta||^2`` before clipping, summed over dimensions."""
+        """Return `(n,)` ``E||eps_theta||^2`` before clipping, summed over dimensions."""
         return self.sums["eps_square"] / self.count
 
     @property
     def prior(self) -> float:
-        """``E KL(q(x_t | x0) || N(0, I))`` at the last time, in nats."""
+        """Return ``E KL(q(x_t | x0) || N(0, I))`` at the last time, in nats."""
         alpha, sigma = (float(level) for level in self.schedule.levels(self.times[-1]))
         energy = alpha**2 * float(self.sums["x0_square"]) / self.count
         return 0.5 * (energy + self.dims * (sigma**2 - 1.0 - 2.0 * math.log(sigma)))
 
     def decoder(self) -> Decoders:
-        """The cost of the last step from each time, as a function of the decoder's variance."""
+        """Return the last step's cost from each time, as a function of the decoder's variance."""
         if self.settings.bin_width is None:
             return GaussianDecoder(self.error, self.dims)
         return DiscretizedDecoder(self.log_scales, self.sums["nll"] / self.count)
@@ -115,12 +115,12 @@ class Statistics:
 
     @property
     def nodes(self) -> FloatArray:
-        """`(n, nodes)` values of a (see `learned_range`) for the sums "excess" and "weighted"."""
+        """Return `(n, nodes)` values of ``a`` (see `learned_range`) for "excess" and "weighted"."""
         return learned_nodes(self.schedule, self.times, self.settings.nodes)
 
     @property
     def log_scales(self) -> FloatArray:
-        """`(scales,)` log standard deviations of the decoder for the sums "nll"."""
+        """Return `(scales,)` log standard deviations of the decoder for the sums "nll"."""
         return log_scales(self.schedule, self.times, self.settings.bin_width)
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ class Statistics:
         )
 
     def check_arrays(self) -> None:
-        """ValueError for times, count or sums that do not fit the settings, as from a bad file."""
+        """Raise ValueError if times, count or sums do not fit the settings, as from a bad file."""
         if self.times.ndim != 1 or not np.all(np.diff(self.times, prepend=0.0) > 0.0):
             raise ValueError("times that do not rise from 0")
         if self.times.dtype != np.float64 or self.times[-1] > self.schedule.T:
@@ -161,14 +161,14 @@ class Statistics:
 def empty_sums(
     schedule: NoiseSchedule, times: FloatArray, settings: Settings
 ) -> dict[str, FloatArray]:
-    """The sums over no samples: zeros."""
+    """Return the sums over no samples, by name: zeros of the right shapes."""
     scales = len(log_scales(schedule, times, settings.bin_width))
     shapes = sum_shapes(len(times), settings.nodes, scales)
     return {name: np.zeros(shape) for name, shape in shapes.items()}
 
 
 def sum_shapes(num_times: int, nodes: int, scales: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the sums over samples."""
+    """Return the shapes of the sums over samples, by name."""
     vectors = ("error", "error_square", "eps_square", "v")
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(vectors, (num_times,))
     shapes |= {"excess": (num_times, nodes), "weighted": (num_times, nodes)}
@@ -176,12 +176,12 @@ def sum_shapes(num_times: int, nodes: int, scales: int) -> dict[str, tuple[int, 
 
 
 def learned_nodes(schedule: NoiseSchedule, times: FloatArray, count: int) -> FloatArray:
-    """`(n, count)` nodes at which the sums of a learned variance are taken."""
+    """Return `(n, count)` nodes at which the sums of a learned variance are taken."""
     return chebyshev_nodes(schedule.levels(times)[1] ** 2, count)
 
 
 def log_scales(schedule: NoiseSchedule, times: FloatArray, bin_width: float | None) -> FloatArray:
-    """`(m,)` log standard deviations at which the decoder's sums are taken."""
+    """Return `(m,)` log standard deviations at which the decoder's sums are taken."""
     if bin_width is None:
         return np.empty(0)
     alpha, sigma = schedule.levels(times)
@@ -190,7 +190,7 @@ def log_scales(schedule: NoiseSchedule, times: FloatArray, bin_width: float | No
 
 
 def check_same(function: str, one: Statistics, other: Statistics) -> None:
-    """ValueError unless two profiles were measured alike and may be added."""
+    """Raise ValueError unless two profiles were measured alike and may be added."""
     pairs: dict[str, tuple[Any, Any]] = {
         "schedule": (one.schedule, other.schedule),
         "shape": (one.shape, other.shape),

@@ -1,4 +1,4 @@
-"""Distances of single DDIM steps from a fine trajectory, for every pair of times at once.
+"""Computes distances of single DDIM steps from a fine trajectory, for all pairs of times.
 
 A deterministic sampler with many steps leaves x_t and the estimate d_t of x0 at every time. One
 DDIM step from t straight to s (Song et al. 2021, arXiv:2010.02502, eq. 12) would give
@@ -21,7 +21,7 @@ from fastsample.schedules.transition import ddim_terms
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:
-    """Inner products along fine trajectories, summed over trajectories and elements.
+    """Holds inner products along fine trajectories, summed over trajectories and elements.
 
     Attributes:
         count: number of trajectories.
@@ -45,19 +45,19 @@ class Trajectories:
 
     @classmethod
     def empty(cls, num_times: int) -> Trajectories:
-        """Sums over no trajectories."""
+        """Make the sums over zero trajectories."""
         n = num_times
         return cls(0, np.zeros((n + 1, n + 1)), np.zeros((n, n + 1)), np.zeros((n, n)))
 
     def check_shapes(self, num_times: int) -> None:
-        """ValueError unless the sums are over this number of times."""
+        """Raise ValueError unless the sums are over this number of times."""
         for name, array in vars(Trajectories.empty(num_times)).items():
             actual = getattr(self, name)
             if name != "count" and actual.shape != array.shape:
                 raise ValueError(f"{name} of shape {actual.shape}, not {array.shape}")
 
     def to_arrays(self) -> dict[str, FloatArray]:
-        """The sums as arrays by name, for a file."""
+        """Return the sums as arrays by name, for a file."""
         return {
             "trajectory_count": np.array(float(self.count)),
             "trajectory_states": self.states,
@@ -67,7 +67,7 @@ class Trajectories:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, FloatArray]) -> Trajectories | None:
-        """Remove the arrays of `to_arrays` from a dictionary; None if it has none of them."""
+        """Pop the arrays of `to_arrays` from a dictionary; return None if it has none of them."""
         if "trajectory_count" not in arrays:
             return None
         return cls(
@@ -78,7 +78,7 @@ class Trajectories:
         )
 
     def start_errors(self) -> FloatArray:
-        """Mean squared distances `(n + 1,)` of the starting noise from x at each time, inf at 0.
+        """Return `(n + 1,)` mean squared distances of the starting noise from x_t; inf at time 0.
 
         A sampler that starts at t < T uses its noise as x_t. That is nearly right where x_t is
         still nearly noise, and saves a network call.
@@ -88,7 +88,7 @@ class Trajectories:
         return np.append(np.inf, np.maximum(squares[1:], 0.0) / self.count)
 
     def squared_errors(self, alpha: FloatArray, sigma: FloatArray) -> FloatArray:
-        """Mean squared distances of the DDIM steps from t to s from the trajectory.
+        """Return the mean squared distances of single DDIM steps (t to s) from the trajectory.
 
         Args:
             alpha: `(n + 1,)` signal levels at the times, time 0 first.
@@ -118,12 +118,12 @@ class Trajectories:
         return np.where(lower, np.maximum(total, 0.0) / self.count, np.inf)
 
     def second_order_errors(self, alpha: FloatArray, sigma: FloatArray) -> FloatArray:
-        """Mean squared distances of steps of DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095).
+        """Return the same distances for steps of DPM-Solver++ 2M.
 
-        A step from t to s after one from r to t gives ``A x_t + B d_t + C d_r`` with
-        ``C = -alpha_s (1 - e^-h) h / 2 h'``; h and h' are the differences of log(alpha / sigma)
-        over the step and over the one before. The step to time 0 is first order, as in
-        `fastsample.dpm_solver`.
+        A step from t to s after one from r to t (Lu et al. 2022, arXiv:2211.01095) gives
+        ``A x_t + B d_t + C d_r`` with ``C = -alpha_s (1 - e^-h) h / 2 h'``; h and h' are the
+        differences of log(alpha / sigma) over the step and over the one before. The step to time 0
+        is first order, as in `fastsample.dpm_solver`.
 
         Args:
             alpha: `(n + 1,)` signal levels at the times, time 0 first.
@@ -166,7 +166,7 @@ class Trajectories:
 def sum_of_trajectories(
     one: Trajectories | None, other: Trajectories | None
 ) -> Trajectories | None:
-    """The sum of the trajectories of two profiles; None if neither has any."""
+    """Return the sum of the trajectories of two profiles; None if neither has any."""
     if one is None or other is None:
         return one or other
     return one + other
