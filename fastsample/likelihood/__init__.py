@@ -1,1 +1,1 @@
-"""Likelihood: bits per dimension from the variational bound."""
+"""Computes likelihoods: bits per dimension from the variational bound."""

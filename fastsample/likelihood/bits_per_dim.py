@@ -1,4 +1,4 @@
-"""Bits per dimension: the variational bound on a model's negative log-likelihood."""
+"""Implements `bits_per_dim`, a variational bound on a model's negative log-likelihood."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fastsample.sampling.resolve import make_grid
 
 @dataclass(frozen=True)
 class BitsPerDim:
-    """The variational bound and its parts, means over the data in bits per dimension.
+    """Holds the variational bound and its terms, as means over the data in bits per dimension.
 
     Attributes:
         total: prior plus the sum of the terms; an upper bound on the negative log-likelihood.
@@ -49,12 +49,12 @@ class BitsPerDim:
 
     @property
     def kl(self) -> float:
-        """The sum of the KL terms, which are all terms but the decoder's."""
+        """Return the sum of the KL terms, which are all terms but the decoder's."""
         return float(self.terms[:-1].sum())
 
     @property
     def decoder(self) -> float:
-        """The last step's term: the decoder's negative log-likelihood."""
+        """Return the last step's term, the decoder's negative log-likelihood."""
         return float(self.terms[-1])
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ def bits_per_dim(
     noise: Tensor | None = None,
     progress: bool = False,
 ) -> BitsPerDim:
-    """The variational bound on the bits per dimension of some data under a model.
+    """Compute the variational bound on the bits per dimension of some data under a model.
 
     Follows `calc_bpd_loop` of improved-diffusion (Nichol and Dhariwal 2021, arXiv:2102.09672) and
     its conventions: the decoder is a discretized Gaussian with the tanh approximation of the normal
@@ -206,7 +206,7 @@ def bits_per_dim(
 
 
 def _check_variance_name(function: str, variance: Any) -> None:
-    """ValueError for an unknown reverse variance."""
+    """Raise ValueError for an unknown reverse variance."""
     if not isinstance(variance, str) or variance not in get_args(Variance):
         raise ValueError(
             f"{function}: variance must be one of {get_args(Variance)}, got {variance!r}"

@@ -1,6 +1,6 @@
-"""The terms of the variational bound of a diffusion model, in plain torch.
+"""Computes the terms of the variational bound of a diffusion model, in plain torch.
 
-Times are project times: 0 is data, and a step goes from `t` down to `s` < `t`.
+Time 0 is the data, and a step goes from `t` down to `s` < `t`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) -> Tensor:
-    """KL divergence KL(N(mean1, e^log_var1) || N(mean2, e^log_var2)), in nats per element.
+    """Return KL(N(mean1, e^log_var1) || N(mean2, e^log_var2)) of each element, in nats.
 
     Args:
         mean1: mean of the first Gaussian, any shape that broadcasts with the others.
@@ -47,12 +47,13 @@ def normal_kl(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor) 
 def discretized_gaussian_log_likelihood(
     x: Tensor, mean: Tensor, log_scale: Tensor, *, bin_width: float = 2 / 255
 ) -> Tensor:
-    """Log-probability of the bin that holds `x` under a Gaussian, in nats per element.
+    """Return the log-probability of each element's bin under a Gaussian, in nats.
 
-    The decoder of Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239,
-    eq. 13); the first and the last bin reach to infinity. The normal distribution function is
-    the tanh approximation of improved-diffusion (arXiv:2102.09672, released code), kept because
-    published bits/dim were computed with it; it is off by up to 2e-4 in probability.
+    This is the decoder of Ho et al. 2020, "Denoising Diffusion Probabilistic Models"
+    (arXiv:2006.11239, eq. 13); the first and the last bin reach to infinity. The normal
+    distribution function is the tanh approximation of improved-diffusion (arXiv:2102.09672,
+    released code), kept because published bits/dim were computed with it; it is off by up to 2e-4
+    in probability.
 
     Args:
         x: data in [-1, 1], on multiples of `bin_width` from -1.
@@ -73,7 +74,7 @@ def posterior_table(
     prediction: Prediction = "epsilon",
     decoder_variance: float | None = None,
 ) -> FloatArray:
-    """The coefficients of the bound at each step (t, s) of a chain of times, in float64.
+    """Return the bound's coefficients at each step from t to s of a list of times, in float64.
 
     `x0_weight` is the coefficient of x0 in the mean of q(x_s | x_t, x0); the log variances are
     those of arXiv:2102.09672 (eq. 15): `log_small` of the posterior, `log_large` of the forward
@@ -140,10 +141,10 @@ def vlb_terms(
     clip: float | None = None,
     bin_width: float = 2 / 255,
 ) -> tuple[Tensor, Tensor]:
-    """The terms of the variational bound at one step per sample, and the predicted x0.
+    """Compute the bound's term at one step per sample, and the predicted x0.
 
-    Nichol and Dhariwal 2021 (arXiv:2102.09672, eqs. 4-7): the KL divergence of the model's step
-    from the posterior, and at the last step the decoder's negative log-likelihood.
+    The term (Nichol and Dhariwal 2021, arXiv:2102.09672, eqs. 4-7) is the KL divergence of the
+    model's step from the posterior, and at the last step the decoder's negative log-likelihood.
 
     Args:
         output: the network's output at (x_t, t), `(B, C, ...)`, or `(B, 2C, ...)` = prediction
@@ -166,12 +167,12 @@ def vlb_terms(
         fraction = (v + 1.0) / 2.0
         log_variance = fraction * log_range + (1.0 - fraction) * log_small
     else:
-        output = output[:, : x0.shape[1]]  # without a learned variance, which is not used here
+        output = output[:, : x0.shape[1]]  # drops a learned variance, which is not used here
         log_variance = (log_small if variance == "small" else log_large).expand_as(x0)
     predicted = p * x_t + q * output
     if clip is not None:
         predicted = predicted.clamp(-clip, clip)
-    # Both means hold the same multiple of x_t: leaving it out avoids a cancellation in float32.
+    # Both means contain the same multiple of x_t; leaving it out avoids cancellation in float32.
     divergence = normal_kl(weight * x0, log_small, weight * predicted, log_variance)
     # At the last step weight = 1 and x_t drops out, so the predicted x0 is the decoder's mean.
     decoder = -discretized_gaussian_log_likelihood(
@@ -182,7 +183,7 @@ def vlb_terms(
 
 
 def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = None) -> Tensor:
-    """KL(q(x_t | x0) || N(0, I)) in bits per dimension: the bound's term before the first step.
+    """Return the bound's prior term KL(q(x_t | x0) || N(0, I)) in bits per dimension.
 
     Args:
         schedule: noise levels.
