@@ -1,1 +1,1 @@
-"""Tuning: the plan of K steps whose results are nearest to those of a fine run, for one model."""
+"""Finds the K-step sampler whose results are nearest to a run with many steps, for one model."""

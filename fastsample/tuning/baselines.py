@@ -1,4 +1,4 @@
-"""The known deterministic samplers and grids that tuning starts from."""
+"""Lists the known deterministic samplers and time grids that tuning starts from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SPACINGS = ("uniform", "quadratic", "log_snr", "karras", "leading")
 
 
 def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:
-    """Distinct grids of `steps` times by name: the planner's, and those of known spacings."""
+    """Return distinct grids of `steps` times by name, from the profile and from known spacings."""
     grids: dict[str, Grid] = {}
     profile = denoiser.profile
     if profile is not None:
@@ -30,7 +30,7 @@ def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:
     for name in _SPACINGS:
         try:
             grid = GRIDS[name](denoiser.schedule, steps)
-        except ValueError:  # the spacings of diffusers need integer steps, and enough of them
+        except ValueError:  # diffusers' spacings need enough integer steps
             continue
         if len(grid) == steps and grid not in grids.values():
             grids[name] = grid
@@ -38,7 +38,7 @@ def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:
 
 
 def check_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of deterministic methods, checked; None is all of them."""
+    """Return the names of methods after a check that they are deterministic; None is all."""
     known = [name for name, method in METHODS.items() if method.deterministic]
     if methods is None:
         return tuple(known)
@@ -55,7 +55,7 @@ def check_methods(methods: Sequence[str] | None) -> tuple[str, ...]:
 def solver_plans(
     denoiser: Denoiser, grid: Grid, methods: Sequence[str], clip: Any
 ) -> Iterator[Plan]:
-    """The plans of the methods on a grid, in every variant that its length allows.
+    """Make the plans of the methods on a grid, in every order that its length allows.
 
     Args:
         denoiser: the model.
@@ -78,7 +78,7 @@ def solver_plans(
 def maker_of(
     denoiser: Denoiser, plan: Plan, methods: Sequence[str], clip: Any
 ) -> Callable[[Grid], Plan]:
-    """The function that makes the plan of the same sampler on another grid.
+    """Return a function that makes the plan of the same sampler on another grid.
 
     Args:
         denoiser: the model.

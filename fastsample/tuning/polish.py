@@ -1,4 +1,4 @@
-"""Rows by gradients of the error of the results, through the whole run and the network."""
+"""Improves a plan's coefficients by gradients of its error, through the whole sampler run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fastsample.tuning.regression import HISTORY
 from fastsample.tuning.teacher import Teacher
 
 _TRAINED = [COLUMNS.index(name) for name in ("a", "b", "c1", "c2")]
-_BATCH = 64  # samples of one gradient
-_LEARNING_RATE = 2e-3  # of Adam, relative to the size of a coefficient
-_MIN_SIZE = 0.05  # smaller coefficients move as one of this size
+_BATCH = 64  # samples per gradient
+_LEARNING_RATE = 2e-3  # Adam's learning rate is relative to the size of a coefficient.
+_MIN_SIZE = 0.05  # Smaller coefficients get the learning rate of one of this size.
 
 
 def polish_rows(teacher: Teacher, plan: Plan, samples: slice, iterations: int) -> Plan:
-    """The plan after some iterations of Adam on the mean square difference from the teacher.
+    """Return the plan after Adam has reduced its mean square difference from the teacher.
 
     Runs the sampler's own loop. Holds the network's activations of a whole run for a batch of 64
     samples.
@@ -39,7 +39,7 @@ def polish_rows(teacher: Teacher, plan: Plan, samples: slice, iterations: int) -
         shift = torch.zeros_like(scale, requires_grad=True)
         optimizer = torch.optim.Adam([shift], lr=_LEARNING_RATE, betas=(0.9, 0.99))
         world = process()[1]
-        # The batches of all processes together are those of one: each takes its part of 64 samples.
+        # Each process takes its share of the 64 samples, so that all together make one batch.
         size = max(_BATCH // world, 1)
         batches = max((samples.stop - samples.start) // size, 1)
         for iteration in range(iterations):
@@ -61,7 +61,7 @@ def polish_rows(teacher: Teacher, plan: Plan, samples: slice, iterations: int) -
 
 
 def _trained_mask(plan: Plan, clips: bool) -> Tensor:
-    """`(K, 4)`: 1 for coefficients that may change, else 0.
+    """Return `(K, 4)` with 1 for coefficients that may change, else 0.
 
     The first rows have no earlier x0 to read; with a clip range the last row returns x0 itself.
     """

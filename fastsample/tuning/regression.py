@@ -1,4 +1,4 @@
-"""Rows by least squares: each row carries the student as near to the teacher as it can.
+"""Fits a plan's rows (coefficients of a step) to the states of a fine run by least squares.
 
 The student is the run of K steps that is fitted, the teacher the fine run that it follows. The
 result of a row is linear in its coefficients: with the student's state, its estimate of x0 and two
@@ -24,14 +24,14 @@ from fastsample.tuning.teacher import Teacher
 Objective: TypeAlias = Literal["endpoint", "robust"]
 _Solve: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-HISTORY = 2  # earlier estimates of x0 that a row may read
-_RIDGE = 1e-6  # relative to the energy of each feature; pulls towards the DDIM step
-_FEATURES = [COLUMNS.index(name) for name in ("a", "b", "c1", "c2")]  # of x, x0, h1, h2
+HISTORY = 2  # A row may read this many earlier estimates of x0.
+_RIDGE = 1e-6  # pulls towards the DDIM step, relative to the sum of squares of each feature
+_FEATURES = [COLUMNS.index(name) for name in ("a", "b", "c1", "c2")]  # for x, x0, h1, h2
 
 
 @dataclass(frozen=True)
 class FittedRun:
-    """A run of the student on some times, with the rows fitted to the teacher.
+    """Holds a run of the student on some times, with its rows fitted to the teacher.
 
     Attributes:
         positions: positions of the times in the teacher's times, descending.
@@ -47,7 +47,7 @@ class FittedRun:
 
     @property
     def result(self) -> Tensor:
-        """The samples `(n, *shape)` after the last row."""
+        """Return the samples `(n, *shape)` after the last row."""
         return self.states[-1]
 
 
@@ -86,7 +86,7 @@ def fit_rows(
         next_state = positions[row + 1] + 1 if row + 1 < len(positions) else 0
         target = teacher.states[next_state][samples]
         if next_state == 0 and teacher.clips:
-            # The result is x0 itself, so that it stays in the range of the data.
+            # Make the result x0 itself, so that it stays in the range of the data.
             coefficient = torch.tensor([0.0, 1.0, *[0.0] * len(history)], dtype=torch.float64)
         else:
             prior, weights = _ddim_coefficients(teacher, k, next_state), None
@@ -109,7 +109,7 @@ def _stepped(
     uncond: Tensor | None,
     history: tuple[Tensor, ...],
 ) -> Tensor:
-    """The result of a row, computed by the same operator as in `sample`."""
+    """Return the samples after a row with these coefficients, by the same operator as `sample`."""
     row = teacher.model.rows[k].copy()
     row[_FEATURES[: len(coefficient)]] = coefficient.numpy()
     table = torch.as_tensor(row[None], dtype=ops.rows_dtype(x.device), device=x.device)
@@ -119,7 +119,7 @@ def _stepped(
 
 
 def linear_combination(features: tuple[Tensor, ...], coefficient: Tensor) -> Tensor:
-    """``sum c_i f_i`` of features of equal shape with coefficients `(F,)`, in their dtype."""
+    """Return ``sum c_i f_i`` for F features of equal shape and coefficients `(F,)`."""
     values = [float(value) for value in coefficient]
     result = values[0] * features[0]
     for value, feature in zip(values[1:], features[1:], strict=True):
@@ -134,7 +134,7 @@ def distance(
     split: Split,
     scale: float | None = None,
 ) -> float:
-    """Root mean square difference per element, over the samples of all processes.
+    """Return the root mean square difference per element, over the samples of all processes.
 
     Args:
         result: `(n, *shape)`.
@@ -155,7 +155,7 @@ def distance(
 
 
 def _num_equal_rows(old: tuple[int, ...], new: tuple[int, ...]) -> int:
-    """The number of first rows that are the same: a row depends on its time and the next one."""
+    """Return the number of equal first rows; a row depends on its time and the next one."""
     same = 0
     while same < min(len(old), len(new)) and old[same] == new[same]:
         same += 1
@@ -165,7 +165,7 @@ def _num_equal_rows(old: tuple[int, ...], new: tuple[int, ...]) -> int:
 
 
 def _ddim_coefficients(teacher: Teacher, k: int, next_state: int) -> tuple[float, float]:
-    """(a, b) of the DDIM step from time k of the teacher to one of its states."""
+    """Return (a, b) of the DDIM step ``a x + b x0`` from time k to one of the teacher's states."""
     model = teacher.model
     target = next_state - 1
     level = (model.alpha[target], model.sigma[target]) if next_state else (1.0, 0.0)
@@ -174,9 +174,9 @@ def _ddim_coefficients(teacher: Teacher, k: int, next_state: int) -> tuple[float
 
 
 def _weights(x: Tensor, target: Tensor, split: Split, samples: slice) -> Tensor:
-    """`(n,)` weights that fall with a sample's distance from the teacher's, relative to the median.
+    """Return `(n,)` weights, smaller the farther a sample is from the teacher's sample.
 
-    A sample at three times the median distance counts half.
+    Distances are in units of their median. A sample at three times the median distance counts half.
     """
     squares = (x - target).double().flatten(1).square().mean(1)
     return 1.0 / (1.0 + squares / (9.0 * split.median(squares, samples) + 1e-30))
@@ -189,7 +189,7 @@ def _regress(
     weights: Tensor | None,
     split: Split,
 ) -> Tensor:
-    """Least squares by normal equations, with a small ridge towards a prior.
+    """Solve least squares by normal equations, with a small ridge towards a prior.
 
     Args:
         features: F tensors `(n, *shape)`: x, x0, and earlier x0.
@@ -210,7 +210,7 @@ def _regress(
         weighted = columns * weights.repeat_interleave(residual[0].numel())
     equations = torch.cat([weighted @ columns.T, (weighted @ residual.flatten())[:, None]], dim=1)
     gram, moment = torch.split(split.sum(equations), [len(features), 1], dim=1)
-    # A positive diagonal keeps the prior of a feature that is zero everywhere.
+    # With a positive diagonal a feature that is zero everywhere keeps its prior coefficient.
     energy = gram.diagonal().clamp(min=1e-300)
     solve = cast(_Solve, torch.linalg.solve)  # pyright: ignore[reportUnknownMemberType]
     return base + solve(gram + torch.diag(_RIDGE * energy), moment)[:, 0]

@@ -1,4 +1,4 @@
-"""The report of a tuning, which becomes part of the plan's provenance."""
+"""Defines the report of a tuning, which becomes part of the plan's provenance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Stage:
-    """The errors after a stage, per element against the teacher: root mean squares or pseudo-Huber.
+    """Holds a stage's errors per element against the teacher (root mean square or pseudo-Huber).
 
     Attributes:
         name: what the stage did.
@@ -27,7 +27,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """The errors of the stages of a tuning, and its cost.
+    """Holds the errors of the stages of a tuning, and its cost.
 
     Attributes:
         starts: the known samplers, best first.
@@ -48,12 +48,12 @@ class TuneReport:
     network_calls: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as dictionaries and lists, for JSON."""
+        """Return the report as dictionaries and lists, for JSON."""
         return asdict(self)
 
 
 def fingerprint(model: Any) -> str | None:
-    """SHA-256 of a module's weights and their names; None for any other callable."""
+    """Return the SHA-256 of a module's weights and their names; None for any other callable."""
     if not isinstance(model, nn.Module):
         return None
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Runs of plans on the samples of tuning, in batches, with the guidance and clip of the result."""
+"""Runs plans on tuning's samples in batches, with the guidance and clip of the tuned plan."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Runner:
         self.calls = 0
 
     def with_guidance(self, plan: Plan) -> Plan:
-        """The plan with the guidance scale of this tuning."""
+        """Return the plan with the guidance scale of this tuning."""
         return plan if self.guidance is None else plan.with_guidance(self.guidance)
 
     def run(
@@ -58,7 +58,7 @@ class Runner:
         history: int | None = None,
         after_row: Callable[[slice, Step], object] | None = None,
     ) -> Tensor:
-        """The results of a plan.
+        """Run a plan and return its results.
 
         Args:
             plan: the rows, without guidance.
@@ -93,7 +93,7 @@ class Runner:
         return torch.cat(results) if len(results) > 1 else results[0]
 
     def at_times(self, times: FloatArray) -> AtTimes:
-        """The model at a fixed list of times; its calls are counted here."""
+        """Return the model at a fixed list of times; its calls add to `calls`."""
 
         def count(samples: int) -> None:
             self.calls += samples

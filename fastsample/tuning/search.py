@@ -1,4 +1,4 @@
-"""The choice of times: a coordinate search over the teacher's times."""
+"""Chooses a plan's times by a coordinate search over the teacher's times."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fastsample._support.checks import FloatArray
 from fastsample.tuning.regression import FittedRun
 
 Fit: TypeAlias = Callable[[tuple[int, ...], FittedRun | None], tuple[FittedRun, float]]
-"""``(positions, best run so far) -> (run, error)``."""
+"""Fits a candidate: ``(positions, best run so far) -> (run, error)``."""
 
-_MIN_GAIN = 1e-3  # smallest relative decrease of the error that a move is made for
-_MAX_SWEEPS = 8  # for each stride
+_MIN_GAIN = 1e-3  # A move must decrease the error by at least this fraction.
+_MAX_SWEEPS = 8  # limits the passes over all times for each stride
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The end of a search.
+    """Holds the result of a search.
 
     Attributes:
         best: the run on the best times.
@@ -35,9 +35,9 @@ class SearchResult:
 
 
 def nearest_positions(times: FloatArray, grid: FloatArray) -> tuple[int, ...] | None:
-    """Distinct positions in ascending times that are nearest to the descending times of a grid.
+    """Return distinct positions in ascending `times`, nearest to the descending times of a grid.
 
-    None if there are fewer times than the grid has.
+    Returns None if there are fewer times than the grid has.
     """
     positions: list[int] = []
     for t in grid:
@@ -45,7 +45,7 @@ def nearest_positions(times: FloatArray, grid: FloatArray) -> tuple[int, ...] | 
         if positions:
             position = min(position, positions[-1] - 1)
         positions.append(position)
-    # Making positions distinct may push the last ones below 0: they move up again, from the end.
+    # Making positions distinct may push the last ones below 0; this moves them up again.
     for i in range(len(positions) - 1, -1, -1):
         least = positions[i + 1] + 1 if i + 1 < len(positions) else 0
         positions[i] = max(positions[i], least)

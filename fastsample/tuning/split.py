@@ -1,4 +1,4 @@
-"""The split of the samples into calibration and held-out sets, and over processes."""
+"""Splits the samples into a calibration and a held-out set, and each over processes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fastsample._support.distributed import meet, process, summed
 
-SEARCHED = 192  # calibration samples that every candidate is run on
-RANKING = 32  # calibration samples that rank the known samplers
+SEARCHED = 192  # Every candidate is run on this many calibration samples.
+RANKING = 32  # This many calibration samples rank the known samplers.
 
 
 @dataclass(frozen=True)
 class Split:
-    """One process's samples: every n-th sample of each set, for n processes.
+    """Holds the indices of one process's samples: every n-th of each set, for n processes.
 
     Each set is split over the processes, so that sums over all processes are those that a single
     process would compute.
@@ -42,10 +42,10 @@ class Split:
 
     @classmethod
     def of(cls, samples: int, device: torch.device) -> Split:
-        """The split of a number of samples, a quarter of them held out, for this process."""
+        """Make this process's split of a number of samples, of which a quarter is held out."""
         rank, world = process()
         num_calibration = samples - samples // 4
-        # Shuffled, because conditions may be sorted.
+        # Shuffle, because conditions may be sorted.
         order = np.random.default_rng(0).permutation(samples)
         calibration = np.arange(rank, num_calibration, world)
         held_out = np.arange(num_calibration + rank, samples, world)
@@ -60,7 +60,7 @@ class Split:
         )
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, in float64 on the CPU.
+        """Return the sum of a tensor over all processes, in float64 on the CPU.
 
         Raises:
             OtherProcessFailedError: another process failed.
@@ -69,7 +69,7 @@ class Split:
         return summed(values.detach().double().cpu(), self.device)
 
     def median(self, values: Tensor, samples: slice) -> float:
-        """The median of one number per sample `(n,)`, over the samples of a set in all processes.
+        """Return the median of one number per sample, over a set's samples in all processes.
 
         Args:
             values: `(n,)` one number per local sample of the set.

@@ -1,4 +1,4 @@
-"""The stages of tuning: known samplers, fitted rows, searched times, gradient steps."""
+"""Runs the stages of tuning: known samplers, fitted rows, searched times, gradient steps."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from fastsample.tuning.search import nearest_positions, search_times
 from fastsample.tuning.teacher import Teacher
 
 Entry: TypeAlias = tuple[Stage, Plan]
-"""A plan with the errors of the stage that made it."""
+"""Pairs a plan with the errors of the stage that made it."""
 
 _Start: TypeAlias = tuple[float, str, tuple[int, ...]]  # error, name of the grid, positions
 
 _NUM_FINALISTS = 3
-_RUN_FRACTIONS = (0.7, 0.3)  # of the candidates, for the searches from the best two grids
-_HUBER = 3.0  # "robust": scale in medians of a known sampler's errors
+_RUN_FRACTIONS = (0.7, 0.3)  # shares of the candidates for the searches from the best two grids
+_HUBER = 3.0  # The scale of "robust" is this times the median error of a known sampler.
 
 
 class Stages:
-    """The stages of tuning for one number of steps against one teacher.
+    """Runs the stages of tuning for one number of steps against one teacher.
 
     Args:
         teacher: the fine run.
@@ -62,13 +62,13 @@ class Stages:
 
     @property
     def calls(self) -> int:
-        """Number of samples in all network calls of all processes."""
+        """Return the number of samples in all network calls of all processes."""
         return int(self.split.sum(torch.tensor([float(self.runner.calls)]))[0])
 
     # ---- known samplers ----
 
     def known_samplers(self, methods: Sequence[str]) -> list[Entry]:
-        """The best known samplers on the starting grids, best first."""
+        """Return the best known samplers on the starting grids, best first."""
         denoiser = self.runner.denoiser
         plans = [
             (f"{plan.method} on {name}", plan)
@@ -94,7 +94,7 @@ class Stages:
     # ---- rows and times ----
 
     def fitted_rows(self, max_runs: int) -> list[Entry]:
-        """Rows fitted on the best starting grid, and on times searched from the best two grids."""
+        """Fit rows on the best starting grid, and on times searched from the best two grids."""
         starts: list[_Start] = []
         for name, grid in self.grids.items():
             positions = nearest_positions(self.teacher.times, grid.times[:-1])
@@ -121,7 +121,7 @@ class Stages:
     def searched_sampler(
         self, plan: Plan, make: Callable[[Grid], Plan], max_runs: int
     ) -> list[Entry]:
-        """A known sampler with its own rows on searched times; empty where too few times exist.
+        """Search times for a known sampler with its own rows; empty where too few times exist.
 
         Args:
             plan: the sampler on its starting grid.
@@ -151,7 +151,7 @@ class Stages:
         return [(stage, best)]
 
     def polished(self, entry: Entry, iterations: int) -> Entry:
-        """An entry after gradient steps on its rows."""
+        """Return an entry after gradient steps on its rows."""
         stage, plan = entry
         better = polish_rows(self.teacher, plan, self.calibration, iterations)
         held_out = self._run_plan(better, self.held_out)
@@ -163,7 +163,7 @@ class Stages:
     def _fit(
         self, positions: tuple[int, ...], previous: FittedRun | None
     ) -> tuple[FittedRun, float]:
-        """A candidate of the search: rows fitted on some times, and the error of the run."""
+        """Fit rows on a candidate's times, and return the run and its error."""
         robust = self.objective == "robust"
         fitted = fit_rows(self.teacher, positions, self.searched, previous=previous, robust=robust)
         self.runs += 1
@@ -171,7 +171,7 @@ class Stages:
         return fitted, self._error(fitted.result, self.searched)
 
     def _final_fit(self, positions: tuple[int, ...], label: str) -> Entry:
-        """Rows fitted to all calibration samples, judged on the held-out ones."""
+        """Fit rows to all calibration samples, and judge them on the held-out ones."""
         robust = self.objective == "robust"
         fitted = fit_rows(self.teacher, positions, self.calibration, robust=robust)
         plan = self._plan(positions, fitted.coefficients)
@@ -179,7 +179,7 @@ class Stages:
         return Stage(label, self._error(fitted.result, self.calibration), error), plan
 
     def _plan(self, positions: tuple[int, ...], coefficients: Sequence[Tensor]) -> Plan:
-        """The plan of fitted rows."""
+        """Make a plan of fitted rows."""
         denoiser = self.runner.denoiser
         columns: FloatArray = np.zeros((4, len(positions)))
         for row, values in enumerate(coefficients):
@@ -199,22 +199,22 @@ class Stages:
         )
 
     def _grid(self, positions: tuple[int, ...]) -> Grid:
-        """The grid of some of the teacher's times."""
+        """Return the grid of the teacher's times at these positions."""
         return Grid(np.append(self.teacher.times[list(positions)], 0.0))
 
     # ---- errors ----
 
     def _run_plan(self, plan: Plan, samples: slice) -> Tensor:
-        """The result of any deterministic plan on some samples."""
+        """Return the results of any deterministic plan on some samples."""
         return self.runner.run(plan, self.teacher.start[samples], samples.start)
 
     def _error(self, result: Tensor, samples: slice | None = None) -> float:
-        """The error of a result on some samples, by default the held-out ones."""
+        """Return the error of a result on some samples, by default the held-out ones."""
         target = self.teacher.result[self.held_out if samples is None else samples]
         return distance(*self._features(result, target), self.objective, self.split, self.scale)
 
     def _features(self, result: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The tensors `(n, ...)` that two results are compared by."""
+        """Return the features `(n, ...)` by which two results are compared."""
         if self.features is None:
             return result, target
         both: tuple[Any, Any] = self.features(result), self.features(target)

@@ -1,4 +1,4 @@
-"""The teacher of a tuned plan: a fine deterministic run whose states are kept at many times."""
+"""Runs the teacher of a tuned plan: a fine deterministic run that keeps its states."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.tuning.runner import Runner
 from fastsample.tuning.split import Split
 
-# Exponent of the times T (k / S)^p. Of 1, 1.5 and 2 it gave the results nearest to the limit of
-# infinitely many steps on every model tried.
+# This is the exponent p of the times T (k / S)^p. Of 1, 1.5 and 2 it gave the results nearest to
+# the limit of infinitely many steps on every model tried.
 _POWER = 1.5
 
 
 def teacher_times(schedule: NoiseSchedule, steps: int) -> FloatArray:
-    """Ascending times in (0, T], denser near the data.
+    """Return ascending times in (0, T], denser near the data.
 
     They are integers, and may be fewer, for a schedule with integer steps.
 
@@ -40,7 +40,7 @@ def teacher_times(schedule: NoiseSchedule, steps: int) -> FloatArray:
 
 
 class Teacher:
-    """The states of a fine run at its times, with the noise that it started from.
+    """Runs a sampler with many steps, and holds its states, starting noise and results.
 
     Args:
         runner: runs plans of the model.
@@ -84,25 +84,25 @@ class Teacher:
 
     @property
     def start(self) -> Tensor:
-        """The starting noise `(N, *shape)`."""
+        """Return the starting noise `(N, *shape)`."""
         return self.states[-1]
 
     @property
     def result(self) -> Tensor:
-        """The results `(N, *shape)`, which are the target of a tuned plan."""
+        """Return the results `(N, *shape)`, which are the target of a tuned plan."""
         return self.states[0]
 
     @property
     def clips(self) -> bool:
-        """Whether x0 is clamped to a range."""
+        """Return whether x0 is clamped to a range."""
         return any(map(math.isfinite, clip_bounds("tune", self.runner.clip)))
 
     def _check_finite(self) -> None:
-        """ValueError for NaN or infinity in the states of any process."""
+        """Raise ValueError for NaN or infinity in the states of any process."""
         num_broken = torch.stack([~torch.isfinite(state).all() for state in self.states[:-1]])
         num_broken = self.split.sum(num_broken)
         if bool(num_broken.any()):
-            # Every state after a NaN is NaN: the first call that returned one is the noisiest.
+            # Once a state is NaN, all later ones are: the noisiest NaN is where the model failed.
             k = int(num_broken.nonzero().max())
             raise ValueError(
                 "tune: the model's output must be finite, got NaN or infinity at "

@@ -1,4 +1,4 @@
-"""Tuning: `tune` fits the plan of K steps to one model."""
+"""Implements `tune`, which fits a sampler plan of K steps to one model."""
 
 from __future__ import annotations
 
