@@ -1,4 +1,4 @@
-"""Losses and a trainer for diffusion models; names are imported when they are first used."""
+"""Provides losses and a trainer for diffusion models; imports names on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

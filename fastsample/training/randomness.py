@@ -1,4 +1,4 @@
-"""The random numbers of a training iteration: a function of (seed, iteration, purpose) alone.
+"""Makes a training iteration's random numbers from (seed, iteration, use) alone.
 
 So resuming needs no stored random state, all processes draw the same times, and the noise of a
 sample does not depend on how many processes share its batch.
@@ -24,13 +24,13 @@ Purpose: TypeAlias = Literal[
     "chain noise",
     "directions",
 ]
-# Reordering the purposes changes what a seed gives.
+# Keep this order: another one changes the random numbers of every seed.
 _NUMBERS = {name: number for number, name in enumerate(get_args(Purpose))}
 
 
 @dataclass(frozen=True)
 class RandomStreams:
-    """Random numbers of one iteration, independent between purposes.
+    """Makes the random streams of one iteration, an independent one for each use (times, noise ..).
 
     Attributes:
         seed: seed of the run, 64 bits.
@@ -41,11 +41,11 @@ class RandomStreams:
     iteration: int
 
     def generator(self, purpose: Purpose) -> np.random.Generator:
-        """A NumPy generator, the same in every process."""
+        """Return a NumPy generator for one use, the same in every process."""
         return np.random.Generator(np.random.Philox(self._seed_sequence(purpose)))
 
     def key(self, purpose: Purpose) -> int:
-        """A 64-bit seed, for noise that is a function of (seed, sample index)."""
+        """Return a 64-bit seed for one use, whose noise is a function of (seed, sample index)."""
         return int(self._seed_sequence(purpose).generate_state(1, np.uint64)[0])
 
     def _seed_sequence(self, purpose: Purpose) -> np.random.SeedSequence:

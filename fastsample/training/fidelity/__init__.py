@@ -1,1 +1,1 @@
-"""The fidelity loss: a distance between samples of a short chain and data."""
+"""Provides the fidelity loss, a distance between samples of a few-step sampler and data."""

@@ -1,4 +1,4 @@
-"""The K-step chain that the fidelity loss differentiates: its start, its noise, its gradient."""
+"""Runs the K-step sampler chain that the fidelity loss differentiates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastsample.training.randomness import RandomStreams
 
 
 class GradientPath(NamedTuple):
-    """How gradients flow back through the chain.
+    """Says how gradients flow back through the chain.
 
     Attributes:
         gradient: "full" is exact; "last" goes through the last rows only (DRaFT-K, Clark et al.
@@ -42,7 +42,7 @@ class GradientPath(NamedTuple):
 
 
 class _NetworkWithGradientPath(nn.Module):
-    """A network whose calls let gradients through as a `GradientPath` says."""
+    """Wraps a network, and lets gradients through its calls as a `GradientPath` says."""
 
     def __init__(self, model: Any, path: GradientPath, calls: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def run_chain(
     path: GradientPath,
     cond: Conditions | None = None,
 ) -> Tensor:
-    """Samples `(B, *shape)` of a plan, differentiable in the network's weights.
+    """Run a plan and return samples `(B, *shape)`, differentiable in the network's weights.
 
     The network is called once per row of the plan, and with activation checkpoints once more in
     the backward pass.
@@ -104,7 +104,7 @@ def starting_points(
     streams: RandomStreams,
     cond: Conditions | None = None,
 ) -> Tensor:
-    """Samples at the plan's first time `(B, *shape)`, without gradient.
+    """Make `(B, *shape)` samples at the plan's first time, without gradient.
 
     Args:
         denoiser: the model.

@@ -1,4 +1,4 @@
-"""The plan of the chain that an iteration of the fidelity loss runs: fixed, or drawn anew."""
+"""Makes the sampler plan that an iteration of the fidelity loss runs, fixed or drawn anew."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastsample.training.randomness import RandomStreams
 
 @dataclass(frozen=True, eq=False)
 class ChainPlans:
-    """Gives the plan of every iteration.
+    """Makes the sampler plan of every iteration.
 
     Attributes:
         steps: number of steps K, several numbers to draw from, times, or a plan.
@@ -42,7 +42,7 @@ class ChainPlans:
     min_rows: int = 1
 
     def plan_for(self, denoiser: Denoiser, streams: RandomStreams) -> Plan:
-        """The plan of one iteration."""
+        """Return the plan of one iteration."""
         choices = self._step_choices()
         steps = choices[int(streams.generator("chain length").integers(len(choices)))]
         plan = self._resolve(denoiser, steps, self.grid, streams)
@@ -52,12 +52,12 @@ class ChainPlans:
         first = int(streams.generator("chain start").integers(1, len(plan) - self.min_rows + 1))
         rest = Grid(plan.nodes[first:])
         order: Any = self.knobs.get("order")
-        # A multistep method has no history where the chain begins: few rows allow no high order.
+        # A multistep method has no earlier steps where the chain begins: few rows limit its order.
         fitting = {} if order is None else {"order": min(order, len(rest))}
         return self._resolve(denoiser, rest, "auto", streams, **fitting)
 
     def fixed_plans(self, denoiser: Denoiser) -> list[Plan]:
-        """The deterministic plans that are the same in every iteration.
+        """Return the deterministic plans that are the same in every iteration.
 
         A model that was trained for them should be sampled with them.
         """
@@ -66,7 +66,7 @@ class ChainPlans:
         return [plan for plan in self.check(denoiser) if not plan.is_stochastic]
 
     def check(self, denoiser: Denoiser) -> list[Plan]:
-        """One plan for each number of steps, with random times those of one draw.
+        """Make one plan for each number of steps (random times are drawn once), as a check.
 
         Raises:
             ValueError: the model cannot run one of the plans.
@@ -78,17 +78,17 @@ class ChainPlans:
         return plans
 
     def _step_choices(self) -> Sequence[Any]:
-        """The numbers of steps to draw from; times or a plan are a single choice."""
+        """Return the numbers of steps to draw from; times or a plan are a single choice."""
         steps: Any = self.steps
         if isinstance(steps, (Plan, Grid)) or np.ndim(steps) == 0 or len(steps) == 0:
             return [steps]
         values = np.asarray(steps)
-        # Numbers of steps are positive integers that rise; times fall.
+        # A list of rising positive integers holds numbers of steps; times fall.
         numbers = values.dtype.kind in "iu" and values.ndim == 1 and values[0] > 0
         return values.tolist() if numbers and np.all(values[1:] > values[:-1]) else [steps]
 
     def _check_length(self, plan: Plan) -> None:
-        """Refuse a plan with too few rows to begin at a later time."""
+        """Raise ValueError for a plan with too few rows to begin at a later time."""
         if len(plan) <= self.min_rows:
             several = " and several chains" if self.min_rows > 1 else ""
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Combinations of the fidelity loss's arguments that have no meaning, and how batches are split."""
+"""Refuses meaningless combinations of the fidelity loss's arguments, and splits batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastsample.training.fidelity.names import Start
 
 
 def check_combination(plans: ChainPlans, discrepancy: Discrepancy, chains: int) -> None:
-    """Refuse arguments that contradict each other, whatever the model."""
+    """Raise for arguments that contradict each other, whatever the model."""
     distance, start = discrepancy.distance, plans.start
     if distance in PAIRED and start == "prior":
         raise ValueError(
@@ -44,7 +44,7 @@ def check_combination(plans: ChainPlans, discrepancy: Discrepancy, chains: int) 
 
 
 def check_plan(plan: Plan, start: Start, path: GradientPath, chains: int) -> None:
-    """Refuse a plan that does not fit the other arguments.
+    """Raise for a plan that does not fit the other arguments.
 
     Warns:
         UserWarning: a Jacobian-free gradient of a multistep method.
@@ -76,7 +76,7 @@ def starting_count(
     discrepancy: Discrepancy,
     chains: int,
 ) -> int:
-    """How many samples of this process's share of the batch start chains.
+    """Return how many samples of this process's share of the batch start chains.
 
     Args:
         batch: samples of this process.
@@ -90,7 +90,7 @@ def starting_count(
         ValueError: a batch that is too small, or a subset that the processes cannot share.
     """
     total = batch * world
-    # Sets that start from x0 are compared with the rest of the batch.
+    # When set distances are used, chains that start from x0 are compared with the batch's other x0.
     needs_rest = start != "prior" and not discrepancy.is_paired
     default = batch // 2 * world if needs_rest else total
     count = default if subset is None else subset

@@ -17,23 +17,23 @@ __all__ = ["CollapseDetector", "CollapseWarning"]
 
 _STATISTICS = {"sd": "standard deviation", "diversity": "mean pairwise distance"}
 _REMEDY = 'distance="energy", start="prior" or a lower learning rate'
-# The data's average covers this many times more batches: the data do not change while the model
-# does, so that a longer average only has less noise.
+# The data's average covers this many times more batches than the samples': the data's statistics
+# do not change in training, so that a longer average only has less noise.
 _DATA_MEMORY_FACTOR = 10
 # A fall must also exceed this many standard errors, since with small batches 5% is noise.
 _STANDARD_ERRORS = 3.0
-# The standard errors count up to this relative fall: one wild batch among the first must not keep
-# the detector from ever warning.
+# The standard errors are capped at this relative fall, or one wild batch among the first could
+# keep the detector from ever warning.
 _LARGEST_NOISE = 0.5
 
 
 class CollapseWarning(UserWarning):
-    """Generated samples have lost spread, relative to the data, since training began."""
+    """Warns that samples have lost spread, relative to the data, since training began."""
 
 
 @dataclass
 class _Track:
-    """Exponential averages of one statistic over the batches so far.
+    """Keeps exponential averages of one statistic over the batches so far.
 
     Attributes:
         level: average of the samples' statistic.
@@ -67,13 +67,13 @@ class _Track:
             self.margin = self._relative_error(memory)
 
     def _relative_error(self, memory: int) -> float:
-        """Standard error of ``level - start`` as a share of `level`, from the batches so far."""
+        """Return the standard error of ``level - start`` divided by `level`."""
         if self.level == 0.0:
             return 0.0
         scatter = math.sqrt(max(self.square - self.level**2, 0.0)) / self.level
-        # Both are averages with weights that fall by 1 - 1/memory per batch, over all batches and
-        # over the first `memory`. The variance of each is that of a batch times the sum of the
-        # squared weights.
+        # `level` averages all batches and `start` the first `memory`, both with weights that fall
+        # by a factor of 1 - 1/memory per batch. The variance of each is that of a batch times the
+        # sum of the squared weights.
         decay = 1.0 - 1.0 / memory
         share = (1.0 - decay) / (1.0 + decay)
         kept = decay**memory
@@ -81,13 +81,13 @@ class _Track:
 
     @property
     def ratio(self) -> float:
-        """The samples' average over the data's."""
+        """Return the samples' average divided by the data's."""
         return self.level / self.data
 
     def has_fallen(self, tolerance: float, standard_errors: float) -> bool:
-        """Whether the level is below the data's and has fallen since the start.
+        """Return whether the level is below the data's and has fallen since the start.
 
-        Both by more than `tolerance`, and the fall by more than its standard errors too.
+        Both must be by more than `tolerance`, and the fall by more than its standard errors too.
         """
         fall = max(tolerance, min(standard_errors * self.margin, _LARGEST_NOISE))
         return self.ratio < 1.0 - tolerance and self.level < self.start * (1.0 - fall)
@@ -169,7 +169,7 @@ class CollapseDetector:
         }
 
     def state(self) -> dict[str, Any]:
-        """The detector's state for `load_state`, ready for JSON."""
+        """Return the detector's state for `load_state`, ready for JSON."""
         return {
             "updates": self._updates,
             "ignored": self._ignored,
@@ -201,13 +201,14 @@ class CollapseDetector:
     def _measure(self, samples: list[float], data: list[float], count: int) -> None:
         """Add the statistics of a batch of `count` samples, and warn if one has fallen."""
         if not all(map(math.isfinite, samples + data)):
-            self._ignored += count  # the squares overflow float32, or the data are not finite
+            self._ignored += count  # Squares overflow in float32, or data are not finite.
             return
         self._updates += 1
         for track, level, data_level in zip(self._tracks.values(), samples, data, strict=True):
             track.add(level, data_level, self._updates, self.memory)
         if self._collapsed:
-            # Recovered within half the fall only: noise around the limit is no second collapse.
+            # Samples have recovered only when less than half the fall is left, or noise around the
+            # limit would count as a second collapse.
             self._collapsed = any(
                 track.has_fallen(self.tolerance / 2, _STANDARD_ERRORS / 2)
                 for track in self._tracks.values()
@@ -229,11 +230,11 @@ class CollapseDetector:
 
 
 def _rate(count: int, memory: int) -> float:
-    """Weight of the newest of `count` values in a bias-corrected exponential average."""
+    """Return the weight of the newest of `count` values in a bias-corrected exponential average."""
     return (1.0 / memory) / (1.0 - (1.0 - 1.0 / memory) ** count)
 
 
 def _spread(x: Tensor) -> list[float]:
-    """The statistics of a set `(n, D)`, in the order of `_STATISTICS`."""
+    """Return the statistics of a set `(n, D)`, in the order of `_STATISTICS`."""
     statistics = torch.stack([x.var(dim=0).mean().sqrt(), mean_pairwise_distance(x)])
     return cast("list[float]", statistics.tolist())  # pyright: ignore[reportUnknownMemberType]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

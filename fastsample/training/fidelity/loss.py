@@ -1,4 +1,4 @@
-"""The fidelity loss: how far a model's K-step samples are from the data."""
+"""Implements `FidelityLoss`, which measures how far K-step samples are from the data."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from fastsample.training.randomness import RandomStreams
 
 
 class FidelityResult(NamedTuple):
-    """The fidelity loss of a batch, and the samples that it was computed from."""
+    """Holds the fidelity loss of a batch, and the samples that it was computed from."""
 
     loss: Tensor
-    """The loss, a scalar, differentiable in the network's weights."""
+    """The loss is a scalar, differentiable in the network's weights."""
     samples: Tensor
     """Samples of this process `(n, *shape)`, without gradient."""
     data: Tensor
@@ -39,11 +39,11 @@ class FidelityResult(NamedTuple):
     plan: Plan
     """The plan of the chain."""
     calls: int
-    """Rows times samples: how many samples the network has seen, DDIM inversion not counted."""
+    """Number of samples in all network calls, rows times samples; without those of inversion."""
 
 
 class FidelityLoss:
-    """Distance of a model's K-step samples from data, differentiable through the sampler.
+    """Computes the distance of K-step samples from data, differentiable through the sampler.
 
     The idea is eq. 9 of Chen 2023 (arXiv:2301.01206). The paper's own loss is ``distance="mse"``,
     ``start="paired"``, ``method="shortcut"``, ``grid="random"``. It is least where each sample is
@@ -146,7 +146,7 @@ class FidelityLoss:
         iteration: int = 0,
         cond: Mapping[str, Any] | None = None,
     ) -> FidelityResult:
-        """The loss of one batch; ``loss(model, x0, iteration=i).loss.backward()``.
+        """Compute the loss of a batch: ``loss(model, x0, iteration=i).loss.backward()``.
 
         Args:
             denoiser: the model.
@@ -174,14 +174,15 @@ class FidelityLoss:
         batch_cond = Conditions("FidelityLoss", cond, batch=len(x0), device=x0.device)
         start_cond = batch_cond.select(slice(0, count))
         chain_cond = start_cond.repeat(self.chains)
-        # Processes share the batch by turns, so that a sample's index does not depend on them.
+        # Process r of w takes every w-th sample of the batch, so that a sample's index (and noise)
+        # does not depend on the number of processes.
         start_index = torch.arange(count) * world + rank
         index = torch.cat([start_index + chain * count * world for chain in range(self.chains)])
         start_x0 = x0[:count]
         if self.start == "prior":
             repeated = repeat(start_x0, self.chains)
             begin = starting_points(denoiser, plan, repeated, "prior", index=index, streams=streams)
-        else:  # all chains of an x0 begin at one point
+        else:  # All chains of an x0 begin at the same point.
             points = starting_points(
                 denoiser,
                 plan,
@@ -199,7 +200,7 @@ class FidelityLoss:
         if self.discrepancy.is_paired:
             data, data_cond = start_x0, start_cond
         elif self.start != "prior":
-            # A set that held the samples' own x0 would make copies of it look best.
+            # Leave out the x0 that the samples started from, or copies of it would look best.
             data, data_cond = x0[count:], batch_cond.select(slice(count, None))
         loss = self.discrepancy(
             samples, data, chain_cond.arguments, data_cond.arguments, streams.key("directions")
@@ -207,13 +208,13 @@ class FidelityLoss:
         return FidelityResult(loss, samples.detach(), data, plan, len(plan) * len(samples))
 
     def plan(self, denoiser: Denoiser, streams: RandomStreams) -> Plan:
-        """The plan of one iteration's chain."""
+        """Return the sampler plan of one iteration."""
         plan = self.plans.plan_for(denoiser, streams)
         check_plan(plan, self.start, self.path, self.chains)
         return plan
 
     def check(self, denoiser: Denoiser, batch: int, world: int = 1) -> None:
-        """Refuse a model or a batch size that the loss cannot be computed for.
+        """Raise for a model or a batch size that the loss cannot be computed for.
 
         Args:
             denoiser: the model.
@@ -238,7 +239,7 @@ class FidelityLoss:
         )
 
     def __repr__(self) -> str:
-        # Holds all that the gradients depend on: a run is resumed only if its loss has equal text.
+        # Show all that gradients depend on, because a run resumes only with a loss of equal text.
         plans = self.plans
         options: dict[str, Any] = dict(plans.knobs)
         steps = plans.steps

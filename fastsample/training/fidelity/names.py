@@ -1,4 +1,4 @@
-"""Names for where chains of the fidelity loss start, and for how gradients flow through them."""
+"""Lists the fidelity loss's names for where chains start and how gradients flow through them."""
 
 from typing import Literal, TypeAlias, get_args
 

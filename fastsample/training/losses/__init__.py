@@ -1,1 +1,1 @@
-"""Diffusion losses, each computed from one network call per batch."""
+"""Provides diffusion losses, each computed from one network call per batch."""

@@ -1,4 +1,4 @@
-"""Training losses of diffusion models in discrete time, one value per sample.
+"""Implements `DiffusionLoss`: L_simple, L_hybrid and L_vlb, one value per sample.
 
 A time `t` is 0 at the data, and 1..T (a step) or in (0, T] (continuous) at noise. A `Denoiser`
 turns it into its network's timestep by its own convention; any other network is called with
@@ -36,7 +36,7 @@ _CHOICES = {
 
 
 class DiffusionLoss:
-    """L_simple, L_hybrid or L_vlb of a diffusion model, one value per sample.
+    """Computes L_simple, L_hybrid or L_vlb of a diffusion model, one value per sample.
 
     The losses are those of Nichol and Dhariwal 2021 (arXiv:2102.09672). "simple" is eq. 14, the
     mean squared error. "vlb" is the variational bound, estimated as T times the term of a random
@@ -122,7 +122,7 @@ class DiffusionLoss:
     def of(
         cls, denoiser: Denoiser, *, kind: LossKind | None = None, **options: Any
     ) -> DiffusionLoss:
-        """The loss with the schedule, prediction and variance of a denoiser.
+        """Make the loss with the schedule, prediction and variance of a denoiser.
 
         Args:
             denoiser: the model.
@@ -138,14 +138,14 @@ class DiffusionLoss:
         )
 
     def times(self, u: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Training times of uniform numbers u in [0, 1), in the same shape.
+        """Turn uniform numbers u in [0, 1) into training times of the same shape.
 
         The times are steps 1..T (int64), or on a continuous schedule ``(1 - u) T`` in (0, T].
         """
         return self._times.from_uniform("DiffusionLoss.times", u)
 
     def current(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser as it is, after a check that it fits: this loss trains no schedule."""
+        """Return the denoiser unchanged, after a check that it fits: no schedule is trained."""
         self._check_denoiser(denoiser)
         return denoiser
 
@@ -166,7 +166,7 @@ class DiffusionLoss:
         generator: torch.Generator | None = None,
         **cond: Any,
     ) -> dict[str, Tensor]:
-        """Loss of one batch; `loss(model, x0)["loss"].mean().backward()` is a training step.
+        """Compute the loss of a batch: ``loss(model, x0)["loss"].mean().backward()`` trains on it.
 
         Args:
             model: a `Denoiser` of this schedule, prediction and variance; or a callable, called as
@@ -232,7 +232,7 @@ class DiffusionLoss:
         return {"loss": loss, "mse": mse, "vb": vb}
 
     def _levels(self, times: FloatArray) -> FloatArray:
-        """A row (alpha, sigma, mx, me, weight) per time; the target is ``mx x0 + me eps``."""
+        """Return `(n, 5)` rows (alpha, sigma, mx, me, weight); the target is ``mx x0 + me eps``."""
         alpha, sigma = self.schedule.levels(times)
         weight = np.ones_like(alpha)
         if self.weighting is not None:
@@ -243,7 +243,7 @@ class DiffusionLoss:
         return np.stack([alpha, sigma, *target, weight], axis=1)
 
     def _rows(self, t: Tensor, x0: Tensor) -> Tensor:
-        """The rows of the times, on the device and in the dtype of the data."""
+        """Return the coefficient rows of times t, on the device and in the dtype of the data."""
         if self.num_steps is None:
             table = self._levels(t.detach().cpu().double().numpy())
             return torch.as_tensor(table).to(x0.device, x0.dtype)
@@ -253,7 +253,7 @@ class DiffusionLoss:
         return self._tables[key][t.to(x0.device) - 1]
 
     def _check_denoiser(self, denoiser: Denoiser) -> None:
-        """Refuse a model of another schedule, prediction or variance."""
+        """Raise ValueError for a model of another schedule, prediction or variance."""
         for name in ("schedule", "prediction", "variance"):
             expected, actual = getattr(self, name), getattr(denoiser, name)
             if expected is not actual and expected != actual:

@@ -1,4 +1,4 @@
-"""The decoder of variational diffusion models: the probability of the data's discrete levels."""
+"""Computes the decoder of variational diffusion models: a softmax over the data's levels."""
 
 # Arguments of users are checked at runtime, whatever their annotations say.
 # pyright: reportUnnecessaryIsInstance=false
@@ -13,13 +13,13 @@ from torch import Tensor
 __all__ = ["checked_levels", "level_nats"]
 
 _CHUNK = 1 << 16
-"""Logits computed at once on the CPU: 256 kB in float32 stay in a core's cache."""
+"""Number of logits that the CPU computes at once: 256 kB in float32 fit in a core's cache."""
 _IMPOSSIBLE = -0.1
-"""Nats below which an element is no level: a probability is at most 1, up to rounding."""
+"""Fewer nats than this mean that x0 is none of the levels: a probability is at most 1."""
 
 
 def checked_levels(function: str, levels: Tensor | None) -> Tensor | None:
-    """A copy of the levels `(V,)` or `(D, V)`; None stays None."""
+    """Return a copy of the levels `(V,)` or `(D, V)` after checks; None stays None."""
     if levels is None:
         return None
     if not isinstance(levels, Tensor) or not levels.is_floating_point():
@@ -33,7 +33,7 @@ def checked_levels(function: str, levels: Tensor | None) -> Tensor | None:
 
 
 def level_nats(x0: Tensor, eps: Tensor, levels: Tensor, gamma_0: Tensor) -> Tensor:
-    """``-log p(x0 | z_0)`` in nats per sample, where p is a softmax over the levels.
+    """Return `(B,)` ``-log p(x0 | z_0)`` in nats, where p is a softmax over the levels.
 
     Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630), as in their code: the
     logits are ``-(z_0 / alpha_0 - level)^2 / (2 e^gamma_0)``, and ``z_0 / alpha_0 = x0 +
@@ -67,7 +67,7 @@ def level_nats(x0: Tensor, eps: Tensor, levels: Tensor, gamma_0: Tensor) -> Tens
 
 
 class _LevelNats(torch.autograd.Function):
-    """Nats per element and their derivative in one pass: autograd would keep every logit."""
+    """Computes nats and their derivative in one pass, because autograd would keep every logit."""
 
     @staticmethod
     def forward(ctx: Any, x0: Tensor, eps: Tensor, levels: Tensor, gamma_0: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class _LevelNats(torch.autograd.Function):
         for x, e, value, derivative in zip(*parts, strict=True):
             e = e.unsqueeze(-1)
             n = (levels - x.unsqueeze(-1)).mul_(scale)
-            # No maximum needs to be subtracted: the exponent is at most eps^2 / 2.
+            # The sum needs no subtraction of a maximum: the exponent is at most eps^2 / 2.
             terms = torch.sub(e, n, alpha=0.5).mul_(n).exp_()
             total = terms.sum(-1)
             torch.log(total, out=value)

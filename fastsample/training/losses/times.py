@@ -1,4 +1,4 @@
-"""The times that a loss trains at: drawn, checked, and turned into the network's timesteps."""
+"""Draws and checks the times that a loss trains at, and makes the network's timesteps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["TrainingTimes", "unit_numbers"]
 
 
 def unit_numbers(function: str, u: npt.ArrayLike) -> FloatArray:
-    """The numbers as float64, checked to be in [0, 1)."""
+    """Return the numbers as float64 after a check that they are in [0, 1)."""
     numbers = check_array(function, "u", u)
     bad = (numbers < 0.0) | (numbers >= 1.0)
     if np.any(bad):
@@ -27,7 +27,7 @@ def unit_numbers(function: str, u: npt.ArrayLike) -> FloatArray:
 
 
 class TrainingTimes:
-    """Times to train at: steps 1..T of a discrete schedule, (0, T] of a continuous one.
+    """Draws times to train at: steps 1..T of a discrete schedule, (0, T] of a continuous one.
 
     Args:
         schedule: noise levels, of which only the times are read.
@@ -39,15 +39,15 @@ class TrainingTimes:
         self._all_timesteps: tuple[TimeInput, torch.device, Tensor] | None = None
 
     def from_uniform(self, function: str, u: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Times of uniform numbers u in [0, 1): int64 ``floor(u T) + 1``, or real ``(1 - u) T``."""
+        """Turn uniform numbers u into times: int64 ``floor(u T) + 1``, or real ``(1 - u) T``."""
         numbers = unit_numbers(function, u)
         if self.num_steps is None:
             return (1.0 - numbers) * self.schedule.T
-        # u T may round up to T.
+        # The minimum is needed because u T may round up to T.
         return np.minimum(np.floor(numbers * self.num_steps).astype(np.int64) + 1, self.num_steps)
 
     def draw(self, batch: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Uniform times `(B,)`: integers on the device, or float64 on the CPU."""
+        """Draw uniform times `(B,)`: integers on the device, or float64 on the CPU."""
         if self.num_steps is not None:
             shape = (batch,)
             return torch.randint(1, self.num_steps + 1, shape, device=device, generator=generator)
@@ -55,9 +55,9 @@ class TrainingTimes:
         return torch.as_tensor(self.from_uniform("draw", u.double().cpu().numpy()))
 
     def check(self, function: str, t: Tensor, batch: int) -> None:
-        """Refuse times of a wrong shape or dtype, or out of range.
+        """Raise for times of a wrong shape or dtype, or out of range.
 
-        The range of steps is checked on the CPU only: on a GPU it would cost a wait.
+        The range of steps is checked on the CPU only, because a check on a GPU would wait for it.
         """
         if self.num_steps is not None and t.is_floating_point():
             raise TypeError(f"{function}: t must be integer times, got {t.dtype}")
@@ -77,7 +77,7 @@ class TrainingTimes:
     def timesteps(
         self, model: Denoiser | Callable[..., Any], t: Tensor, device: torch.device
     ) -> Tensor:
-        """The network's timesteps at times `(B,)`, on the device.
+        """Return the network's timesteps at times `(B,)`, on the device.
 
         A `Denoiser` has its own convention; a plain callable gets t - 1, or on a continuous
         schedule t in float32.

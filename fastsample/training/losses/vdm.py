@@ -1,4 +1,4 @@
-"""The loss of variational diffusion models: a bound in continuous time, with a learned schedule."""
+"""Implements the loss of variational diffusion models: a continuous-time bound that is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["VDMLoss"]
 
 
 class VDMLoss(nn.Module):
-    r"""The variational bound in continuous time, with learned end points of the schedule.
+    r"""Computes the variational bound in continuous time, with learned end points of the schedule.
 
     Kingma et al. 2021, "Variational Diffusion Models" (arXiv:2107.00630): with
     ``gamma(u) = |w| u + b``, the negative log SNR at u in [0, 1], ``alpha^2 = sigmoid(-gamma)`` and
@@ -66,12 +66,12 @@ class VDMLoss(nn.Module):
         self.w = nn.Parameter(torch.tensor(high - low, dtype=torch.float32), requires_grad=learn)
         self.b = nn.Parameter(torch.tensor(low, dtype=torch.float32), requires_grad=learn)
         self.levels: Tensor | None
-        # Not in the state dict, because they belong to the data and are not trained.
+        # The levels are not in the state dict, because they belong to the data and are not trained.
         self.register_buffer("levels", checked_levels("VDMLoss", levels), persistent=False)
 
     @classmethod
     def of(cls, denoiser: Denoiser, **options: Any) -> VDMLoss:
-        """The loss whose schedule starts as that of a denoiser.
+        """Make the loss with a schedule that starts as that of a denoiser.
 
         Args:
             denoiser: the model; its schedule is a `NoiseSchedule.vdm`.
@@ -85,28 +85,28 @@ class VDMLoss(nn.Module):
         return cls(**arguments, **options)
 
     def extra_repr(self) -> str:
-        """The shape of the levels, and whether the end points are trained, for the repr."""
+        """Describe for the repr the shape of the levels and whether the end points are trained."""
         shape = None if self.levels is None else tuple(self.levels.shape)
         return f"levels={shape}, learn={self.w.requires_grad}"
 
     def gamma(self, u: Tensor) -> Tensor:
-        """Negative log-SNR at u in [0, 1], shaped like u and differentiable in w and b."""
+        """Return the negative log-SNR at u in [0, 1], shaped like u, differentiable in w and b."""
         return self.w.abs().to(u) * u + self.b.to(u)
 
     def schedule(self) -> NoiseSchedule:
-        """The schedule as learned so far; reading w and b waits for their device."""
+        """Return the schedule as learned so far; reading w and b waits for their device."""
         low = self.b.item()
         return NoiseSchedule.vdm(low, low + abs(self.w.item()))
 
     def current(self, denoiser: Denoiser) -> Denoiser:
-        """The same network under the schedule as learned so far, without profile and plans."""
+        """Return the same network under the schedule learned so far, without profile and plans."""
         _check_denoiser(denoiser)
         model = copy.copy(denoiser)
         model.schedule, model.profile, model.plans = self.schedule(), None, {}
         return model
 
     def times(self, u: npt.ArrayLike) -> FloatArray:
-        """Training times of uniform numbers u in [0, 1), which are u.
+        """Return uniform numbers u in [0, 1) as training times, which they are already.
 
         Stratified numbers such as ``(randperm(B) + rand(B)) / B`` give the diffusion term less
         variance than independent ones. Without the permutation, a sample that has the same
@@ -125,7 +125,7 @@ class VDMLoss(nn.Module):
         generator: torch.Generator | None = None,
         **cond: Any,
     ) -> dict[str, Tensor]:
-        """Bound of one batch; `loss(denoiser, x0)["loss"].mean().backward()` is a training step.
+        """Compute the bound of a batch: ``loss(model, x0)["loss"].mean().backward()`` trains on it.
 
         Args:
             denoiser: the model, with a `NoiseSchedule.vdm` and time "log_snr" (the network's
@@ -172,10 +172,10 @@ class VDMLoss(nn.Module):
     def _diffusion(
         self, denoiser: Denoiser, x0: Tensor, u: Tensor, eps: Tensor, cond: dict[str, Any]
     ) -> Tensor:
-        """The diffusion term `(B,)` in nats: ``1/2 gamma' |eps - eps_hat|^2``."""
+        """Return the diffusion term `(B,)` in nats: ``1/2 gamma' |eps - eps_hat|^2``."""
         gamma = self.gamma(u)
         broadcast = gamma.reshape(-1, *[1] * (x0.ndim - 1))
-        # Not sigma^2 = 1 - alpha^2, which at gamma = -13.3 keeps only 4 digits in float32.
+        # Do not use sigma^2 = 1 - alpha^2, which at gamma = -13.3 keeps only 4 digits in float32.
         alpha, sigma = torch.sigmoid(-broadcast).sqrt(), torch.sigmoid(broadcast).sqrt()
         timestep = -gamma if denoiser.time == "log_snr" else u
         output = denoiser.at_timestep(alpha * x0 + sigma * eps, timestep, cond)
@@ -186,7 +186,7 @@ class VDMLoss(nn.Module):
 def _noise_error(
     prediction: Prediction, output: Tensor, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor
 ) -> Tensor:
-    """``eps - eps_hat`` up to its sign, as a multiple of the error of the network's output.
+    """Return ``eps - eps_hat`` up to its sign, as a multiple of the output's error.
 
     To compute eps_hat from the output and subtract it would lose digits near the data, where x and
     the output nearly cancel.
@@ -203,7 +203,7 @@ def _noise_error(
 def _checked_noise(
     name: str, value: Tensor | None, x0: Tensor, generator: torch.Generator | None
 ) -> Tensor:
-    """The noise in the dtype of the data; drawn if it is None."""
+    """Return the noise in the dtype of the data; draw it if it is None."""
     if value is None:
         return torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
     if value.shape != x0.shape:
@@ -214,7 +214,7 @@ def _checked_noise(
 
 
 def _check_denoiser(denoiser: Denoiser) -> None:
-    """Refuse a model that the learned schedule does not fit."""
+    """Raise for a model that the learned schedule does not fit."""
     if not isinstance(denoiser, Denoiser):  # pyright: ignore[reportUnnecessaryIsInstance]
         got = type(denoiser).__name__
         raise TypeError(f"VDMLoss: denoiser must be a fastsample.Denoiser, got {got}")
@@ -235,7 +235,7 @@ def _check_denoiser(denoiser: Denoiser) -> None:
 
 
 def _checked_times(t: Tensor, x0: Tensor) -> Tensor:
-    """The times in the dtype of the data; the range is checked only on the CPU, without a wait."""
+    """Return the times in the data's dtype; check their range on the CPU only, without a wait."""
     if t.shape != x0.shape[:1]:
         raise ValueError(f"VDMLoss: t must have the shape ({x0.shape[0]},), got {tuple(t.shape)}")
     if t.device.type == "cpu" and t.numel() and not 0 <= t.min() <= t.max() <= 1:

@@ -1,4 +1,4 @@
-"""Loss weights as functions of the SNR, for a network with any prediction."""
+"""Computes loss weights as functions of the SNR, for a network with any prediction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Weighting", "output_weights"]
 
 Weighting: TypeAlias = Literal["snr", "snr+1", "truncated_snr", "min_snr"]
 
-_SMALLEST_ALPHA = 1e-100  # its square and the inverse of that are finite in float64
+_SMALLEST_ALPHA = 1e-100  # The inverse of its square is finite in float64.
 
 
 def output_weights(
@@ -25,7 +25,7 @@ def output_weights(
     *,
     gamma: float = 5.0,
 ) -> FloatArray:
-    """Weights for the error of the network's output m that weigh the error of x0 by the SNR.
+    """Return weights for the squared error of the network's output m, given by weights for x0's.
 
     With ``SNR = alpha^2 / sigma^2`` the weight of ``|x0 - x0_hat|^2`` is
 

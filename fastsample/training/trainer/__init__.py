@@ -1,1 +1,1 @@
-"""The training loop."""
+"""Provides the training loop, its data, optimiser and checkpoints."""

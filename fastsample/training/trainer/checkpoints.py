@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, each one safetensors file.
+"""Writes and reads the checkpoints of a training run, each one safetensors file.
 
 A file appears by an atomic rename, and older ones are removed only afterwards, so that a process
 killed at any moment leaves at least one complete checkpoint.
@@ -22,18 +22,18 @@ from fastsample._support.files import TensorFormat
 _FORMAT = TensorFormat(
     "fastsample.training", 2, "Trainer", "folder must hold intact checkpoints", framework="pt"
 )
-# Matches checkpoints, those of format version 1 ("iteration-<number>") too, whose number is the
-# group, and the hidden temporary files that a killed process leaves behind.
+# The pattern matches checkpoints (also of format version 1, "iteration-<number>"), with the number
+# as its group, and the hidden temporary files that a killed process leaves behind.
 _NAME = re.compile(
     r"(?:checkpoint|iteration)-(\d+)\.(?:json|safetensors)|\.(?:checkpoint|iteration)-\d+\..*"
 )
 
 
 class Checkpoint(NamedTuple):
-    """The content of a checkpoint file."""
+    """Holds the content of a checkpoint file."""
 
     iteration: int
-    """Number of iterations made."""
+    """Number of training iterations made so far."""
     tensors: dict[str, Tensor]
     """Weights, averages and optimiser states on the CPU, in the dtypes they were saved in."""
     notes: dict[str, Any]
@@ -53,11 +53,11 @@ def save(
     Raises:
         TypeError: notes that JSON cannot hold.
     """
-    # Copies, because safetensors refuses two tensors that share memory, as tied weights do.
+    # Make copies, because safetensors refuses two tensors that share memory, as tied weights do.
     copies = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
     path = folder / f"checkpoint-{iteration:09d}.safetensors"
     _FORMAT.save(path, {"iteration": iteration, "notes": notes}, copies)
-    # Sorted, so that the JSON file of a version 1 checkpoint goes before its tensors.
+    # Sort, so that the JSON file of a version 1 checkpoint is removed before its tensors.
     for file in sorted(folder.iterdir()):
         name = _NAME.fullmatch(file.name)
         if name and (name[1] is None or int(name[1]) not in {iteration, *keep}):
@@ -93,7 +93,7 @@ def _load_version_1(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The latest intact checkpoint of a folder; None if the folder has no checkpoints.
+    """Return the latest intact checkpoint of a folder; None if the folder has no checkpoints.
 
     Raises:
         ValueError: there are checkpoints, but none is intact.
@@ -117,6 +117,6 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """The checkpoint files of a folder, the latest last."""
+    """Return the checkpoint files of a folder, the latest last."""
     files = [*folder.glob("checkpoint-[0-9]*.safetensors"), *folder.glob("iteration-*.json")]
     return sorted(files, key=lambda path: path.stem.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""Batches of training data: batch i is a function of (seed, i), shared between processes."""
+"""Makes batches of training data: batch i depends on (seed, i) only, and processes share it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastsample.training.randomness import RandomStreams
 
 
 class Batch(NamedTuple):
-    """This process's share of an iteration's batch."""
+    """Holds this process's share of an iteration's batch."""
 
     x0: Tensor
     """Data `(n, *shape)` on the model's device."""
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """An endless sequence of batches of a data set.
+    """Makes an endless sequence of batches of a data set.
 
     The data are shuffled anew in every epoch, and the shuffled epochs one after the other are cut
     into batches. Process r of w takes the samples r, r + w, r + 2w, ... of a batch.
@@ -97,7 +97,7 @@ class Batches:
             self._check_cond_dropout()
 
     def indices(self, iteration: int) -> npt.NDArray[np.int64]:
-        """Indices into the data of this process's share of a batch."""
+        """Return the indices into the data of this process's share of a batch."""
         rank, world = self.process
         first = iteration * self.batch_size
         positions = np.arange(first + rank, first + self.batch_size, world)
@@ -108,7 +108,7 @@ class Batches:
         return indices
 
     def starting_at(self, first: int) -> Iterator[Batch]:
-        """The batches of the iterations from `first` on, without end."""
+        """Yield the batches of the iterations from `first` on, without end."""
         if isinstance(self.data, Tensor):
             for iteration in itertools.count(first):
                 indices = self.indices(iteration)
@@ -126,7 +126,7 @@ class Batches:
 
     def _batch(self, iteration: int, x0: Tensor, cond: Conditions) -> Batch:
         x0 = x0.to(self.denoiser.device)
-        if not isinstance(self.data, Tensor):  # a tensor has been checked as a whole
+        if not isinstance(self.data, Tensor):  # A tensor has been checked as a whole.
             self._check(x0)
         cond = cond.part(0, x0)
         if self.cond_dropout and cond.mapping:
@@ -138,7 +138,7 @@ class Batches:
         return Batch(x0, cond)
 
     def _check_cond_dropout(self) -> None:
-        """Refuse to drop conditions that the model's ``uncond`` cannot replace."""
+        """Raise if conditions are to be dropped that the model's ``uncond`` cannot replace."""
         uncond = self.denoiser.uncond
         if not uncond:
             raise ValueError(
@@ -156,11 +156,11 @@ class Batches:
                 f"Trainer: cond must have the names of the model's uncond {sorted(uncond)} with "
                 f"cond_dropout, got {sorted(first.mapping)}"
             )
-        # Raises where the shapes or structures do not fit.
+        # This call raises where the shapes or structures do not fit.
         first.replaced(torch.ones(1, dtype=torch.bool), uncond)
 
     def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
-        """The order of the data in an epoch."""
+        """Return the shuffled order of the data in an epoch."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             order = RandomStreams(self.seed, epoch).generator("order").permutation(self.count)
             self._shuffled = epoch, order
@@ -176,10 +176,10 @@ class Batches:
 
 
 def _collate(items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
-    """x0 and the network's keyword arguments, from items of a data set."""
+    """Make x0 and the network's keyword arguments from items of a data set."""
     first: Any = items[0]
     if isinstance(first, tuple | list) and len(cast("Sized", first)) == 1:
-        items = [item[0] for item in items]  # a TensorDataset gives tuples of one tensor
+        items = [item[0] for item in items]  # A TensorDataset gives 1-tuples.
     item_type = type(cast("object", items[0])).__name__
     if isinstance(items[0], Mapping):
         mappings = cast("list[Mapping[str, Any]]", items)
@@ -196,7 +196,7 @@ def _collate(items: list[Any]) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _entries(values: list[Any]) -> Any:
-    """One value of each sample as conditions: stacked where they are tensors of one shape.
+    """Collect one value per sample, and stack them if they are tensors of one shape.
 
     Tensors of different shapes, strings and the like stay a list with one entry per sample.
     """

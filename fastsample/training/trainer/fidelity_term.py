@@ -1,4 +1,4 @@
-"""The fidelity loss as a term of training: its weight, learning rate, interval and clipping."""
+"""Sets how the trainer uses a fidelity loss: weight, learning rate, interval and clipping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsample.training.trainer.optimizer import check_positive
 
 @dataclass(frozen=True)
 class FidelityTerm:
-    """A fidelity loss with the settings that the trainer uses it with.
+    """Holds a fidelity loss with the settings that the trainer uses it with.
 
     Attributes:
         loss: the fidelity loss.
@@ -45,7 +45,7 @@ class FidelityTerm:
 
 
 def as_term(fidelity: FidelityLoss | FidelityTerm | None) -> FidelityTerm | None:
-    """The fidelity loss as a term; a loss by itself has the default settings.
+    """Return a `FidelityTerm`; a bare `FidelityLoss` gets the default settings.
 
     Raises:
         TypeError: a value that is neither.

@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, from which samples are drawn."""
+"""Keeps the exponential moving average of the weights, from which samples are drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def averaged_copy(modules: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the modules whose `update_parameters` moves it towards the current weights.
+    """Make a copy of the modules whose `update_parameters` moves it towards current weights.
 
     Update n uses the decay ``min(decay, (1 + n) / (10 + n))``: the memory is short at first,
     because the earliest weights are worth little. Buffers of floating dtype are averaged too;
@@ -27,7 +27,7 @@ def averaged_copy(modules: nn.Module, decay: float) -> AveragedModel:
         rate = 1.0 - min(decay, (1.0 + n) / (10.0 + n))
         pairs = list(zip(averages, current, strict=True))
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        if floating:  # torch passes tensors of one dtype at a time, which may be integers
+        if floating:  # Torch passes tensors of one dtype at a time.
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
                 [mean for mean, _ in floating], [value for _, value in floating], rate
             )

@@ -1,4 +1,4 @@
-"""The diffusion loss of a batch and its gradient: in parts, in lower precision, over processes."""
+"""Computes a batch's diffusion loss and gradient in micro-batches, bfloat16 and processes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class DiffusionObjective:
         process: tuple[int, int],
         find_unused_parameters: bool = False,
     ) -> None:
-        # Only the network: the sampler and the distance compute in float32.
+        # Autocast the network only, because the sampler and the distance compute in float32.
         self.denoiser = copy.copy(denoiser)
         if precision == "bfloat16":
             self.denoiser.model = _Autocast(network_of(denoiser))
@@ -65,14 +65,15 @@ class DiffusionObjective:
             )
 
     def backward(self, batch: Batch, streams: RandomStreams) -> Tensor:
-        """The mean loss of this process's samples, a detached scalar.
+        """Add the batch's gradient to ``p.grad``, and return this process's mean loss, detached.
 
         The gradients are those of the mean over the samples of all processes.
         """
         device, count = batch.x0.device, len(batch.x0)
         total_count = count * self.world
         generator = streams.generator("times")
-        # One time per stratum (Kingma et al. 2021, arXiv:2107.00630, App. I.1), over all processes.
+        # Times are stratified over the samples of all processes (Kingma et al. 2021,
+        # arXiv:2107.00630, App. I.1), which lowers the variance of the loss.
         strata = (generator.permutation(total_count) + generator.random()) / total_count
         times = self.loss.times(strata[self.rank :: self.world])
         index = torch.arange(self.rank, total_count, self.world)
@@ -93,14 +94,14 @@ class DiffusionObjective:
         return total
 
     def _without_synchronisation(self, wanted: bool) -> AbstractContextManager[Any]:
-        """Inside, processes do not share gradients: only the sum over parts is shared."""
+        """Keep processes from sharing gradients inside, if wanted: the last part shares the sum."""
         if wanted and isinstance(self._module, DistributedDataParallel):
             return self._module.no_sync()
         return nullcontext()
 
 
 def network_of(denoiser: Denoiser) -> nn.Module:
-    """The network of a denoiser, checked to be one that can be trained."""
+    """Return the network of a denoiser, after a check that it can be trained."""
     if not isinstance(denoiser, Denoiser):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"Trainer: denoiser must be a Denoiser, got {type(denoiser).__name__}")
     network: Any = denoiser.model
@@ -115,7 +116,7 @@ def network_of(denoiser: Denoiser) -> nn.Module:
 
 
 def check_losses(denoiser: Denoiser, loss: Any, term: FidelityTerm | None) -> None:
-    """Refuse losses of other types, or that do not fit the model or each other."""
+    """Raise for losses of other types, or that do not fit the model or each other."""
     if not isinstance(loss, DiffusionLoss | VDMLoss):
         raise TypeError(
             f"Trainer: loss must be a DiffusionLoss, a VDMLoss or None, got {loss!r:.60}"
@@ -130,7 +131,7 @@ def check_losses(denoiser: Denoiser, loss: Any, term: FidelityTerm | None) -> No
 
 
 class _NetworkAndLoss(nn.Module):
-    """Network and loss in one forward pass, which `DistributedDataParallel` can wrap."""
+    """Joins network and loss in one module, which `DistributedDataParallel` can wrap."""
 
     def __init__(self, denoiser: Denoiser, loss: Any) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class _NetworkAndLoss(nn.Module):
 
 
 class _Autocast(nn.Module):
-    """A network that computes in bfloat16."""
+    """Wraps a network and runs it under bfloat16 autocast."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -154,6 +155,6 @@ class _Autocast(nn.Module):
 
 
 def _noise(key: int, index: Tensor, x0: Tensor) -> Tensor:
-    """Standard normal noise like the data, a function of the key and the samples' indices."""
+    """Make normal noise, shaped like the data, from the key and the samples' indices alone."""
     identity = make_identity("Trainer", key, index, len(index), x0.device)
     return ops.noise(*identity, x0.shape[1:], dtype=x0.dtype)

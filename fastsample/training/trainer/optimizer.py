@@ -1,4 +1,4 @@
-"""Settings of the trainer's optimiser: learning rate, weight decay, clipping, and its class."""
+"""Sets the trainer's optimiser: learning rate, weight decay, clipping, and its class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MakeOptimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Settings of the trainer's optimiser.
+    """Holds the settings of the trainer's optimiser.
 
     A fidelity term with a learning rate of its own (`FidelityTerm.lr`) gets a second optimiser
     with the same `warmup`, `decay` and `make`, and without weight decay.
@@ -64,13 +64,13 @@ class Optimizer:
 
     @property
     def max_norm(self) -> float:
-        """The bound on the gradient's norm; infinity if there is none."""
+        """Return the bound on the gradient's norm; infinity if there is none."""
         return math.inf if self.clip is None else float(self.clip)
 
     def create(
         self, parameters: list[torch.nn.Parameter], *, lr: float, weight_decay: float
     ) -> ScheduledOptimizer:
-        """A new optimiser of these parameters that follows the learning rate's schedule.
+        """Make an optimiser of these parameters that follows the learning rate's schedule.
 
         Args:
             parameters: the parameters to optimise.
@@ -86,7 +86,7 @@ class Optimizer:
 
 
 def check_positive(function: str, name: str, value: object) -> float:
-    """The value as a finite float above 0."""
+    """Return the value as a finite float, after a check that it is above 0."""
     number = check_real(function, name, value)
     if number <= 0.0:
         raise ValueError(f"{function}: {name} must be positive, got {number:g}")

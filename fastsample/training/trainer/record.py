@@ -1,4 +1,4 @@
-"""The record of a run: log lines, failures in a row, and the state of the collapse detector."""
+"""Keeps the record of a run: log lines, failures in a row, and the collapse detector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastsample.training.fidelity.loss import FidelityResult
 from fastsample.training.trainer.weight_updates import GradientNorms
 
 MAX_FAILURES = 20
-"""Gradients in a row that are not finite, after which training stops."""
+"""Training stops after this many gradients in a row that are not finite."""
 _HISTORY_LENGTH = 10_000
 
 
@@ -39,7 +39,7 @@ class RunRecord:
     def add(
         self, iteration: int, loss: Tensor, result: FidelityResult | None, norms: GradientNorms
     ) -> dict[str, Any]:
-        """The log line of an iteration.
+        """Make the log line of an iteration.
 
         Args:
             iteration: its number.
@@ -66,7 +66,7 @@ class RunRecord:
                 "fidelity_skipped": norms.skipped or norms.fidelity_dropped,
             }
             samples, data = gathered(result.samples), gathered(result.data)
-            # The detector compares spreads, which one sample or copies of one do not have.
+            # The detector compares spreads, which a single sample or copies of one do not have.
             if len(samples) > 1 and len(data) > 1 and bool((data != data[:1]).any()):
                 line |= self.detector.update(samples, data)
             line["times"] = result.plan.times.tolist()
@@ -76,7 +76,7 @@ class RunRecord:
         return line
 
     def failed_loss(self) -> str | None:
-        """The loss whose gradients have not been finite for too long; None while all is well.
+        """Return the loss whose gradients were not finite for too long; None while all is well.
 
         Only an iteration that fails itself counts, so that a run resumed after such a failure may
         try again.
@@ -87,7 +87,7 @@ class RunRecord:
         return name if self.failures[name] >= MAX_FAILURES and fails_now else None
 
     def state(self) -> dict[str, Any]:
-        """Failures and the detector's state for `load_state`, ready for JSON."""
+        """Return failure counts and the detector's state for `load_state`, ready for JSON."""
         return {"detector": self.detector.state(), "failures": self.failures}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

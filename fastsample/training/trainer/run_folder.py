@@ -1,4 +1,4 @@
-"""The folder of a training run: its log, its checkpoints, and how a run is resumed from it."""
+"""Writes a training run's log and checkpoints to its folder, and resumes the run from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOG_NAME = "log.jsonl"
 
 
 class RunLog:
-    """The log of a run: one line of JSON per iteration.
+    """Writes the log of a run, one line of JSON per iteration.
 
     Args:
         path: the file; it is made with the first line.
@@ -39,31 +39,31 @@ class RunLog:
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
-        """The complete lines of a log."""
+        """Return the complete lines of a log."""
         return [line for _, line in _lines(path)]
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The complete lines of a log, each as text and as what the text says."""
+    """Return the complete lines of a log, each as text and as the parsed object."""
     lines: list[tuple[str, dict[str, Any]]] = []
     for text in path.read_text().splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # the process was killed while it wrote this line
+        except ValueError:  # The process was killed while it wrote this line.
             continue
-        if isinstance(line, dict):  # the trainer writes objects only
+        if isinstance(line, dict):  # The trainer writes objects only.
             lines.append((text, cast("dict[str, Any]", line)))
     return lines
 
 
 def _iteration_of(line: dict[str, Any]) -> int:
-    """The iteration of a line; -1 for a line that the trainer did not write."""
+    """Return the iteration of a line; -1 for a line that the trainer did not write."""
     iteration = line.get("iteration")
     return iteration if isinstance(iteration, int) else -1
 
 
 def _line_text(values: dict[str, Any]) -> str:
-    """A line of strict JSON, where NaN and infinity, which JSON lacks, become null."""
+    """Return a line of strict JSON, in which NaN and infinity become null."""
     strict = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -72,7 +72,7 @@ def _line_text(values: dict[str, Any]) -> str:
 
 
 class RunFolder:
-    """Writes log and checkpoints of a run, and resumes the run from them.
+    """Writes the log and the checkpoints of a run, and resumes the run from them.
 
     Args:
         folder: the folder, made if it is missing; None writes nothing.
@@ -153,7 +153,7 @@ class RunFolder:
         if not self._writes or self.folder is None:
             return None
         notes = {"settings": self.settings, **notes}
-        # Two checkpoints are kept, both read or written by this run: an older damaged one is of
-        # no use as a fallback.
+        # Keep two checkpoints, both read or written by this run: an older one may be damaged, and
+        # would then be no fallback.
         self._kept = [*(kept for kept in self._kept if kept != iteration), iteration][-2:]
         return checkpoints.save(self.folder, iteration, tensors(), notes, keep=self._kept)

@@ -1,4 +1,4 @@
-"""A torch optimiser whose learning rate follows a schedule, and its state for checkpoints."""
+"""Wraps a torch optimiser with a learning-rate schedule, and its state for checkpoints."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 class LearningRate(NamedTuple):
-    """A learning rate that rises linearly from 0 and falls to 0 along a cosine."""
+    """Computes a learning rate that rises linearly from 0 and falls to 0 along a cosine."""
 
     full: float
-    """The learning rate without warm-up and decay."""
+    """Full learning rate, without warm-up and decay."""
     warmup: int
     """Iterations until the full rate is reached; 0 starts with it."""
     decay: int | None
     """Iterations until the rate is 0; None never lets it fall."""
 
     def __call__(self, iteration: int) -> float:
-        """The learning rate of an iteration, counted from 0."""
+        """Return the learning rate of an iteration, counted from 0."""
         risen = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
         if self.decay is None:
             return self.full * risen
@@ -30,7 +30,7 @@ class LearningRate(NamedTuple):
 
 
 class ScheduledOptimizer:
-    """An optimiser together with the schedule of its learning rate.
+    """Holds an optimiser together with the schedule of its learning rate.
 
     Args:
         optimizer: any torch optimiser, made at the schedule's full rate. Parameter groups may have
@@ -52,7 +52,7 @@ class ScheduledOptimizer:
         self.optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimiser's state, such as moments, by "<number of the parameter>.<name>"."""
+        """Return the optimiser's state, such as moments, keyed "<parameter's number>.<name>"."""
         return {
             f"{number}.{name}": torch.as_tensor(value)
             for number, state in self.optimizer.state_dict()["state"].items()
@@ -60,7 +60,7 @@ class ScheduledOptimizer:
         }
 
     def changed_settings(self) -> list[dict[str, Any]]:
-        """Settings of each parameter group that the optimiser has changed since it was made.
+        """Return the settings of each parameter group that the optimiser has changed.
 
         Some optimisers keep counters there; a checkpoint needs them besides the tensors.
         """
@@ -84,7 +84,7 @@ class ScheduledOptimizer:
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
     def _settings(self) -> list[dict[str, Any]]:
-        """Plain values in each parameter group, except the learning rate that `step` sets."""
+        """Return each parameter group's plain values, without the learning rate of `step`."""
         return [
             {
                 name: value

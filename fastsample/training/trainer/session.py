@@ -1,4 +1,4 @@
-"""Context managers around training: the network's mode, and interrupts that wait.
+"""Provides context managers for training: the network's mode, and deferred interrupts.
 
 An interrupt (Ctrl-C or SIGTERM) waits for the end of the iteration, so that a checkpoint can be
 written.
@@ -25,17 +25,17 @@ class InterruptFlag:
 
     @property
     def is_set(self) -> bool:
-        """Whether an interrupt has arrived."""
+        """Return whether an interrupt has arrived."""
         return self.signal_number is not None
 
     def handle(self, signal_number: int, _frame: FrameType | None) -> None:
-        """Signal handler: remember the first signal, stop at once on a second one."""
+        """Handle a signal: remember the first one, stop at once on a second one."""
         if self.is_set:
             self.stop()
         self.signal_number = signal_number
 
     def stop(self) -> None:
-        """Raise what the signal raises without this class."""
+        """Raise the exception that the signal would have raised without this class."""
         if self.signal_number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
@@ -43,7 +43,7 @@ class InterruptFlag:
 
 @contextmanager
 def deferred_interrupts() -> Generator[InterruptFlag, None, None]:
-    """Inside, interrupts only set the flag; Python allows this in the main thread alone."""
+    """Make interrupts only set a flag inside; outside the main thread Python does not allow it."""
     flag = InterruptFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
@@ -58,7 +58,7 @@ def deferred_interrupts() -> Generator[InterruptFlag, None, None]:
 
 @contextmanager
 def training(network: nn.Module) -> Generator[None, None, None]:
-    """Training mode inside; the modules' previous modes afterwards.
+    """Set training mode inside; restore the modules' previous modes afterwards.
 
     A network in training mode is left as it is: some of its modules may be in evaluation mode on
     purpose, such as frozen batch norms.
@@ -74,7 +74,7 @@ def training(network: nn.Module) -> Generator[None, None, None]:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Generator[None, None, None]:
-    """Evaluation mode inside, as samplers run a network; the previous modes afterwards."""
+    """Set evaluation mode inside, for samplers; restore the previous modes afterwards."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

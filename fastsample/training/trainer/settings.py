@@ -1,4 +1,4 @@
-"""The settings that a resumed run must share with the run that wrote the checkpoint."""
+"""Lists the settings that a resumed run must share with the run that wrote the checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_settings(
     fidelity: FidelityTerm | None,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
-    """The settings by name, ready for JSON."""
+    """Return the settings of a run by name, ready for JSON."""
     return {
         "prediction": denoiser.prediction,
         "shape": list(denoiser.shape),
@@ -37,6 +37,6 @@ def run_settings(
 
 
 def _schedule_text(schedule: NoiseSchedule) -> str:
-    """The schedule as text with a digest of its values, since two tables may print alike."""
+    """Return the schedule as text with a digest of its values: two tables may print alike."""
     values = json.dumps(schedule.to_dict(), sort_keys=True)
     return f"{schedule!r}, {hashlib.sha256(values.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""The training loop: a diffusion loss, and optionally a fidelity loss, on one network."""
+"""Implements `Trainer`: a diffusion loss, and optionally a fidelity loss, on one network."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Trainer:
         )
         trained = [self.network, *([self.loss] if isinstance(self.loss, nn.Module) else [])]
         self.updater = WeightUpdater(trained, optimizer=optimizer, fidelity=self.fidelity, ema=ema)
-        if self.fidelity is not None:  # rather now than in the first iteration
+        if self.fidelity is not None:  # Fail now rather than in the first iteration.
             current = self.loss.current(denoiser)
             self.fidelity.loss.check(current, self.batches.batch_size, self.world)
         self.iteration = 0
@@ -176,12 +176,12 @@ class Trainer:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The newest lines of the log (at most 10,000), oldest first."""
+        """Return the newest lines of the log (at most 10,000), oldest first."""
         return self.record.history
 
     @property
     def averaged(self) -> Denoiser:
-        """The model with the moving average of the weights: what samples should be drawn from.
+        """Return the model with averaged weights, from which samples should be drawn.
 
         ``fs.sample(model, K)`` then runs the chain of K steps that the fidelity loss trained, if
         that chain is deterministic and the same in every iteration. The network is the trainer's,
@@ -191,31 +191,31 @@ class Trainer:
 
     @property
     def averaged_loss(self) -> Loss:
-        """The diffusion loss with the moving average of its trained parameters, if it has any."""
+        """Return the diffusion loss with averaged values of its trained parameters, if any."""
         return cast("Loss", next(iter(self.updater.averages[1:]), self.loss))
 
     @property
     def current(self) -> Denoiser:
-        """The model with the weights of the last iteration, and the schedule as learned so far.
+        """Return the model with the latest weights, and the schedule as learned so far.
 
         Its network is the one in training: `copy.deepcopy` keeps it as it is.
         """
         return self._with_network(self.network, self.loss)
 
     def _with_network(self, network: nn.Module, loss: Loss) -> Denoiser:
-        """The model with other weights and the loss's schedule."""
+        """Return the model with another network and the loss's schedule."""
         source = loss.current(self.denoiser)
         chains = [] if self.fidelity is None else self.fidelity.loss.plans.fixed_plans(source)
         model = copy.copy(source)
         model.model = network
-        # A profile and tuned plans belong to the weights that they were made with.
+        # Drop profile and tuned plans, which belong to the weights that they were made with.
         model.profile, model.plans = None, {}
         return model.with_plans({len(plan): plan for plan in chains})
 
     # ---- the loop
 
     def run(self, iterations: int) -> Denoiser:
-        """Train until this number of iterations has been made, those before a resumption included.
+        """Train until `iterations` have been made in all, including those before a resumption.
 
         Ctrl-C and SIGTERM wait for the end of the iteration and a checkpoint, then stop.
 
@@ -238,7 +238,7 @@ class Trainer:
                 self.iteration += 1
                 bar.update()
                 bar.set_postfix_str(f"loss={line['loss']:.4g}", refresh=False)
-                # All processes stop at the same iteration, or the others would wait for ever.
+                # All processes must stop at the same iteration, or some would wait for ever.
                 flag = torch.tensor([float(interrupt.is_set)])
                 stops = bool(summed(flag, self.denoiser.device) > 0)
                 failed = self.record.failed_loss()
@@ -255,19 +255,19 @@ class Trainer:
         return self.averaged
 
     def _iterate(self, batch: Batch) -> dict[str, Any]:
-        """Make one iteration; its line of the log."""
+        """Make one iteration, and return its line of the log."""
         streams = RandomStreams(self.seed, self.iteration)
         device = batch.x0.device
         cuda = [device] if device.type == "cuda" else []
-        # torch leaves arguments of fork_rng and manual_seed without types.
+        # The ignored pyright errors arise because torch lacks types for these arguments.
         with torch.random.fork_rng(devices=cuda), torch.enable_grad():  # pyright: ignore[reportUnknownMemberType]
-            # Seeds dropout, differently in every process.
+            # Seed dropout, differently in every process.
             torch.manual_seed(streams.key("network") ^ self.rank)  # pyright: ignore[reportUnknownMemberType]
             self.updater.zero_gradients()
             loss = self.objective.backward(batch, streams)
             result, gradients = None, None
             if self.fidelity is not None and self.iteration % self.fidelity.every == 0:
-                # Activation checkpointing runs the network again while the gradient is computed.
+                # The gradient needs this mode too: checkpointing runs the network again there.
                 with evaluating(self.network):
                     result = self._run_chain(self.fidelity.loss, batch)
                     gradients = self.updater.fidelity_gradients(result.loss)

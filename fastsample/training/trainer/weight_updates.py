@@ -1,6 +1,6 @@
-"""One update of the weights from the gradients of one or two losses, and their moving average."""
+"""Updates weights by the gradients of one or two losses, and the weights' moving average."""
 
-# torch annotates all_reduce, tolist and its linalg functions in part or not at all.
+# These rules are off because torch types all_reduce, tolist and linalg in part or not at all.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -23,16 +23,16 @@ from fastsample.training.trainer.scheduled_optimizer import ScheduledOptimizer
 
 
 class GradientNorms(NamedTuple):
-    """Norms of an iteration's gradients before clipping, and whether the gradients were used."""
+    """Holds an iteration's gradient norms before clipping, and whether gradients were used."""
 
     diffusion: float
     """Norm of the diffusion loss's gradient."""
     fidelity: float
     """Norm of the fidelity loss's gradient; NaN in an iteration without it."""
     skipped: bool
-    """The diffusion loss's gradient was not finite, so that no weight was changed."""
+    """True if the diffusion loss's gradient was not finite, so that no weight was changed."""
     fidelity_dropped: bool = False
-    """The fidelity loss's gradient was not finite and was left out."""
+    """True if the fidelity loss's gradient was not finite and was left out."""
 
 
 class WeightUpdater:
@@ -66,7 +66,7 @@ class WeightUpdater:
         )
         self.fidelity_optimizer: ScheduledOptimizer | None = None
         if fidelity is not None and fidelity.lr is not None:
-            # Weight decay once per iteration is enough.
+            # No weight decay here, because the other optimiser applies it once per iteration.
             self.fidelity_optimizer = optimizer.create(
                 self.parameters, lr=fidelity.lr, weight_decay=0.0
             )
@@ -74,7 +74,7 @@ class WeightUpdater:
 
     @property
     def averages(self) -> list[nn.Module]:
-        """The modules with averaged weights."""
+        """Return the modules with averaged weights."""
         return list(cast("nn.ModuleList", self.average.module))
 
     def zero_gradients(self) -> None:
@@ -83,7 +83,7 @@ class WeightUpdater:
             p.grad = None
 
     def fidelity_gradients(self, loss: Tensor) -> list[Tensor]:
-        """Gradients of the fidelity loss, one per parameter, summed over processes.
+        """Return the fidelity loss's gradients, one per parameter, summed over processes.
 
         The gradients of the diffusion loss in ``p.grad`` are not touched.
         """
@@ -96,14 +96,14 @@ class WeightUpdater:
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
         if running():
-            flat = torch.cat([g.flatten() for g in full])  # in the widest of their dtypes
+            flat = torch.cat([g.flatten() for g in full])  # `cat` takes the widest of their dtypes.
             dist.all_reduce(flat)
             pieces = torch.split(flat, [g.numel() for g in full])
             full = [piece.reshape(g.shape).to(g) for piece, g in zip(pieces, full, strict=True)]
         return full
 
     def step(self, iteration: int, fidelity_gradients: Sequence[Tensor] | None) -> GradientNorms:
-        """Change weights and moving average by the gradients in ``p.grad`` and those given.
+        """Update weights and average by ``p.grad`` and the fidelity loss's gradients.
 
         Args:
             iteration: number of the iteration, which decides the learning rate.
@@ -111,7 +111,7 @@ class WeightUpdater:
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         parts = [part for part in (gradients, fidelity_gradients) if part]
-        # The only wait for the device in a step.
+        # Fetch both norms at once: this is the only wait for the device in a step.
         norms: list[float] = torch.stack([_norm(part) for part in parts]).tolist()
         norm, fidelity_norm = [*norms, math.nan][:2]
         dropped = bool(fidelity_gradients) and not math.isfinite(fidelity_norm)
@@ -138,7 +138,7 @@ class WeightUpdater:
     # ---- checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, averages and optimiser states, by name."""
+        """Return weights, averages and optimiser states, by name."""
         tensors = {f"model.{k}": v for k, v in self.modules.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for label, optimizer in self._optimizers():
@@ -146,7 +146,7 @@ class WeightUpdater:
         return tensors
 
     def changed_settings(self) -> dict[str, Any]:
-        """Settings that the optimisers have changed, such as counters, by optimiser."""
+        """Return settings that each optimiser has changed, such as counters, by its name."""
         return {label: optimizer.changed_settings() for label, optimizer in self._optimizers()}
 
     def load(self, tensors: dict[str, Tensor], changed_settings: Mapping[str, Any]) -> None:
@@ -163,7 +163,7 @@ class WeightUpdater:
 
     def _check_shapes(self, tensors: dict[str, Tensor]) -> None:
         expected = {name: tuple(value.shape) for name, value in self.tensors().items()}
-        # A fresh optimiser has no moments yet, and only it knows what shapes they will have.
+        # Accept any moments: a fresh optimiser has none yet, so that their shapes are unknown.
         moments = tuple(
             f"{label}.{number}."
             for label, _ in self._optimizers()
@@ -177,19 +177,19 @@ class WeightUpdater:
                 raise ValueError(f"{name} is {stored} instead of {wanted}")
 
     def _optimizers(self) -> list[tuple[str, ScheduledOptimizer]]:
-        """The optimisers by their names in checkpoints."""
+        """Return pairs (name in checkpoints, optimiser)."""
         both = [("optimizer", self.optimizer), ("fidelity_optimizer", self.fidelity_optimizer)]
         return [(label, optimizer) for label, optimizer in both if optimizer is not None]
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients as one vector."""
+    """Return the norm of all gradients, taken together as one vector."""
     norms = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _clip(gradients: Sequence[Tensor], max_norm: float, norm: float) -> None:
-    """Scale gradients of this norm down to the largest one allowed."""
+    """Scale gradients whose norm is `norm` down, in place, to at most `max_norm`."""
     if norm > max_norm:
         torch._foreach_mul_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             list(gradients), max_norm / norm
@@ -197,6 +197,6 @@ def _clip(gradients: Sequence[Tensor], max_norm: float, norm: float) -> None:
 
 
 def _without_prefix(label: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors named "<label>.<name>", by name."""
+    """Return the tensors whose key starts with `<label>.`, keyed by the rest."""
     prefix = f"{label}."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
