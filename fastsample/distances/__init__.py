@@ -1,1 +1,1 @@
-"""Distances between two sets of samples."""
+"""Provides distances between two sets of samples, for use as losses."""

@@ -1,4 +1,4 @@
-"""A distance by name between samples and data, over all processes and of optional features."""
+"""Computes a named distance between samples and data, over all processes, of any features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Features: TypeAlias = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """A distance between samples and data of all processes.
+    """Computes a distance between the samples and the data of all processes.
 
     Attributes:
         distance: name of the distance.
@@ -36,7 +36,7 @@ class Discrepancy:
 
     @property
     def is_paired(self) -> bool:
-        """Whether each sample is compared with its own x0."""
+        """Return whether each sample is compared with its own x0."""
         return self.distance in PAIRED or self.chains > 1
 
     def __call__(
@@ -47,7 +47,7 @@ class Discrepancy:
         data_cond: Mapping[str, Any],
         seed: int,
     ) -> Tensor:
-        """The distance, a scalar, differentiable in this process's samples.
+        """Return the distance as a scalar, differentiable in this process's samples.
 
         Args:
             samples: `(chains * n, *shape)`: a sample of each x0, then the next sample of each.
@@ -59,13 +59,13 @@ class Discrepancy:
         Raises:
             ValueError: features of another shape, or samples and data that the distance refuses.
         """
-        # In float32 or wider: differences of bfloat16 samples are mostly rounding errors.
+        # Compute in float32 or wider: differences of bfloat16 samples are mostly rounding errors.
         dtype = torch.promote_types(samples.dtype, torch.float32)
         x = gathered(self._features_of(samples.to(dtype), cond))
         with torch.no_grad():
             y = gathered(self._features_of(data.to(dtype), data_cond))
         if self.chains > 1:
-            # The axes are process, chain, x0; the score takes (chain, process * x0).
+            # x has the axes (process, chain, x0); the score takes (chain, process * x0).
             by_chain = x.reshape(-1, self.chains, len(data), *x.shape[1:]).transpose(0, 1)
             return distances.energy_score(by_chain.flatten(1, 2), y)
         if self.distance == "mse":

@@ -1,4 +1,4 @@
-"""Distances between generated samples and data, differentiable in the samples.
+"""Implements distances between generated samples and data, differentiable in the samples.
 
 Paired distances compare sample i with the x0 that its chain started from. They are least where a
 sample is the mean of all x0 that its start may have come from, which is no sample of the data. The
@@ -38,9 +38,9 @@ __all__ = [
 
 
 def paired_mse(samples: Tensor, x0: Tensor) -> Tensor:
-    """Mean squared error per element between each sample and its x0.
+    """Return the mean squared error per element between each sample and its x0.
 
-    The fidelity loss of Chen 2023 (arXiv:2301.01206, eq. 9), as a mean over elements. It is least
+    This is the fidelity loss of Chen 2023 (arXiv:2301.01206, eq. 9) per element. It is least
     at E[x0 | start], so that a single point is better than a perfect sampler.
 
     Args:
@@ -58,9 +58,10 @@ def paired_mse(samples: Tensor, x0: Tensor) -> Tensor:
 
 
 def paired_huber(samples: Tensor, x0: Tensor, delta: float = 1.0) -> Tensor:
-    """Mean Huber loss per element: ``e^2/2`` for ``|e| <= delta``, else ``delta (|e| - delta/2)``.
+    """Return the mean Huber loss per element between each sample and its x0.
 
-    Huber 1964, "Robust estimation of a location parameter" (Ann. Math. Stat. 35). It makes samples
+    It is ``e^2/2`` for ``|e| <= delta``, else ``delta (|e| - delta/2)``. See Huber
+    1964, "Robust estimation of a location parameter" (Ann. Math. Stat. 35). It makes samples
     collapse as `paired_mse` does; the smaller `delta`, the closer to the median of each element.
 
     Args:
@@ -80,7 +81,7 @@ def paired_huber(samples: Tensor, x0: Tensor, delta: float = 1.0) -> Tensor:
 
 
 def energy_distance(samples: Tensor, data: Tensor) -> Tensor:
-    """Energy distance ``2 E|x - y| - E|x - x'| - E|y - y'|`` of two sets, by U-statistics.
+    """Return the energy distance ``2 E|x - y| - E|x - x'| - E|y - y'|`` of two sets.
 
     Szekely and Rizzo 2013, "Energy statistics: a class of statistics based on distances" (J. Stat.
     Plan. Inference 143). Pairs of a point with itself are left out, which makes the estimate
@@ -106,14 +107,14 @@ def energy_distance(samples: Tensor, data: Tensor) -> Tensor:
 
 
 def energy_score(samples: Tensor, x0: Tensor) -> Tensor:
-    """Energy score: ``2/m sum_j |x_j - x0| - 1/(m(m-1)) sum_{j!=k} |x_j - x_k|``, m chains.
+    """Return the energy score of m samples per x0.
 
-    Gneiting and Raftery 2007, "Strictly proper scoring rules" (JASA 102), eq. 22 times -2. With
-    this sign lower is better, and with this factor the expectation equals that of
-    `energy_distance` except for E|y - y'| of the data given the start. The score is strictly
-    proper: it is least only where the chains sample the posterior. Pairs of a point with itself are
-    left out, which makes it unbiased for every m. De Bortoli et al. 2025 (arXiv:2502.02483) use it
-    for diffusion models.
+    It is ``2/m sum_j |x_j - x0| - 1/(m(m-1)) sum_{j!=k} |x_j - x_k|``. See Gneiting
+    and Raftery 2007, "Strictly proper scoring rules" (JASA 102), eq. 22 times -2. With this sign
+    lower is better, and with this factor the expectation equals that of `energy_distance` except
+    for E|y - y'| of the data given the start. The score is strictly proper: it is least only where
+    the chains sample the posterior. Pairs of a point with itself are left out, which makes it
+    unbiased for every m. De Bortoli et al. 2025 (arXiv:2502.02483) use it for diffusion models.
 
     Args:
         samples: `(m, B, *shape)`, floating: m >= 2 samples of each x0.
@@ -141,7 +142,7 @@ def energy_score(samples: Tensor, x0: Tensor) -> Tensor:
 
 
 def mmd(samples: Tensor, data: Tensor, *, bandwidths: Sequence[float] = (0.5, 1.0, 2.0)) -> Tensor:
-    """Unbiased squared maximum mean discrepancy of two sets, with Gaussian kernels.
+    """Return the unbiased squared maximum mean discrepancy of two sets, with Gaussian kernels.
 
     Gretton et al. 2012, "A kernel two-sample test" (JMLR 13; arXiv:0805.2368), eq. 3. The kernel is
     the mean over bandwidths b of ``exp(-|x - y|^2 / (2 (b h)^2))``, where h is the median distance
@@ -185,7 +186,7 @@ def mmd(samples: Tensor, data: Tensor, *, bandwidths: Sequence[float] = (0.5, 1.
 
 
 def sliced_wasserstein(samples: Tensor, data: Tensor, directions: Tensor) -> Tensor:
-    """Mean over directions of the squared Wasserstein-2 distance between the projected sets.
+    """Return the squared Wasserstein-2 distance of projected sets, a mean over directions.
 
     Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures" (J. Math. Imaging
     Vis. 51); Deshpande et al. 2018 (arXiv:1803.11188) use it as a loss. The square is smooth where
@@ -229,7 +230,7 @@ def sliced_wasserstein(samples: Tensor, data: Tensor, directions: Tensor) -> Ten
 
 
 def random_directions(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Directions for `sliced_wasserstein`, uniform on the unit sphere.
+    """Draw directions for `sliced_wasserstein`, uniform on the unit sphere.
 
     Args:
         count: number of directions P, at least 1.
@@ -252,13 +253,13 @@ def random_directions(count: int, size: int, generator: torch.Generator | None =
 
 
 def _norms(x: Tensor) -> Tensor:
-    """Euclidean norms over the last axis."""
-    # torch gives its linalg functions no types.
+    """Return Euclidean norms over the last axis."""
+    # The ignored pyright errors arise because torch's linalg functions lack type annotations.
     return torch.linalg.vector_norm(x, dim=-1)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _positive(function: str, name: str, value: float) -> float:
-    """The value as a finite float above 0."""
+    """Return the value as a finite float, after a check that it is above 0."""
     number = check_real(function, name, value)
     if number <= 0:
         raise ValueError(f"{function}: {name} must be positive, got {number:g}")

@@ -1,4 +1,4 @@
-"""Names of the distances between samples and data."""
+"""Lists the names of the distances between samples and data."""
 
 from typing import Literal, TypeAlias, get_args
 

@@ -1,4 +1,4 @@
-"""Sets of samples as rows of numbers: checks of the sets, and distances between their rows."""
+"""Flattens and checks sets of samples, and computes the distances between all pairs."""
 
 # Arguments of users are checked at runtime, whatever their annotations say.
 # pyright: reportUnnecessaryIsInstance=false
@@ -15,36 +15,36 @@ _MAX_DIRECT = 32
 
 
 def mean_of_pairs(matrix: Tensor) -> Tensor:
-    """Mean of a square matrix without its diagonal."""
+    """Return the mean of a square matrix without its diagonal."""
     n = len(matrix)
     return (matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1))
 
 
 def pairwise_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances `(n, m)` between the rows of `(n, D)` and `(m, D)`."""
+    """Return the `(n, m)` Euclidean distances between the rows of `(n, D)` and `(m, D)`."""
     is_narrow = x.shape[1] <= _MAX_DIRECT
     # The product below needs a dtype wider than the samples': float64 has none, mps lacks float64.
     if is_narrow or x.dtype == torch.float64 or x.device.type == "mps":
         return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-    # |x|^2 + |y|^2 - 2 x y. In float64 a product of float32 numbers is exact, and the error that
-    # cancellation leaves in the distance is less than one float32 rounding of x.
+    # Use |x|^2 + |y|^2 - 2 x y. In float64 a product of float32 numbers is exact, and the error
+    # that cancellation leaves in the distance is less than one float32 rounding of x.
     x, y = x.double(), y.double()
     norms = x.square().sum(1)[:, None] + y.square().sum(1)
     square = torch.addmm(norms, x, y.T, alpha=-2)
-    # The root's slope at 0 is infinite. The comparison is false for NaN, which therefore stays.
+    # Mask zeros, where the root's gradient is infinite. NaN is not masked and stays.
     zero = square <= 0
     return square.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0).float()
 
 
 def mean_pairwise_distance(x: Tensor) -> Tensor:
-    """Mean Euclidean distance between two different rows of `(n, D)`, n >= 2: ``E|x - x'|``."""
+    """Return the mean Euclidean distance between two different rows of `(n, D)`, n >= 2."""
     return mean_of_pairs(pairwise_distances(x, x))
 
 
 def check_sets(
     function: str, samples: Tensor, data: Tensor, least: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Two sets of samples as rows of elements, in one dtype.
+    """Return two sets of samples as `(n, D)` and `(m, D)` in one dtype, after checks.
 
     Raises:
         TypeError: an argument that is not a floating tensor.
@@ -68,7 +68,7 @@ def check_sets(
 
 
 def check_pairs(function: str, samples: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples and their x0, in one dtype.
+    """Return samples and their x0 in one dtype, after checks.
 
     Raises:
         TypeError: an argument that is not a floating tensor.
@@ -86,7 +86,7 @@ def check_pairs(function: str, samples: Tensor, x0: Tensor) -> tuple[Tensor, Ten
 def _in_one_dtype(
     function: str, name: str, samples: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Both tensors in the wider of their dtypes, at least float32.
+    """Return both tensors in the wider of their dtypes, at least float32.
 
     Raises:
         ValueError: no elements, or devices that differ.
