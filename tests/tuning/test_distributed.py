@@ -21,6 +21,7 @@ RUNS = {
     "robust": {"objective": "robust"},
     "gradients": {"gradient_steps": 8},
     "times only": {"rows": False},
+    "conditions": {"cond": {"y": torch.linspace(0.0, 1.0, 256)}},
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -14,15 +13,9 @@ from fastsample.tuning.split import Split
 from fastsample.tuning.teacher import teacher_times
 from tests.helpers.mixture import mixture
 from tests.helpers.networks import LINEAR, denoiser
-from tests.helpers.processes import meeting
 from tests.helpers.refusals import check_refusal, refusals
 
 SMALL = {"samples": 96, "teacher_steps": 32, "max_runs": 8}
-OPTIONS = {
-    "plain": {},
-    "robust": {"objective": "robust"},
-    "conditions": {"cond": {"y": torch.linspace(0.0, 1.0, 96)}},
-}
 
 
 def test_results_stay_in_the_range_of_the_data():
@@ -204,29 +197,3 @@ GRID = fs.grids.uniform(1000, 3)
 )
 def test_refused(call, error, match):
     check_refusal(call, error, match)
-
-
-def work(rank, folder):
-    with meeting(rank, folder):
-        for name, options in OPTIONS.items():
-            plan = fs.tune(mixture(), 4, **options, **SMALL)
-            fs.save_plans(os.path.join(folder, f"{name} {rank}.json"), [plan])
-
-
-@pytest.mark.slow
-def test_two_processes_find_the_plan_of_one(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    for name, options in OPTIONS.items():
-        expected = fs.tune(mixture(), 4, **options, **SMALL)
-        for rank in range(2):
-            found = fs.load_plans(tmp_path / f"{name} {rank}.json")[4]
-            assert np.array_equal(found.nodes, expected.nodes), name
-            # Sums in another order; the networks' batches round alike here.
-            np.testing.assert_allclose(found.rows, expected.rows, rtol=1e-6, atol=1e-7)
-            assert found.provenance["runs"] == expected.provenance["runs"]
