@@ -1,5 +1,5 @@
-// The arguments of one call from Python, turned into the fields of an operand struct. The order in
-// which a binding reads the fields is the order of Python's positional arguments.
+// Turns the arguments of one call from Python into the fields of an operand struct. A binding reads
+// the fields in the order of Python's positional arguments.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,8 +14,8 @@ class Arguments {
  public:
   explicit Arguments(const pybind11::args& values) : values_(values.ptr()) {}
 
-  // Fills the fields one after the other. An integer becomes a pointer where the field is one: it
-  // is an address from torch, 0 for an operand that was not passed.
+  // Fills the fields one after the other. For a pointer field the argument is an integer: torch's
+  // address of the tensor, 0 for an operand that was not passed.
   template <typename... Fields>
   void read(Fields&... fields) {
     (read_one(fields), ...);

@@ -1,4 +1,4 @@
-// The functions by which each file of bind/ adds its bindings to the module.
+// Declares the functions by which each file of bind/ adds its bindings to the Python module.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// The binding of the sums in core/elbo.h.
+// Binds the sums of core/elbo.h to Python.
 #include "core/elbo.h"
 
 #include "bind/bind.h"

@@ -1,4 +1,4 @@
-// Bindings of gpu/indexing.h for tests: the elements that each GPU thread visits, and their
+// Binds gpu/indexing.h for tests, which check the elements that each GPU thread visits and their
 // positions in memory. No sampler calls these.
 #include "gpu/indexing.h"
 
@@ -16,7 +16,7 @@ namespace fastsample {
 
 namespace {
 
-// (sample, C-order element, memory position within the sample) of one lane.
+// A visited element: (sample, number in C order, memory position within the sample).
 using Visit = std::array<int64_t, 3>;
 
 Pack pack_of(const Cut& cut, uint32_t item, int width) {
@@ -24,7 +24,7 @@ Pack pack_of(const Cut& cut, uint32_t item, int width) {
   return width == 4 ? contiguous_pack<4>(cut, item) : contiguous_pack<8>(cut, item);
 }
 
-// The elements that each item of a launch visits, lane by lane.
+// Returns the elements that each item (pack) of a launch visits, in the order of the pack.
 std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int64_t channels,
                                                int64_t pixels, bool channels_last, int width) {
   if (width != 4 && (width != 8 || channels_last)) {
@@ -44,7 +44,7 @@ std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int6
   return packs;
 }
 
-// The memory positions, within a sample, of one half of a channels_last tensor [prediction | v].
+// Returns the memory positions of one half of a channels_last sample [prediction | v].
 std::vector<int64_t> half_positions(int64_t channels, int64_t pixels, int half) {
   const Cut cut = Cut::of({1, channels * pixels, channels, pixels, true}, 4);
   std::vector<int64_t> positions(static_cast<size_t>(channels * pixels), -1);

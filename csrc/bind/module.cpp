@@ -1,4 +1,4 @@
-// The Python module `fastsample._native`.
+// Defines the Python module `fastsample._native`.
 #include <pybind11/stl.h>
 
 #include "bind/bind.h"

@@ -1,5 +1,5 @@
-// The binding that all operators share: it reads the operands from Python's arguments, selects the
-// back end by the device number, and releases the interpreter lock while the operator runs.
+// Makes the binding of an operator: it reads the operands from Python's arguments, selects the back
+// end by the device number, and releases the interpreter lock while the operator runs.
 #pragma once
 
 #include "bind/arguments.h"

@@ -1,5 +1,5 @@
-// Bindings of the path searches on NumPy arrays. Python has checked shapes and dtypes and keeps the
-// arrays alive.
+// Binds the shortest-path searches on NumPy arrays. Python has checked shapes and dtypes and keeps
+// the arrays alive.
 #include "bind/bind.h"
 #include "bind/operator.h"
 #include "planner/multistep_path.h"

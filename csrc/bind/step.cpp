@@ -1,5 +1,5 @@
-// Bindings of the step, its gradients and the noise. The order of the fields below is the order of
-// the arguments in fastsample/ops/launch.py and native.py.
+// Binds the step, its gradients and the noise. The order of the fields below is the order of the
+// arguments in fastsample/ops/launch.py and native.py.
 #include <pybind11/stl.h>
 
 #include <array>

@@ -1,4 +1,4 @@
-// The element types of tensors, their codes in Python, and the type that each is computed in.
+// Defines the element types of tensors, their codes in Python, and the type each is computed in.
 #pragma once
 
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// The sums over a sample's elements from which every term of the evidence lower bound at one time
-// can be computed.
+// Defines the sums over a sample's elements from which every term of the evidence lower bound at
+// one time can be computed.
 //
 //   error    sum (x0 - x0hat)^2                       v      sum v
 //   epsilon  sum eps^2 of the network                 H_j    sum e^(-a_j v) - 1 + a_j v
@@ -19,7 +19,7 @@ namespace fastsample {
 
 constexpr int fixed_sums = 3;  // error, epsilon, v: the first columns of a row of sums
 
-// T is the dtype of the call.
+// T in the comments below is the dtype of the call's tensors.
 struct ElboOperands {
   DType dtype;
   int64_t batch, size;  // elements of a sample, contiguous
@@ -74,9 +74,9 @@ FS_HD NodeTerms<F> node_terms(F a, F v, F error2) {
   return {e.whole ? square : exponential - F(1) + x, error2 * exponential};
 }
 
-// -log P(bin of x0) under N(x0hat, 1 / inverse^2), with the tanh approximation of the normal
-// distribution function and the floor 1e-12 of improved-diffusion; the outer bins are open. In
-// terms of the logistic function, which tanh is, the lesser tail keeps its digits.
+// Returns -log P(bin of x0) under N(x0hat, 1 / inverse^2), with the tanh approximation of the
+// normal distribution function and the floor 1e-12 of improved-diffusion; the outer bins are open.
+// The tanh is written as a logistic function, so that the lesser tail keeps its digits.
 template <typename F>
 FS_HD F decoder_nll(F x0, F x0hat, F inverse, F half_bin) {
   const F centred = x0 - x0hat;

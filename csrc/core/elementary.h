@@ -1,4 +1,4 @@
-// Exponential and logarithm without branches, so that loops over them vectorise.
+// Computes exponential and logarithm without branches, so that loops over them vectorise.
 #pragma once
 
 #include <type_traits>
@@ -16,7 +16,7 @@ struct Reduced {
 FS_HD Reduced<double> reduce(double x) {
   const double shifted = fused(x, 1.4426950408889634, 6755399441055744.0);  // 1.5 * 2^52 rounds
   const double n = shifted - 6755399441055744.0;
-  // ln 2 in two parts, so that the difference keeps its digits.
+  // ln 2 is subtracted in two parts, so that the difference keeps its digits.
   return {shifted, n, fused(n, -1.9082149292705877e-10, fused(n, -0.6931471803691238, x))};
 }
 
@@ -36,9 +36,9 @@ FS_HD double exponential(double x) {
 #endif
 }
 
-// e^x to 1.5 ulp; infinity and zero where float overflows and underflows; NaN stays.
+// Returns e^x to 1.5 ulp, infinity and zero where float overflows and underflows; NaN stays.
 FS_HD float exponential(float x) {
-  // Beyond these bounds the result is 0 or infinity; both halves of the power stay exponents.
+  // Beyond these bounds the result is 0 or infinity; within them both factors of 2^n are normal.
   const Reduced<float> e = reduce(clamp(x, -150.0f, 150.0f));
   float y = 1.38368504e-03f;
   y = fused(y, e.r, 8.37481581e-03f);
@@ -47,7 +47,7 @@ FS_HD float exponential(float x) {
   y = fused(y, e.r, 0.499999911f);
   y = fused(y, e.r, 1.0f);
   y = fused(y, e.r, 1.0f);
-  // 2^n in two factors, so that subnormal and overflowing results come out right.
+  // 2^n is applied in two factors, so that subnormal and overflowing results come out right.
   const int32_t power = static_cast<int32_t>(float_bits(e.shifted)) - 0x4b400000;
   const int32_t half = power >> 1;
   const float scale1 = bits_float(static_cast<uint32_t>(half + 127) << 23);
@@ -55,16 +55,16 @@ FS_HD float exponential(float x) {
   return y * scale1 * scale2;
 }
 
-// ---- e^x of moderate x, in parts ----
+// ---- e^x of moderate x, as a power of 2 and a polynomial ----
 
-// e^x = power (1 + r + r^2 phi), power = 2^n.
+// Stores e^x = power (1 + r + r^2 phi), where power = 2^n.
 template <typename F>
 struct Power {
   F power, r, phi;
   bool whole;  // n = 0, so that power = 1 and r = x
 };
 
-// |x| < 700.
+// Requires |x| < 700.
 FS_HD Power<double> split_exp(double x) {
   const Reduced<double> e = reduce(x);
   double y = 1.0 / 6227020800.0;  // 1 / 13!, down to 1 / 2!
@@ -83,7 +83,7 @@ FS_HD Power<double> split_exp(double x) {
   return {power, e.r, y, e.n == 0.0};
 }
 
-// |x| < 87.
+// Requires |x| < 87.
 FS_HD Power<float> split_exp(float x) {
   const Reduced<float> e = reduce(x);
   float y = 1.0f / 5040.0f;  // 1 / 7!, down to 1 / 2!
@@ -96,11 +96,11 @@ FS_HD Power<float> split_exp(float x) {
   return {power, e.r, y, e.n == 0.0f};
 }
 
-// e^x of |x| < 87 to a few ulp, for terms of a long sum.
+// Returns e^x for |x| < 87 to a few ulp, which is enough for the terms of a long sum.
 template <typename F>
 FS_HD F quick_exp(F x) {
 #if defined(__CUDA_ARCH__)
-  // The special-function unit: 2 ulp near 0, 2^-17 at the ends of the range.
+  // The special-function unit errs by 2 ulp near 0 and by 2^-17 at the ends of the range.
   if constexpr (std::is_same<F, float>::value) return __expf(x);
 #endif
   const Power<F> e = split_exp(x);
@@ -124,7 +124,7 @@ FS_HD double quick_log(double x) {
   // x = 2^n m with m in [sqrt 1/2, sqrt 2); log m = 2 artanh((m - 1) / (m + 1)).
   const uint64_t bits = double_bits(x) - 0x3fe6a09e667f3bcdu;
   const double m = bits_double((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu);
-  // The exponent as a double without a conversion, which AVX2 does not have.
+  // The exponent becomes a double by bit operations: AVX2 has no conversion from 64-bit integers.
   const double n =
       bits_double(((bits + 0x4000000000000000u) >> 52) | 0x4330000000000000u) - 4503599627371520.0;
   const double s = (m - 1.0) / (m + 1.0), z = s * s;

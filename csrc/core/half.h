@@ -1,6 +1,6 @@
-// bfloat16 and float16 as storage: 16 bits in memory, float in arithmetic. Conversions round to
-// nearest even and keep NaN; on the host they are branch-free integer code, which compilers
-// vectorise.
+// Defines bfloat16 and float16 for storage: 16 bits in memory, float in arithmetic. Conversions
+// round to nearest even and keep NaN; on the host they are branch-free integer code, which
+// compilers vectorise.
 #pragma once
 
 #include <type_traits>
@@ -74,8 +74,8 @@ FS_HD Float16 narrow<Float16>(float value) {
 #if defined(__CUDA_ARCH__)
   return {__half_as_ushort(__float2half_rn(value))};
 #else
-  // After F. Giesen's float_to_half_fast3_rtne: adding 0.5 aligns a subnormal's last bit with
-  // float's.
+  // This follows F. Giesen's float_to_half_fast3_rtne: adding 0.5 aligns a subnormal's last bit
+  // with float's.
   const uint32_t bits = float_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;

@@ -1,5 +1,5 @@
-// Normal noise as a pure function of (key, sample index, draw, element): Philox4x32-10 and
-// Box-Muller.
+// Computes normal noise as a pure function of (key, sample index, draw, element), by Philox4x32-10
+// and Box-Muller.
 //
 // Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". One call turns a
 // 128-bit counter and a 64-bit key into four words, which become the four normals of elements
@@ -19,8 +19,7 @@ struct Words {
   uint32_t r0, r1, r2, r3;
 };
 
-// Everything but the element that one sample's noise depends on: the seed (key), its index and the
-// draw.
+// Stores what the noise of a whole sample depends on: the seed (key), the sample's index, the draw.
 struct Stream {
   uint32_t key0, key1, index_low, index_high, draw;
 };
@@ -37,8 +36,8 @@ struct Product {
 
 FS_HD Product multiply(uint32_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)
-  // Written out because nvcc adds a zero to the upper half of a 64-bit product: 5 instructions per
-  // normal.
+  // Both halves are computed apart because nvcc adds a zero to the upper half of a 64-bit product,
+  // which costs 5 instructions per normal.
   Product product;
   asm("{\n\t.reg .u64 wide;\n\tmul.wide.u32 wide, %2, %3;\n\tmov.b64 {%1, %0}, wide;\n\t}"
       : "=r"(product.high), "=r"(product.low)
@@ -50,7 +49,7 @@ FS_HD Product multiply(uint32_t a, uint32_t b) {
 #endif
 }
 
-// Ten rounds of Philox4x32. cpu/philox.h holds the same rounds for many blocks at once.
+// Runs ten rounds of Philox4x32. cpu/philox.h holds the same rounds for many blocks at once.
 FS_HD Words philox(Words counter, uint32_t key0, uint32_t key1) {
   Words r = counter;
 #if defined(__CUDA_ARCH__)
@@ -71,7 +70,7 @@ FS_HD Words philox(const Stream& stream, uint32_t block) {
                 stream.key1);
 }
 
-// The upper or lower 16 bits of `word`, below the 16 bits of `top`; one instruction on CUDA.
+// Returns the upper or lower 16 bits of `word`, with `top` above them; one instruction on CUDA.
 FS_HD uint32_t upper_half(uint32_t word, uint32_t top) {
 #if defined(__CUDA_ARCH__)
   return __byte_perm(word, top, 0x5432);
@@ -88,9 +87,9 @@ FS_HD uint32_t lower_half(uint32_t word, uint32_t top) {
 #endif
 }
 
-// R(r) = sqrt(-2 ln u), u = (r + 0.5) / 2^32, to 1.2e-7 relative.
+// Returns the Box-Muller radius sqrt(-2 ln u), u = (r + 0.5) / 2^32, to 1.2e-7 relative.
 // u = m 2^e with m in [2/3, 4/3); near u = 1 the distance 1 - u is taken from the integer, where it
-// is exact: a float that near 1 would leave R(r) with no correct digit.
+// is exact: a float that near 1 would leave the radius with no correct digit.
 FS_HD float radius(uint32_t r) {
   const bool near_one = r >= 0xaaaaaaabu;
   const uint32_t distance = near_one ? ~r : r;
@@ -121,7 +120,7 @@ struct Pair {
   float first, second;
 };
 
-// (cos, sin)(2 pi r / 2^32) to 6e-8: the nearest quarter turn plus y/8 turn, |y| <= 1.
+// Returns (cos, sin)(2 pi r / 2^32) to 6e-8, from the nearest quarter turn plus y/8 turn, |y| <= 1.
 FS_HD Pair turn(uint32_t r) {
   const float y = static_cast<float>(static_cast<int32_t>(r << 2)) * 4.6566128730773926e-10f;
   const float s = y * y;

@@ -1,4 +1,4 @@
-// The operands of each operator, as they cross from the bindings to the loops: plain pointers and
+// Defines the structs in which operands pass from the bindings to the loops: plain pointers and
 // sizes, the same for every back end. Sizes and strides are in elements, never bytes. A null
 // pointer means that an operand was not passed. T is the dtype of the call, F its arithmetic type.
 #pragma once
@@ -8,8 +8,8 @@
 
 namespace fastsample {
 
-// A batch of samples, each `size` elements in C order, or (channels_last) `pixels` groups of
-// `channels`.
+// Describes a batch of samples, each `size` elements in C order, or (channels_last) `pixels` groups
+// of `channels`.
 struct Layout {
   int64_t batch, size, channels, pixels;
   bool channels_last;
@@ -17,8 +17,8 @@ struct Layout {
   FS_HD bool empty() const { return batch == 0 || size == 0; }
 };
 
-// The plan's table and which of its rows a sample takes; in memory of the device that runs the
-// step.
+// Points to the plan's table and to the number of the row that a sample takes, both in memory of
+// the device that runs the step.
 struct Rows {
   const double* table;
   int64_t count;
@@ -31,7 +31,7 @@ struct Rows {
   }
 };
 
-// The seeds and sample indices that determine the noise of each sample, whatever its batch; in
+// Points to the seeds and sample indices that determine each sample's noise, whatever its batch, in
 // memory of the device that generates the noise.
 struct Identity {
   const int64_t* seeds;  // one for the batch, or one per sample; null: no generated noise
@@ -60,7 +60,7 @@ struct StepOperands {
   void* x0;            // F
 };
 
-// The same operands with the batch as one long sample, which can be cut into tiles across the
+// Returns the operands with the batch as one long sample, which can be cut into tiles across the
 // boundaries of samples. Steps whose samples draw noise, have their own rows or learn the variance
 // are returned unchanged.
 FS_HD StepOperands joined(const StepOperands& o) {
@@ -71,7 +71,7 @@ FS_HD StepOperands joined(const StepOperands& o) {
   return result;
 }
 
-// Gradients of a step's tensors.
+// The backward pass for a step's tensors: the forward operands, and gradients in and out.
 struct BackwardOperands {
   StepOperands forward;   // next and x0 unused
   const void* grad_next;  // T
@@ -84,7 +84,7 @@ struct BackwardOperands {
   void* grad_h2;          // F
 };
 
-// Gradients of a step's rows.
+// The backward pass for the coefficients of a step's rows: their gradients are sums over elements.
 struct RowGradientOperands {
   StepOperands forward;   // next and x0 unused
   const void* grad_next;  // T

@@ -1,12 +1,12 @@
-// The package's operators, and the table of the functions that implement them. Each instruction set
-// of the CPU, CUDA, and the emulation of CUDA on the host has one such table.
+// Defines the table of functions that implement the operators. Each instruction set of the CPU,
+// CUDA, and the emulation of CUDA on the host has one such table.
 #pragma once
 
 #include <cstdint>
 
 namespace fastsample {
 
-// The device and the resources that an operator runs on.
+// Says on which device, and with which stream or threads, an operator runs.
 struct Target {
   int device;        // number of a CUDA device, or one of the two below
   uintptr_t stream;  // CUDA: torch's raw stream handle

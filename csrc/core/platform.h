@@ -1,4 +1,4 @@
-// Everything that depends on the compiler and the machine: the marker for functions that run on
+// Holds all that depends on the compiler and the machine: the marker for functions that run on
 // host and device, bit casts, and the few operations that must round alike everywhere.
 #pragma once
 
@@ -64,15 +64,15 @@ FS_HD F not_a_number() {
   return static_cast<F>(bits_float(0x7fc00000u));
 }
 
-// a * b + c rounded once. Explicit, with contraction off, so that a vector body and its scalar
-// tail, SSE2 and AVX-512, CPU and GPU all give the same bits.
+// Returns a * b + c rounded once. It is called explicitly, with contraction off, so that a vector
+// body and its scalar tail, SSE2 and AVX-512, CPU and GPU all give the same bits.
 FS_HD float fused(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return __fmaf_rn(a, b, c);
 #elif defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
   return __builtin_fmaf(a, b, c);
 #else
-  // No hardware fma (x86-64 baseline): the product of two floats is exact in double; rounding the
+  // Baseline x86-64 has no hardware fma. The product of two floats is exact in double; rounding the
   // sum to odd (Boldo & Melquiond 2008) before the final rounding makes the two roundings act as
   // one.
   const double product = static_cast<double>(a) * b;
@@ -95,8 +95,8 @@ FS_HD double fused(double a, double b, double c) {
 #endif
 }
 
-// Square root of a normal number far from overflow, correctly rounded. On CUDA this is what
-// __fsqrt_rn does for such numbers, without its branch for all others (6 instructions).
+// Returns the square root of a normal number far from overflow, correctly rounded. On CUDA this is
+// what __fsqrt_rn does for such numbers, without its branch for all others (6 instructions).
 FS_HD float root(float value) {
 #if defined(__CUDA_ARCH__)
   float inverse;
@@ -108,8 +108,8 @@ FS_HD float root(float value) {
 #endif
 }
 
-// `value` held between two bounds; NaN stays NaN, as in torch.clamp. Comparisons, because fmin and
-// fmax would replace NaN by a bound.
+// Returns `value` limited to two bounds; NaN stays NaN, as in torch.clamp. It compares, because
+// fmin and fmax would replace NaN by a bound.
 template <typename F>
 FS_HD F clamp(F value, F lo, F hi) {
   const F low = value < lo ? lo : value;

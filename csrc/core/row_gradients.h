@@ -1,5 +1,6 @@
-// Derivatives of the step in core/step.h with respect to the coefficients of its row. Each one is a
-// sum over elements of the terms below, with g = dL/dx_next and g0 = b g + dL/dx0 of the element.
+// Computes derivatives of the step in core/step.h with respect to the coefficients of its row. Each
+// one is a sum over elements of the terms below, with g = dL/dx_next and g0 = b g + dL/dx0 of the
+// element.
 //
 //   p   g0 x inside the clamp     a   g x      c1  g h1      w      dL/dm (c - u)
 //   q   g0 m inside the clamp     b   g x0     c2  g h2      d      g z sd/d
@@ -33,7 +34,7 @@ struct NoiseTerms {
   F d, lv_lo, lv_hi;
 };
 
-// For a row that draws noise; v is not read without a learned variance.
+// Adds the terms of a row that draws noise; v is not read without a learned variance.
 template <typename F>
 FS_HD NoiseTerms<F> noise_terms(const Row<F>& row, bool learned, F v, F z, F grad) {
   if (!learned) return {grad * z, F(0), F(0)};

@@ -1,4 +1,4 @@
-// One row of a plan, applied to one element. The arithmetic of every sampler is here, once:
+// Applies one row of a plan to one element. The arithmetic of every sampler is here, once:
 //
 //   m      = u + w (c - u)
 //   x0     = clamp(p x + q m, lo, hi)
@@ -30,8 +30,8 @@ struct Row {
   F p, q, lo, hi, w, a, b, e, c1, c2, d, lv_lo, lv_hi;
 };
 
-// Coefficients are rounded once, here. A row number outside the table makes every output NaN: the
-// number lives on the device, so nobody can check it without a synchronisation.
+// Loads a row and rounds its coefficients, once. A row number outside the table makes every output
+// NaN: the number lives on the device, so nobody can check it without a synchronisation.
 template <typename F>
 FS_HD Row<F> load_row(const double* rows, int64_t num_rows, int64_t number) {
   if (number < 0 || number >= num_rows) {
@@ -51,7 +51,7 @@ FS_HD void require_history(Row<F>& row, bool h1, bool h2) {
   if ((!h1 && row.c1 != 0) || (!h2 && row.c2 != 0)) row.b = not_a_number<F>();
 }
 
-// Whether sd depends on v. Otherwise v must not be touched: 0 times an infinite v is NaN.
+// Returns whether sd depends on v. Otherwise v must not be touched: 0 times an infinite v is NaN.
 template <typename F>
 FS_HD bool reads_variance(const Row<F>& row) {
   return row.d != 0 && (row.lv_lo != 0 || row.lv_hi != 0);
@@ -91,8 +91,8 @@ FS_HD F mean(const Row<F>& row, F x, F x0, F m) {
   return fused(row.e, m, fused(row.b, x0, row.a * x));
 }
 
-// The learned range of variances of Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15, with v in
-// [-1, 1]: the share (v + 1)/2 of the range.
+// Returns the share (v + 1)/2 of the learned range of variances, with v in [-1, 1] (Nichol &
+// Dhariwal 2021, arXiv:2102.09672, eq. 15).
 template <typename F>
 FS_HD F variance_share(F v) {
   return fused(F(0.5), v, F(0.5));
@@ -127,7 +127,7 @@ FS_HD bool inside_clamp(const Row<F>& row, F unclamped) {
   return unclamped >= row.lo && unclamped <= row.hi;
 }
 
-// dL/dx and dL/dm.
+// Returns dL/dx and dL/dm.
 template <typename F>
 struct Gradients {
   F x, m;

@@ -1,5 +1,5 @@
-// Gradients of the fused step on the CPU: one pass over the operands of the forward step, which are
-// all that autograd keeps. Noise is generated again from its counter.
+// Computes gradients of the fused step on the CPU in one pass over the operands of the forward
+// step, which are all that autograd keeps. Noise is generated again from its counter.
 #include "cpu/operators.h"
 #include "cpu/view.h"
 

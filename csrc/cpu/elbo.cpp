@@ -1,4 +1,4 @@
-// The sums of core/elbo.h on the CPU, in double for inputs of every dtype. A tile of elements is
+// Computes the sums of core/elbo.h on the CPU, in double for every dtype. A tile of elements is
 // read once and serves every node and scale while it stays in the first-level cache.
 #include "core/elbo.h"
 

@@ -1,4 +1,4 @@
-// The instruction sets that this machine has, and the one in use.
+// Finds the instruction sets that this machine has, and keeps the one in use.
 #include "cpu/instruction_sets.h"
 
 #include <stdexcept>
@@ -6,7 +6,7 @@
 namespace fastsample {
 namespace cpu {
 
-// Defined by cpu/operators.cpp, which is compiled once for each instruction set.
+// These are defined by cpu/operators.cpp, which is compiled once for each instruction set.
 namespace baseline {
 extern const Operators operators;
 }
@@ -30,7 +30,7 @@ std::vector<InstructionSet> detect() {
   std::vector<InstructionSet> sets{{"baseline", &baseline::operators}};
 #if defined(FASTSAMPLE_X86)
   __builtin_cpu_init();
-  // The extensions that CMakeLists.txt lets the compiler use.
+  // Exactly these extensions are enabled for the compiler in CMakeLists.txt.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -1,5 +1,5 @@
-// The CPU back end: the same loops compiled for several instruction sets, of which the widest that
-// this machine has is chosen when the module loads.
+// Declares the CPU back end: the same loops are compiled for several instruction sets, and the
+// widest that this machine has is chosen when the module loads.
 #pragma once
 
 #include <string>

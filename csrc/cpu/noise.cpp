@@ -1,4 +1,4 @@
-// The noise operator on the CPU: the noise that a step would add, as a tensor.
+// Implements the noise operator on the CPU, which writes the noise z of a step to a tensor.
 #include "cpu/operators.h"
 #include "cpu/view.h"
 

@@ -1,4 +1,4 @@
-// The operator table of one instruction set.
+// Fills the operator table of one instruction set.
 #include "cpu/operators.h"
 
 namespace fastsample {

@@ -1,4 +1,5 @@
-// The operators compiled for one instruction set, whose name CMake defines as FASTSAMPLE_ISA.
+// Declares the operators compiled for one instruction set, whose name CMake defines as
+// FASTSAMPLE_ISA.
 #pragma once
 
 #include "core/operators.h"

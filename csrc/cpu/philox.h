@@ -1,5 +1,5 @@
-// Philox words for many consecutive blocks of one stream: the integer half of core/noise.h, written
-// in vector instructions.
+// Computes Philox words for many blocks of one stream: the integer half of core/noise.h, written in
+// vector instructions.
 //
 // Compilers do not arrive at the form that suits x86, where each 32-bit word is alone in a 64-bit
 // lane: one multiplication then gives both halves of a product, and the upper half of a lane may
@@ -81,7 +81,7 @@ struct Lanes {
 
 constexpr int64_t philox_group = Lanes::count * Lanes::unroll;
 
-// The blocks to compute: consecutive ones, or a list (readable up to a multiple of philox_group).
+// The blocks to compute are consecutive, or a list (readable up to a multiple of philox_group).
 struct Run {
   int64_t first;
   Lanes operator()(int64_t i) const { return Lanes::from(first + i); }
@@ -92,8 +92,8 @@ struct List {
   Lanes operator()(int64_t i) const { return Lanes::load(blocks + i); }
 };
 
-// Words 0..3 of blocks number begin .. begin + count - 1; each array needs room for count rounded
-// up to a multiple of philox_group.
+// Writes words 0..3 of blocks number begin .. begin + count - 1; each array needs room for count
+// rounded up to a multiple of philox_group.
 template <typename Blocks>
 inline void philox_words(const Stream& stream, const Blocks& blocks, int64_t begin, int64_t count,
                          uint32_t* r0, uint32_t* r1, uint32_t* r2, uint32_t* r3) {

@@ -1,4 +1,4 @@
-// Gradients of the rows on the CPU: a thread sums whole samples, in double.
+// Computes gradients of the rows on the CPU: a thread sums whole samples, in double.
 #include "core/row_gradients.h"
 
 #include "cpu/operators.h"

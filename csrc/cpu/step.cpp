@@ -1,9 +1,9 @@
-// The step on the CPU, compiled once for each instruction set.
+// Runs the step on the CPU; compiled once for each instruction set.
 //
-// Bound: memory. Per float32 element 4 bytes of x and 4 of the model output are read and 4 written.
-// Intermediate values live in tile buffers inside the first-level cache, so an optional operand
-// costs its own bytes and nothing else, and each loop over a tile is one that the compiler
-// vectorises.
+// Memory bandwidth limits the speed. Per float32 element 4 bytes of x and 4 of the model output are
+// read and 4 written. Intermediate values live in tile buffers inside the first-level cache, so an
+// optional operand costs its own bytes and nothing else, and each loop over a tile is one that the
+// compiler vectorises.
 #include "cpu/operators.h"
 #include "cpu/view.h"
 
@@ -57,8 +57,8 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
   const Row<F> row = view.row;
   const T* x = view.x;
   const int64_t count = view.count;
-  // Captured by value: for a reference the compiler must assume that a store to the target changes
-  // the row.
+  // The row is captured by value: for a reference the compiler must assume that a store to the
+  // target changes the row.
   const auto x_next = [row, x, m](int64_t i) {
     const F from = widen(x[i]), output = widen(m[i]);
     return mean(row, from, clamped_x0(row, unclamped_x0(row, from, output)), output);
@@ -123,8 +123,8 @@ void step_all(const StepOperands& o, int threads) {
   });
 }
 
-// Whether the call has one row for all samples and it draws no noise. (On CUDA the row is in device
-// memory, where the host cannot read it without waiting.)
+// Returns whether the call has one row for all samples, which draws no noise. (On CUDA the row is
+// in device memory, where the host cannot read it without waiting.)
 bool is_deterministic(const Rows& rows) {
   const int64_t number = rows.number_per_sample ? -1 : *rows.number;
   return number >= 0 && number < rows.count && rows.table[number * Column::count + Column::d] == 0;

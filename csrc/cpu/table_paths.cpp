@@ -1,5 +1,5 @@
-// Shortest paths over a table of costs: a min-plus matrix product, blocked for registers and
-// caches.
+// Finds shortest paths over a table of costs by a min-plus matrix product, blocked for registers
+// and caches.
 #include "cpu/operators.h"
 #include "planner/shortest_path.h"
 
@@ -16,7 +16,7 @@ constexpr int tile_times = 4;
 #endif
 constexpr int64_t block_times = 64, block_origins = 128;
 
-// out[r][j] = min(out[r][j], min over s of from[s][j] + costs[r][s]).
+// Sets out[r][j] = min(out[r][j], min over s of from[s][j] + costs[r][s]).
 template <int times>
 void relax(const double* costs, int64_t size, const double* from, int64_t from_stride,
            int64_t origins, double* out, int64_t out_stride) {
@@ -50,7 +50,7 @@ void table_paths(const TablePathOperands& o, [[maybe_unused]] const Target& targ
     alignas(64) double packed[block_origins * path_lanes];
     for (int64_t first = 0; first < o.size; first += block_times) {
       const int64_t last = std::min(first + block_times, o.size);
-      // Steps from origins before the block: their costs are final for every budget.
+      // Take the steps from origins before the block, whose costs are final for every budget.
 #pragma omp for schedule(dynamic, 1)
       for (int64_t tile = 0; tile < tiles; ++tile) {
         double* best = o.best + tile * path_lanes;
@@ -69,7 +69,7 @@ void table_paths(const TablePathOperands& o, [[maybe_unused]] const Target& targ
                      width);
         }
       }
-      // Steps inside the block: each time needs the final costs of the one before.
+      // Take the steps inside the block in order: each time needs the final costs of those before.
 #pragma omp single
       for (int64_t t = std::max<int64_t>(first, 1); t < last; ++t) {
         for (int64_t tile = 0; tile < tiles; ++tile) {

@@ -1,4 +1,4 @@
-// Cutting a batch into tiles that stay in the first-level cache, and the noise of one tile.
+// Cuts a batch into tiles that stay in the first-level cache, and generates the noise of a tile.
 #pragma once
 
 #include <algorithm>
@@ -55,7 +55,7 @@ struct Tiling {
 constexpr int64_t block_chunk = tile_size / 4;
 static_assert(block_chunk % philox_group == 0, "a chunk holds whole groups");
 
-// Four normals for each of `count` blocks.
+// Writes four normals for each of `count` blocks.
 template <typename Blocks>
 void fill_blocks(const Stream& stream, const Blocks& blocks, int64_t count, float* z) {
   alignas(64) uint32_t r0[block_chunk], r1[block_chunk], r2[block_chunk], r3[block_chunk];

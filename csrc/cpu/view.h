@@ -1,4 +1,4 @@
-// The operands of one tile, as pointers to its first element.
+// Gives the operands of one tile as pointers to its first element.
 #pragma once
 
 #include "cpu/tiles.h"

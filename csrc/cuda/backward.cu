@@ -1,7 +1,7 @@
-// Gradients of the step's tensors on CUDA: one pass over the operands of the forward step; noise is
-// generated again from its counter. The code of a thread is in gpu/thread.h.
+// Computes gradients of the step's tensors on CUDA in one pass over the operands of the forward
+// step; noise is generated again from its counter. The code of a thread is in gpu/thread.h.
 //
-// Bound: memory; plain float32 moves 20 bytes per element (3 operands in, 2 out).
+// Memory bandwidth limits the speed: a plain float32 element moves 20 bytes (3 operands in, 2 out).
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "gpu/choose.h"

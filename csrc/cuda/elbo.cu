@@ -1,10 +1,10 @@
-// The sums of core/elbo.h on CUDA.
+// Computes the sums of core/elbo.h on CUDA.
 //
-// Bound: arithmetic. An element and node take about 22 instructions, an element and scale four uses
-// of the special-function unit, against 4 to 16 bytes per element for all of them. A block copies a
-// tile of elements to shared memory; then each thread owns one node (or scale) and a slice of the
-// tile, so that its sums stay in registers and a warp reads the same element by broadcast. There
-// are no atomics, so that every run gives the same sums.
+// Arithmetic limits the speed. An element and node take about 22 instructions, an element and scale
+// four uses of the special-function unit, against 4 to 16 bytes per element for all of them. A
+// block copies a tile of elements to shared memory; then each thread owns one node (or scale) and a
+// slice of the tile, so that its sums stay in registers and a warp reads the same element by
+// broadcast. There are no atomics, so that every run gives the same sums.
 #include "core/elbo.h"
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
@@ -58,7 +58,7 @@ __device__ double block_sum(double value, double* scratch) {
   return sum;
 }
 
-// The one of `count` columns that a thread owns, and its slice of a tile.
+// Assigns a thread one of `count` columns and a slice of each tile.
 struct Share {
   int column, slice, slices;
   bool active;

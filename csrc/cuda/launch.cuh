@@ -1,4 +1,4 @@
-// Helpers of every CUDA launch: the current device, the error check, the grid.
+// Helps every CUDA launch: sets the current device, checks for errors and sizes the grid.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -45,7 +45,7 @@ void launch(const char* name, const Target& target, Enqueue&& enqueue) {
   check(cudaGetLastError(), name);
 }
 
-// Number of blocks, at most one full wave; threads loop over the items beyond it.
+// Returns the number of blocks, at most one full wave; threads loop over the items beyond it.
 inline unsigned grid_size(uint32_t items, int device) {
   int processors = 0, threads = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");

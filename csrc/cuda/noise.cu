@@ -1,7 +1,7 @@
-// The noise operator on CUDA. The code of a thread is in gpu/thread.h.
+// Implements the noise operator on CUDA. The code of a thread is in gpu/thread.h.
 //
-// Bound: arithmetic, about 50 instructions per element, while a float32 element writes only 4
-// bytes.
+// Arithmetic limits the speed: an element takes about 50 instructions, while a float32 element
+// writes only 4 bytes.
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "gpu/choose.h"

@@ -1,4 +1,4 @@
-// The operator table of the CUDA back end.
+// Fills the operator table of the CUDA back end.
 #include "cuda/operators.h"
 
 namespace fastsample {

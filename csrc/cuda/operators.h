@@ -1,5 +1,5 @@
-// The CUDA back end. A target's stream is torch's raw handle: a cudaStream_t belongs to the
-// device's one primary context, which every copy of the runtime library shares.
+// Declares the CUDA back end. A target's stream is torch's raw handle: a cudaStream_t belongs to
+// the device's one primary context, which every copy of the runtime library shares.
 #pragma once
 
 #include "core/operators.h"

@@ -1,8 +1,8 @@
-// Gradients of the rows on CUDA: a block sums one chunk of a sample. There are no atomics, so that
-// every run gives the same sums. The code of a thread is in gpu/row_gradients.h.
+// Computes gradients of the rows on CUDA: a block sums one chunk of a sample, without atomics, so
+// that every run gives the same sums. The code of a thread is in gpu/row_gradients.h.
 //
-// Bound: memory, 12 bytes per float32 element (x, model output, gradient); noise is generated again
-// from its counter.
+// Memory bandwidth limits the speed: 12 bytes per float32 element (x, model output, gradient).
+// Noise is generated again from its counter.
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "gpu/choose.h"

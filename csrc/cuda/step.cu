@@ -1,9 +1,9 @@
-// The step on CUDA. The code of a thread is in gpu/thread.h.
+// Runs the step on CUDA. The code of a thread is in gpu/thread.h.
 //
-// Bound: memory. A float32 element moves 12 bytes (x and the model output in, x_next out), a
-// bfloat16 element 6. Noise costs arithmetic only: it is generated in registers, four normals per
-// Philox call, and never touches memory. A row that draws no noise skips it at run time, so one
-// kernel runs a whole plan.
+// Memory bandwidth limits the speed. A float32 element moves 12 bytes (x and the model output in,
+// x_next out), a bfloat16 element 6. Noise costs arithmetic only: it is generated in registers,
+// four normals per Philox call, and never touches memory. A row that draws no noise skips it at run
+// time, so one kernel runs a whole plan.
 #include "cuda/launch.cuh"
 #include "cuda/operators.h"
 #include "gpu/choose.h"

@@ -1,5 +1,5 @@
-// Runs the code of the GPU threads one pack after the other: the cuts, the memory accesses and the
-// choice of kernel are those of the CUDA back end.
+// Runs the code of the GPU threads on the host, one pack after the other, with the same packs,
+// memory accesses and choice of kernel as the CUDA back end.
 #include "emulated/operators.h"
 
 #include "gpu/choose.h"

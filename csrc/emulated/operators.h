@@ -1,4 +1,5 @@
-// The code of CUDA threads in a plain loop on the host, for tests on machines without a GPU.
+// Declares the back end that runs the code of CUDA threads in a plain loop on the host, for tests
+// on machines without a GPU.
 #pragma once
 
 #include "core/operators.h"

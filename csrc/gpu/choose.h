@@ -1,5 +1,5 @@
-// The choice of the kernel for a call, on the host. Each function calls `run` with the operands,
-// how they are cut, and tags of the kernel's template arguments.
+// Chooses the kernel for a call, on the host. Each function calls `run` with the operands, how they
+// are cut into packs, and tags of the kernel's template arguments.
 #pragma once
 
 #include "gpu/thread.h"
@@ -11,7 +11,8 @@ using VariantTag = std::integral_constant<Variant, value>;
 template <Access value>
 using AccessTag = std::integral_constant<Access, value>;
 
-// `aligned_operands`: whether every operand allows 16-byte accesses.
+// Chooses how packs are read and written. `aligned_operands` says whether every operand allows
+// 16-byte accesses.
 template <typename T, typename Run>
 void choose_access(const Layout& layout, bool aligned_operands, Run&& run) {
   const auto with = [&](auto access) { run(Cut::of(layout, width_of<T, access()>), access); };
@@ -27,7 +28,7 @@ void choose_access(const Layout& layout, bool aligned_operands, Run&& run) {
 template <typename Run>
 void choose_step(const StepOperands& operands, Run&& run) {
   require_countable(operands.layout);
-  // A huge batch stays in samples: as one long sample its 32-bit element numbers would wrap.
+  // A huge batch is not joined to one long sample, whose 32-bit element numbers would wrap.
   const StepOperands o = countable(joined(operands).layout) ? joined(operands) : operands;
   const bool general = o.rows.number_per_sample || o.learned || o.uncond || o.noise || o.h1 ||
                        o.h2 || o.x0 || o.layout.channels_last;
@@ -53,7 +54,7 @@ void choose_step(const StepOperands& operands, Run&& run) {
   });
 }
 
-// For kernels without variants.
+// Chooses a kernel that has no variants, by dtype and memory access.
 template <typename Operands, typename Run>
 void choose_kernel(const Operands& operands, DType dtype, const Layout& layout,
                    std::initializer_list<const void*> pointers, Run&& run) {

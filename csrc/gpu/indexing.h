@@ -1,5 +1,5 @@
-// The elements that a GPU thread works on. The code can be called on the host, so that tests check
-// on any machine that every element is visited exactly once and gets its own noise.
+// Computes which elements a GPU thread works on. The code can be called on the host, so that tests
+// check on any machine that every element is visited exactly once and gets its own noise.
 //
 // Work is cut into packs of W elements that follow one another in C order inside one sample (W a
 // multiple of 4, the size of a Philox block). Contiguous tensors read a pack with 16-byte accesses.
@@ -11,7 +11,7 @@
 
 namespace fastsample {
 
-// Division by a constant of numerators below 2^31: multiply, add, shift (Granlund & Montgomery
+// Divides numbers below 2^31 by a constant with multiply, add and shift (Granlund & Montgomery
 // 1994).
 struct Divider {
   uint32_t divisor, multiplier, shift;
@@ -33,7 +33,7 @@ struct Divider {
   }
 };
 
-// How a batch is cut, computed once per launch.
+// Describes how a batch is cut into packs; computed once per launch.
 struct Cut {
   Layout layout;
   uint32_t packs;    // per sample
@@ -85,8 +85,8 @@ FS_HD Pack channels_last_pack(const Cut& cut, uint32_t item) {
   return pack;
 }
 
-// Memory position, within a sample, of element `first + j` of a channels_last pack. A tensor with
-// two halves (prediction and v) has twice the channels.
+// Returns the memory position, within a sample, of element `first + j` of a channels_last pack. A
+// tensor with two halves (prediction and v) has twice the channels.
 FS_HD int64_t channels_last_position(const Cut& cut, const Pack& pack, uint32_t j, int halves,
                                      int half) {
   uint32_t channel = pack.channel, pixel = pack.pixel + j;

@@ -1,5 +1,5 @@
-// Reading and writing packs of elements, and generating a pack's noise. Like gpu/indexing.h the
-// code can be called on the host, so that tests run it on any machine.
+// Reads and writes packs of elements, and generates a pack's noise. Like gpu/indexing.h the code
+// can be called on the host, so that tests run it on any machine.
 #pragma once
 
 #include <initializer_list>
@@ -117,15 +117,15 @@ FS_HD void make_noise(const Stream& stream, const Pack& pack, F (&z)[width]) {
   }
 }
 
-// Whether every address allows 16-byte accesses.
+// Returns whether every address allows 16-byte accesses.
 inline bool aligned(std::initializer_list<const void*> pointers) {
   uintptr_t bits = 0;
   for (const void* p : pointers) bits |= reinterpret_cast<uintptr_t>(p);
   return bits % 16 == 0;
 }
 
-// Whether element numbers inside a sample, and packs in the batch, stay below 2^31: Divider is
-// exact below it and 32-bit indices do not wrap.
+// Returns whether element numbers inside a sample, and packs in the batch, stay below 2^31: Divider
+// is exact below it and 32-bit indices do not wrap.
 inline bool countable(const Layout& layout) {
   const int64_t packs = (layout.size + 3) / 4;
   return packs < (int64_t{1} << 29) && layout.batch * packs < (int64_t{1} << 31);

@@ -1,4 +1,4 @@
-// The sums that one GPU thread adds to the gradients of a row, for one pack of elements. The code
+// Computes what one GPU thread adds to the gradients of a row for one pack of elements. The code
 // can be called on the host.
 #pragma once
 

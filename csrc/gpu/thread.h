@@ -1,18 +1,18 @@
-// The code of one GPU thread for one pack of elements: the step, its backward pass and the noise.
-// It can be called on the host: emulated/operators.cpp runs the same functions in a plain loop, for
-// tests.
+// Defines what one GPU thread does for one pack of elements: the step, its backward pass, the
+// noise. It can be called on the host: emulated/operators.cpp runs the same functions in a plain
+// loop, for tests.
 #pragma once
 
 #include "gpu/packs.h"
 
 namespace fastsample {
 
-// The operands that a step kernel is compiled for. `plain` takes x and out, `noisy` generated noise
-// too: few-step sampling runs these two thousands of times. `general` checks at run time which
-// operands were passed.
+// Names the operands that a step kernel is compiled for. `plain` takes x and out, `noisy` generated
+// noise too: few-step sampling runs these two thousands of times. `general` checks at run time
+// which operands were passed.
 enum class Variant { plain, noisy, general };
 
-// The row of a thread, read again only when each sample has its own row.
+// Keeps the row of a thread, which is read again only when each sample has its own row.
 template <typename F>
 struct CurrentRow {
   int64_t number;

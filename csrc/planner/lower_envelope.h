@@ -1,5 +1,5 @@
-// The least of many lines at a point, for lines and points that arrive one after the other. It
-// makes the shortest path over a separable table fast.
+// Finds the least of many lines at a point, for lines and points that arrive one after the other.
+// It makes the shortest path over a separable table fast.
 #pragma once
 
 #include <algorithm>
@@ -75,7 +75,7 @@ class LowerEnvelope {
   }
   bool falls(int64_t i, double x) const { return value(i + 1, x) < value(i, x); }
 
-  // Whether line b, between a and the newer c, is the least line nowhere.
+  // Returns whether line b, between a and the newer c, is nowhere below both.
   static bool hides(const Line& a, const Line& b, const Line& c) {
     return (c.intercept - a.intercept) * (a.slope - b.slope) <=
            (b.intercept - a.intercept) * (a.slope - c.slope);

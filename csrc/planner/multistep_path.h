@@ -1,10 +1,11 @@
-// Shortest paths for multistep samplers, whose steps read earlier x0's: the cost of a step from t
-// to s depends on the time r before t, so the search goes over pairs of neighbouring times (s, t).
+// Finds shortest paths for multistep samplers, whose steps read earlier x0's: the cost of a step
+// from t to s depends on the time r before t, so the search goes over pairs of neighbouring times
+// (s, t).
 //
 //   best[0][s][t] = first[t][s]
 //   best[k][s][t] = min over r > t of best[k - 1][t][r] + costs[t][s][r]
 //
-// Exact in O(K n^3 / 6).
+// The search is exact and takes O(K n^3 / 6) time for K steps and n times.
 #pragma once
 
 #include <algorithm>

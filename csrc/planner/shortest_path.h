@@ -1,12 +1,12 @@
-// Shortest paths: the cheapest path from time 0 to every time t, for every number of steps k, when
-// the cost of a step depends on its two ends alone.
+// Finds the cheapest path from time 0 to every time t, for every number of steps k, when the cost
+// of a step depends only on the times t and s where it begins and ends.
 //
 //   best[t][k] = min over s < t of best[s][k - 1] + cost(t, s),     best[0][0] = 0
 //
-// Watson et al. 2021, "Learning to Efficiently Sample from Diffusion Probabilistic Models"
-// (arXiv:2106.03802), algorithm 1. There are two searches. cpu/table_paths.cpp takes any table of
-// costs. separable_paths takes costs of the form cost(t, s) = A(s) + B(t) + P(s) Q(t), without a
-// table, and finds the minimum on an envelope of lines.
+// This is algorithm 1 of Watson et al. 2021, "Learning to Efficiently Sample from Diffusion
+// Probabilistic Models" (arXiv:2106.03802). There are two searches. cpu/table_paths.cpp takes any
+// table of costs. separable_paths takes costs of the form cost(t, s) = A(s) + B(t) + P(s) Q(t),
+// without a table, and finds the minimum on an envelope of lines.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +29,8 @@ struct TablePathOperands {
   double* best;           // (size, budgets + 1), every entry is written
 };
 
-// The cost of a step: its term of the bound with the small or the large variance, or the squared
-// error times the time it covers. _EDGES in elbo.py holds the same numbers.
+// Names the cost of a step: its term of the bound with the small or the large variance, or the
+// squared error times the time it covers. _EDGES in elbo.py holds the same numbers.
 enum class StepCost : int { small = 0, large = 1, mse = 2 };
 
 struct SeparablePathOperands {
@@ -46,7 +46,7 @@ struct SeparablePathOperands {
   int32_t* origin;  // (size, budgets + 1): the s of each minimum, -1 without one
 };
 
-// x - 1 + exp(-x) for x >= 0.
+// Returns x - 1 + exp(-x) for x >= 0.
 inline double excess(double x) {
   if (x > 0.5) return std::expm1(-x) + x;
   double series = 0.0;
@@ -54,10 +54,10 @@ inline double excess(double x) {
   return series * x;
 }
 
-// The cost of a step from time t to s >= 1, computed without a difference of large terms.
+// Returns the cost of a step from time t to s >= 1, computed without a difference of large terms.
 inline double step_cost(const SeparablePathOperands& o, int64_t t, int64_t s) {
   if (o.cost == StepCost::mse) return (o.time[t] - o.time[s]) * o.error[t];
-  // alpha_bar_s - alpha_bar_t, from the one of its two forms that keeps more digits.
+  // The drop in alpha_bar is computed from the one of its two forms that keeps more digits.
   const double drop = o.noise[t] < 0.5 ? o.noise[t] - o.noise[s] : o.alpha_bar[s] - o.alpha_bar[t];
   if (o.cost == StepCost::small) return 0.5 * drop / (o.noise[s] * o.noise[t]) * o.error[t];
   const double log_ratio = std::log1p((o.noise[t] - o.noise[s]) / o.noise[s]);
