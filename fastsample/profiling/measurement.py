@@ -107,7 +107,7 @@ class Measurement:
         return total
 
     def _trajectories(self, identity: Identity, conditions: Conditions) -> Trajectories:
-        """Return the same sums for a part of the samples, small enough for memory.
+        """Return the sums of `trajectories` for a part of the samples, small enough for memory.
 
         The trajectories are those of Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0.
         """
@@ -142,7 +142,7 @@ class Measurement:
             cross += x0_wide @ x_wide.T
             products += x0_wide @ x0_wide.T
         arrays = [t.cpu().numpy() for t in (gram, cross, products)]
-        # Once a state is NaN, all later ones are: the call that failed is the noisiest with a NaN.
+        # Once an estimate is NaN, all later ones are: the noisiest NaN is where the model failed.
         self._check_finite(np.diagonal(arrays[2])[::-1, None], self.times[::-1])
         return Trajectories(len(identity.index), *arrays)
 

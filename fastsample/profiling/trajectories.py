@@ -114,11 +114,11 @@ class Trajectories:
             - 2.0 * gain * estimates
         )
         lower = np.tri(len(alpha), k=-1, dtype=bool)
-        # The sum has rounding errors of about 1e-16 of the norms, which may make it negative.
+        # Clamp at 0, because rounding errors of about 1e-16 of the norms may make it negative.
         return np.where(lower, np.maximum(total, 0.0) / self.count, np.inf)
 
     def second_order_errors(self, alpha: FloatArray, sigma: FloatArray) -> FloatArray:
-        """Return the same distances for steps of DPM-Solver++ 2M.
+        """Return mean squared distances as `squared_errors`, but for steps of DPM-Solver++ 2M.
 
         A step from t to s after one from r to t (Lu et al. 2022, arXiv:2211.01095) gives
         ``A x_t + B d_t + C d_r`` with ``C = -alpha_s (1 - e^-h) h / 2 h'``; h and h' are the
