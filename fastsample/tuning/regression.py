@@ -59,7 +59,7 @@ def fit_rows(
     previous: FittedRun | None = None,
     robust: bool = False,
 ) -> FittedRun:
-    """Run the student on some times and fit each row to the teacher's next state.
+    """Run the student on some times and fit each step's coefficients to the teacher's next state.
 
     Args:
         teacher: the run to follow.

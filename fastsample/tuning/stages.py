@@ -94,7 +94,7 @@ class Stages:
     # ---- rows and times ----
 
     def fitted_rows(self, max_runs: int) -> list[Entry]:
-        """Fit rows on the best starting grid, and on times searched from the best two grids."""
+        """Fit coefficients on the best starting grid, and on times searched from the best two."""
         starts: list[_Start] = []
         for name, grid in self.grids.items():
             positions = nearest_positions(self.teacher.times, grid.times[:-1])
@@ -121,7 +121,7 @@ class Stages:
     def searched_sampler(
         self, plan: Plan, make: Callable[[Grid], Plan], max_runs: int
     ) -> list[Entry]:
-        """Search times for a known sampler with its own rows; empty where too few times exist.
+        """Search times for a known sampler with its own coefficients; empty with too few times.
 
         Args:
             plan: the sampler on its starting grid.
@@ -151,7 +151,7 @@ class Stages:
         return [(stage, best)]
 
     def polished(self, entry: Entry, iterations: int) -> Entry:
-        """Return an entry after gradient steps on its rows."""
+        """Improve an entry's step coefficients by gradients, and return the new entry."""
         stage, plan = entry
         better = polish_rows(self.teacher, plan, self.calibration, iterations)
         held_out = self._run_plan(better, self.held_out)
@@ -163,7 +163,7 @@ class Stages:
     def _fit(
         self, positions: tuple[int, ...], previous: FittedRun | None
     ) -> tuple[FittedRun, float]:
-        """Fit rows on a candidate's times, and return the run and its error."""
+        """Fit step coefficients on a candidate's times, and return the run and its error."""
         robust = self.objective == "robust"
         fitted = fit_rows(self.teacher, positions, self.searched, previous=previous, robust=robust)
         self.runs += 1
@@ -171,7 +171,7 @@ class Stages:
         return fitted, self._error(fitted.result, self.searched)
 
     def _final_fit(self, positions: tuple[int, ...], label: str) -> Entry:
-        """Fit rows to all calibration samples, and judge them on the held-out ones."""
+        """Fit step coefficients to all calibration samples, and judge them on held-out ones."""
         robust = self.objective == "robust"
         fitted = fit_rows(self.teacher, positions, self.calibration, robust=robust)
         plan = self._plan(positions, fitted.coefficients)
@@ -179,7 +179,7 @@ class Stages:
         return Stage(label, self._error(fitted.result, self.calibration), error), plan
 
     def _plan(self, positions: tuple[int, ...], coefficients: Sequence[Tensor]) -> Plan:
-        """Make a plan of fitted rows."""
+        """Make a plan of fitted step coefficients."""
         denoiser = self.runner.denoiser
         columns: FloatArray = np.zeros((4, len(positions)))
         for row, values in enumerate(coefficients):
