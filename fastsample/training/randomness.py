@@ -30,7 +30,7 @@ _NUMBERS = {name: number for number, name in enumerate(get_args(Purpose))}
 
 @dataclass(frozen=True)
 class RandomStreams:
-    """Makes the random streams of one iteration, an independent one for each use (times, noise ..).
+    """Makes the random streams of one iteration, an independent one per use (times, noise, ...).
 
     Attributes:
         seed: seed of the run, 64 bits.

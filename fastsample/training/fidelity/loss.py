@@ -37,7 +37,7 @@ class FidelityResult(NamedTuple):
     data: Tensor
     """Data of this process `(m, *shape)` that the samples were compared with."""
     plan: Plan
-    """The plan of the chain."""
+    """Sampler plan that made the samples."""
     calls: int
     """Number of samples in all network calls, rows times samples; without those of inversion."""
 

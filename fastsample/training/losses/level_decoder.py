@@ -58,7 +58,7 @@ def level_nats(x0: Tensor, eps: Tensor, levels: Tensor, gamma_0: Tensor) -> Tens
             f"VDMLoss: levels must have a row for each of the {dims} elements of a sample, "
             f"got {len(levels)}"
         )
-    function: Any = _LevelNats  # torch gives `apply` no types
+    function: Any = _LevelNats  # because torch gives `apply` no types
     nats = cast(Tensor, function.apply(x0.flatten(1), eps.flatten(1), levels.to(x0), gamma_0))
     if nats.device.type == "cpu" and nats.numel() and nats.min() < _IMPOSSIBLE:
         value = x0.flatten()[nats.argmin()].item()

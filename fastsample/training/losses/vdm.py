@@ -1,4 +1,4 @@
-"""Implements the loss of variational diffusion models: a continuous-time bound that is trained."""
+"""Implements the loss of variational diffusion models, which also trains the noise schedule."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def output_weights(
     *,
     gamma: float = 5.0,
 ) -> FloatArray:
-    """Return weights for the squared error of the network's output m, given by weights for x0's.
+    """Return weights for the output's squared error that weigh the error of x0 by the SNR.
 
     With ``SNR = alpha^2 / sigma^2`` the weight of ``|x0 - x0_hat|^2`` is
 

@@ -27,7 +27,7 @@ def averaged_copy(modules: nn.Module, decay: float) -> AveragedModel:
         rate = 1.0 - min(decay, (1.0 + n) / (10.0 + n))
         pairs = list(zip(averages, current, strict=True))
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        if floating:  # Torch passes tensors of one dtype at a time.
+        if floating:  # Torch passes one dtype at a time; integers are copied.
             torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
                 [mean for mean, _ in floating], [value for _, value in floating], rate
             )

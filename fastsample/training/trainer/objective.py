@@ -1,4 +1,4 @@
-"""Computes a batch's diffusion loss and gradient in micro-batches, bfloat16 and processes."""
+"""Computes a batch's diffusion loss and gradient, with micro-batches, bfloat16 and processes."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class _NetworkAndLoss(nn.Module):
         self.network, self.denoiser, self.loss = network_of(denoiser), denoiser, loss
 
     def forward(self, x0: Tensor, times: Any, noises: Mapping[str, Tensor], cond: Any) -> Tensor:
-        t = torch.as_tensor(times)  # on the CPU, where the losses look at real times
+        t = torch.as_tensor(times)  # stays on the CPU, where losses check it
         return self.loss(self.denoiser, x0, t, **noises, **cond)["loss"].mean()
 
 

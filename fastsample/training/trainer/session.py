@@ -43,7 +43,7 @@ class InterruptFlag:
 
 @contextmanager
 def deferred_interrupts() -> Generator[InterruptFlag, None, None]:
-    """Make interrupts only set a flag inside; outside the main thread Python does not allow it."""
+    """Make interrupts only set a flag inside; this has no effect outside the main thread."""
     flag = InterruptFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
