@@ -219,8 +219,8 @@ def sliced_wasserstein(samples: Tensor, data: Tensor, directions: Tensor) -> Ten
     with torch.autocast(x.device.type, enabled=False):
         axes = directions.to(x).T
         x, y = (points.matmul(axes).sort(dim=0).values for points in (x, y))
-    # Quantiles in units of 1/(n m): the k-th smallest of n points covers k m to (k + 1) m. Between
-    # two neighbouring bounds both inverse distribution functions are constant.
+    # Count quantiles in units of 1/(n m): the k-th smallest of n points covers k m to (k + 1) m.
+    # Between two neighbouring bounds both inverse distribution functions are constant.
     n, m = len(x), len(y)
     bounds = torch.cat([torch.arange(n, device=x.device) * m, torch.arange(m, device=x.device) * n])
     bounds = bounds.sort().values
