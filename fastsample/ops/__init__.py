@@ -1,4 +1,4 @@
-"""The native kernels as PyTorch operators.
+"""PyTorch operators that run the package's native CPU and CUDA kernels.
 
 An operator has three implementations of one schema (`fastsample.ops.library`): the kernels of
 `fastsample._native` for CPU and CUDA (`fastsample.ops.native`), plain torch for devices without a

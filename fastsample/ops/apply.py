@@ -1,5 +1,5 @@
-"""The step as a function of tensors: checks, gradients, then the operator."""
-# torch.autograd.Function.apply and forward_ad have no types.
+"""The functions `step` and `step_x0`, which check their tensors and call the operators."""
+# torch.autograd.Function.apply and forward_ad have no type annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def step(
     h2: Tensor | None = None,
     target: Tensor | None = None,
 ) -> Tensor:
-    """Apply one row of a plan to a batch, which is a whole sampler step, in one kernel.
+    """Do a whole sampler step on a batch in one kernel, with the coefficients in one row of a plan.
 
     All tensors are on one device. The step is differentiable, once, in ``x``, ``out``, ``rows``,
     ``uncond``, ``noise``, ``h1`` and ``h2``. float32, bfloat16 and float16 compute in float32,
@@ -87,7 +87,7 @@ def step(
         return library.step_op(*operands)
     if target is x:
         if uncond is None and noise is None and h1 is None and h2 is None:
-            # Leaving out an argument saves the dispatcher 0.1 us.
+            # Trailing arguments that are None are left out: each costs the dispatcher 0.1 us.
             operands = operands[:4] if seeds is None else operands[:7]
         library.step_into_op(x, *operands)
         return x
@@ -123,7 +123,7 @@ def step_x0(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (x_next, x0): as `step`, and the clamped x0 ``(B, *shape)``.
+    """Return (x_next, x0): the result of `step`, and the row's clamped x0 ``(B, *shape)``.
 
     x0 has the dtype of `h1`: float32, or float64 for float64 ``x``. The arguments and errors are
     those of `step`.
@@ -138,14 +138,14 @@ def step_x0(
 
 
 def _needs_gradient(operands: Iterable[Tensor | None]) -> bool:
-    """Return whether autograd records this call."""
+    """Return whether grad mode is on and an operand requires grad."""
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in operands)
 
 
 def has_tangent(operands: Iterable[Tensor | None]) -> bool:
-    """Return whether an operand carries a forward-mode derivative, which plain torch computes."""
+    """Return whether an operand has a forward-mode tangent, for which there is no kernel."""
     level = forward_ad._current_level  # pyright: ignore[reportPrivateUsage]  # no public name
     return level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in operands
@@ -153,7 +153,7 @@ def has_tangent(operands: Iterable[Tensor | None]) -> bool:
 
 
 def _overlaps(target: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors share memory but are not the same elements."""
+    """Return whether two tensors share memory without being the same tensor."""
     first, second = target.data_ptr(), other.data_ptr()
     if first == second and target.shape == other.shape:
         return False

@@ -1,5 +1,5 @@
-"""Gradients of the step, as autograd functions around the operators."""
-# torch.autograd.Function has no types, and its methods take any arguments.
+"""The autograd functions that compute the gradients of a step."""
+# torch.autograd.Function has no type annotations, and its methods take any arguments.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false
 
@@ -14,7 +14,7 @@ from fastsample.ops import library
 
 
 class StepFunction(torch.autograd.Function):
-    """The step with gradients: ``apply(*operands)`` returns (x_next, x0).
+    """Makes the step differentiable: ``apply(*operands)`` returns (x_next, x0).
 
     It stands outside the operator: that is cheaper than `torch.library.register_autograd`, and the
     operator stays functional.
@@ -27,18 +27,18 @@ class StepFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
-        """Keep the operands for the backward pass."""
+        """Save the operands for the backward pass."""
         ctx.save_for_backward(*inputs)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_x0: Tensor | None) -> tuple[Any, ...]:
-        """Return the gradients of the operands; the seeds, indices and row numbers have none."""
+        """Return the gradients of the operands, None for seeds, indices and row numbers."""
         operands = ctx.saved_tensors
         x, out, rows, row, uncond, _, _, noise, h1, h2 = operands
-        if grad is None:  # the caller used x0 alone
+        if grad is None:  # only x0 was used
             grad = torch.zeros_like(x)
-        if torch.compiler.is_compiling():  # dynamo cannot trace a Function inside a backward
+        if torch.compiler.is_compiling():  # dynamo cannot trace a Function here
             grads = library.step_backward_op(grad, grad_x0, *operands)
         else:
             grads = StepBackwardFunction.apply(grad, grad_x0, *operands)
@@ -49,7 +49,7 @@ class StepFunction(torch.autograd.Function):
         grad_rows = None
         if ctx.needs_input_grad[2]:
             sums = library.row_gradients_op(grad, grad_x0, *operands).to(rows.dtype)
-            # The sums of a row number outside the table are NaN; they go to the nearest row.
+            # A row number outside the table has NaN gradients; they are added to the nearest row.
             number = row.reshape(-1).expand(sums.shape[0]).clamp(0, rows.shape[0] - 1)
             grad_rows = torch.zeros_like(rows).index_add_(0, number, sums)
         return (
@@ -59,7 +59,7 @@ class StepFunction(torch.autograd.Function):
 
 
 class StepBackwardFunction(torch.autograd.Function):
-    """The backward kernel; it refuses second derivatives, which would silently be 0 otherwise."""
+    """Runs the backward kernel, and raises for second derivatives instead of returning 0."""
 
     @staticmethod
     def forward(*operands: Tensor | None) -> tuple[Tensor, ...]:
@@ -68,11 +68,11 @@ class StepBackwardFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
-        """Keep nothing, since there is no second backward pass."""
+        """Save nothing, since there is no second backward pass."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        """Raise RuntimeError."""
+        """Raise RuntimeError, since the kernel has no second derivative."""
         raise RuntimeError(
             "step: derivatives must be of first order, got a second; the reference in plain torch, "
             "fastsample.ops.reference.step, has them all"

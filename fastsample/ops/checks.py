@@ -1,4 +1,4 @@
-"""Checks of the operators' arguments.
+"""Functions that check the arguments of the operators.
 
 They are made here, with messages for users; the native code only guards against bad memory access.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsample.ops.dtypes import DTYPE_CODES, history_dtype, rows_dtype
 from fastsample.plans.rows import COLUMNS
 
-_FLOAT64, _INT64, _NUM_COLUMNS = torch.float64, torch.int64, len(COLUMNS)  # looked up once
+_FLOAT64, _INT64, _NUM_COLUMNS = torch.float64, torch.int64, len(COLUMNS)  # looked up only once
 
 
 def check_step(
@@ -34,7 +34,7 @@ def check_step(
     One combined condition decides, since it runs in every step; `_refuse` then finds the fault.
     """
     shape, dtype = x.shape, x.dtype
-    # On the CPU `is_cpu` is compared, which is cheaper than the device.
+    # `is_cpu` comes first because reading it is cheaper than comparing devices.
     if not (
         dtype in DTYPE_CODES
         and len(shape) >= 2
@@ -66,7 +66,7 @@ def check_step(
 
 
 def _refuse(name: str, x: Tensor, out: Tensor, rows: Tensor, row: Tensor) -> None:
-    """Raise the error for the first fault of these operands."""
+    """Raise the error that describes the first operand that does not fit."""
     shape = tuple(x.shape)
     if x.dtype not in DTYPE_CODES:
         raise TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
@@ -99,7 +99,7 @@ def _check_operand(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Raise unless the operand called `label` has this shape, dtype and device."""
+    """Raise unless the argument `label` of the function `name` has this shape, dtype and device."""
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: {label} must be {dtype}, got {tensor.dtype}")
     if tensor.shape != shape:
@@ -117,7 +117,7 @@ def check_identity(
     batch: int | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """Raise unless seeds and indices are int64, have the batch's size and are on the device.
+    """Raise unless seeds and sample indices are int64, one per sample, and on the device.
 
     By default the size and the device are those of `index`.
     """

@@ -1,4 +1,4 @@
-"""How tensors become arguments of a kernel: memory formats, devices and addresses."""
+"""Turns tensors into the arguments of a kernel: memory format, device and addresses."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from fastsample.ops.dtypes import DTYPE_CODES
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""The channels_last format of a tensor, by its number of dimensions."""
+"""The channels_last memory format for tensors of 4 and of 5 dimensions."""
 
 
 def packing(x: Tensor, out: Tensor) -> torch.memory_format | None:
-    """Return the memory format to pack a step's operands to; None if they are in C order."""
+    """Return the memory format in which a kernel reads x and out; None if both are contiguous."""
     if x.is_contiguous() and out.is_contiguous():
         return None
     fmt = CHANNELS_LAST.get(x.dim())
@@ -28,14 +28,14 @@ def packing(x: Tensor, out: Tensor) -> torch.memory_format | None:
 
 
 def packed(fmt: torch.memory_format | None, tensor: Tensor) -> Tensor:
-    """Return the tensor in the format that `packing` returned."""
+    """Return the tensor in the format that `packing` returned, copied only if needed."""
     return tensor.contiguous(memory_format=fmt or torch.contiguous_format)
 
 
 def new_like(
     x: Tensor, fmt: torch.memory_format | None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return an empty output in the shape of `x` and the format that the kernel writes."""
+    """Return an uninitialised tensor in the shape of `x`, into which a kernel writes a result."""
     if fmt is None and dtype is None and x.is_contiguous():
         return torch.empty_like(x)
     return torch.empty_like(x, dtype=dtype, memory_format=fmt or torch.contiguous_format)
@@ -51,7 +51,7 @@ def device_arguments(x: Tensor) -> tuple[int, int, int]:
 
 def _raw_stream(index: int) -> int:
     """Return the handle of torch's current stream on a CUDA device."""
-    # The private call is what Triton and bitsandbytes use (0.1 us); the public one makes an object.
+    # Triton and bitsandbytes use this private call too; the public one is slower.
     module = torch._C  # pyright: ignore[reportPrivateUsage]
     current = getattr(module, "_cuda_getCurrentRawStream", None)
     return current(index) if current else torch.cuda.current_stream(index).cuda_stream
@@ -72,7 +72,7 @@ def launch_step(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> None:
-    """Call a kernel that takes a step's operands.
+    """Call a native kernel with the addresses of a step's operands.
 
     This is one flat function because it runs once per row on the host: reading an attribute of a
     tensor costs 0.1 us and calling a function as much.
@@ -98,7 +98,7 @@ def launch_step(
         rows, row = rows.contiguous(), row.contiguous()
     uncond_address = noise_address = h1_address = h2_address = seeds_address = index_address = 0
     seed_per_sample = False
-    # Packed tensors replace their originals, so that they live until the kernel has read them.
+    # The packed copies are kept in variables, so that they live until the kernel has read them.
     if uncond is not None:
         uncond = packed(fmt, uncond)
         uncond_address = uncond.data_ptr()

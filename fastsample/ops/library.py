@@ -1,8 +1,8 @@
-"""The operators' schemas, and the code that runs each of them on each device.
+"""Defines the operators' schemas, and registers the function that runs each on each device.
 
 Importing this module defines ``torch.ops.fastsample``.
 """
-# torch.library has no types for `impl`, `register_fake` and the overloads of an operator.
+# torch.library has no annotations for `impl`, `register_fake` and operator overloads.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
 from __future__ import annotations

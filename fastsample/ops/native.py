@@ -1,4 +1,4 @@
-"""The operators that the kernels of `fastsample._native` run, on the CPU and CUDA.
+"""The CPU and CUDA implementations of the operators, which call kernels of `fastsample._native`.
 
 `fastsample.ops.library` registers them under the same names. Arguments are checked before, in
 `fastsample.ops.checks`.
@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# After torch: its OpenMP runtime is loaded by then, so both share one thread pool.
+# Import this after torch: its OpenMP runtime is then loaded, and both share one thread pool.
 from fastsample import _native  # isort: skip
 from fastsample.ops import launch
 from fastsample.ops.dtypes import DTYPE_CODES, history_dtype
 from fastsample.ops.launch import CHANNELS_LAST, launch_step, new_like, packed, packing
 from fastsample.plans.rows import COLUMNS
 
-# Elements of a sample that one CUDA block adds up; a GPU then has work for all its processors even
+# One CUDA block sums this many elements of a sample: so a GPU has work for all its processors even
 # if samples are few and large.
 _ROW_GRADIENT_CHUNK = 16384
 _ELBO_CHUNK = 4096
 
-_MOST_SAMPLES = 65535  # per call: bound on a CUDA grid's second dimension
+_MOST_SAMPLES = 65535  # CUDA limits the second dimension of a grid to this
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Gradients of x, out, uncond, noise, h1 and h2; empty for operands that were not passed."""
+"""The gradients of x, out, uncond, noise, h1 and h2; empty tensors for operands left out."""
 
 
 def step(x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | None) -> Tensor:
-    """Run the operator step: return x_next."""
+    """Return x_next: the operator `step`."""
     fmt = packing(x, out)
     target = new_like(x, fmt)
     launch_step(_native.step, fmt, (target.data_ptr(), 0), x, out, rows, row, *optional)
@@ -41,7 +41,7 @@ def step(x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | 
 def step_x0(
     x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Run the operator step_x0: return (x_next, x0)."""
+    """Return (x_next, x0): the operator `step_x0`."""
     fmt = packing(x, out)
     target, x0 = new_like(x, fmt), new_like(x, fmt, history_dtype(x))
     results = (target.data_ptr(), x0.data_ptr())
@@ -52,7 +52,7 @@ def step_x0(
 def step_into(
     target: Tensor, x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | None
 ) -> None:
-    """Run the operator step_into: write x_next to `target`."""
+    """Write x_next to `target`: the operator `step_into`."""
     fmt = packing(x, out)
     if target.is_contiguous(memory_format=fmt or torch.contiguous_format):
         launch_step(_native.step, fmt, (target.data_ptr(), 0), x, out, rows, row, *optional)
@@ -68,7 +68,7 @@ def empty_gradients(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> Gradients:
-    """Return the outputs of step_backward, not yet filled."""
+    """Return uninitialised tensors for the results of `step_backward`."""
     fmt = packing(x, out) or torch.contiguous_format
 
     def like(tensor: Tensor | None) -> Tensor:
@@ -91,7 +91,7 @@ def step_backward(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> Gradients:
-    """Run the operator step_backward: return the gradients of a step's tensors."""
+    """Return the gradients of the tensors of a step: the operator `step_backward`."""
     fmt = packing(x, out)
     grads = empty_gradients(x, out, uncond, noise, h1, h2)
     grad = packed(fmt, grad)
@@ -117,7 +117,7 @@ def row_gradients(
     row: Tensor,
     *optional: Tensor | None,
 ) -> Tensor:
-    """Run the operator row_gradients: return the gradients of each sample's row, `(B, 13)`."""
+    """Return the gradient `(B, 13)` of each sample's row: the operator `row_gradients`."""
     fmt = packing(x, out)
     grad = packed(fmt, grad)
     grad_x0 = None if grad_x0 is None else packed(fmt, grad_x0)
@@ -134,7 +134,7 @@ def row_gradients(
 def new_noise(
     index: Tensor, size: Sequence[int], dtype: torch.dtype, channels_last: bool
 ) -> Tensor:
-    """Return the output of the operator noise, not yet filled."""
+    """Return an uninitialised tensor for the result of `noise`."""
     fmt = CHANNELS_LAST[len(size)] if channels_last else torch.contiguous_format
     return torch.empty(size, dtype=dtype, device=index.device, memory_format=fmt)
 
@@ -147,7 +147,7 @@ def noise(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    """Run the operator noise: return normals of the given size `(B, *shape)`."""
+    """Return standard normals of the given size `(B, *shape)`: the operator `noise`."""
     target = new_noise(index, size, dtype, channels_last)
     per_sample = target.numel() // size[0] if size[0] else 0
     channels = size[1] if len(size) > 1 else 1
@@ -169,7 +169,7 @@ def noise(
 
 
 def sums_width(nodes: Tensor, log_scales: Tensor) -> int:
-    """Return the number of columns of the operator elbo_sums."""
+    """Return the number of columns in the output of `elbo_sums`."""
     return 3 + 2 * nodes.shape[0] + log_scales.shape[0]
 
 
@@ -182,7 +182,7 @@ def elbo_sums(
     log_scales: Tensor,
     bin_width: float,
 ) -> Tensor:
-    """Run the operator elbo_sums: return the columns of `fastsample.ops.elbo_sums` together."""
+    """Return the field `table` of `fastsample.ops.elbo_sums`: the operator `elbo_sums`."""
     x0, x, out = x0.contiguous(), x.contiguous(), out.contiguous()
     nodes, log_scales = nodes.contiguous(), log_scales.contiguous()
     batch = x0.shape[0]
@@ -213,7 +213,7 @@ def elbo_sums(
 
 
 def build_info() -> dict[str, Any]:
-    """Return how this copy was built and which instruction set it uses.
+    """Return how the native module was built and which instruction set it uses.
 
     Returns:
         `version`, `compiler`, `openmp`, `cuda` (whether CUDA kernels were built; it says nothing

@@ -1,4 +1,4 @@
-"""Noise as a function of seeds and sample indices: checks, then the operator."""
+"""The function `noise`, which generates normal noise from seeds and sample indices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.ops.launch import CHANNELS_LAST
 
 START_DRAW = 0xFFFFFFFF
-"""The draw of the starting noise x_T; the noise of row k is draw k."""
+"""The value of `draw` that gives the starting noise x_T; draw k is the noise of row k."""
 
 
 def noise(

@@ -1,4 +1,4 @@
-"""The operators of `fastsample.ops` in plain torch.
+"""The operators of `fastsample.ops`, implemented in plain torch.
 
 They are the reference of tests and benchmarks, and run on devices without a kernel. The code is
 written to be read: nothing is fused. The results equal the kernels' to rounding, and the integer
@@ -27,7 +27,7 @@ def step_x0(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return (x_next, x0), as `fastsample.ops.step_x0`."""
+    """Return (x_next, x0), as `fastsample.ops.step_x0` does."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     p, q, lo, hi, w, a, b, e, c1, c2, d, lv_lo, lv_hi = _coefficients(rows, row, x, dtype)
     current = x.to(dtype)
@@ -38,7 +38,7 @@ def step_x0(
         m = u + w * (m - u)
     x0 = torch.clamp(p * current + q * m, lo, hi)
     x_next = a * current + b * x0 + e * m
-    # A row that reads an x0 or noise which the caller did not pass gives NaN.
+    # The result is NaN if the row reads an earlier x0 or noise that was not passed.
     for c, h in ((c1, h1), (c2, h2)):
         x_next = x_next + (torch.where(c == 0, 0.0, torch.nan).to(dtype) if h is None else c * h)
     if v is not None:
@@ -52,7 +52,7 @@ def step_x0(
         z = noise.to(dtype)
     else:
         z = torch.full_like(x, torch.nan, dtype=dtype)
-    z = torch.where(d == 0, torch.zeros_like(z), z)  # 0 * NaN would be NaN
+    z = torch.where(d == 0, torch.zeros_like(z), z)  # because 0 * NaN would be NaN
     x_next = x_next + torch.where(d == 0, torch.zeros_like(z), d * z)
     return x_next.to(x.dtype), x0
 
@@ -66,7 +66,7 @@ def elbo_sums(
     log_scales: Tensor,
     bin_width: float,
 ) -> Tensor:
-    """Return the columns of `fastsample.ops.elbo_sums` together, as its field `table`."""
+    """Return the sums of `fastsample.ops.elbo_sums` as one table, like its field `table`."""
     p, q, r, g, lo, hi = coefficients
     dtype = torch.float32 if x0.device.type == "mps" else torch.float64
     x0, x, out, nodes, log_scales = (t.to(dtype) for t in (x0, x, out, nodes, log_scales))
@@ -93,7 +93,9 @@ def elbo_sums(
 
 
 def bin_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor, bin_width: float) -> Tensor:
-    """Return log P(bin of x0), as `likelihood.bound.discretized_gaussian_log_likelihood`.
+    """Return the log-probability of the bin of each element of x0 under a Gaussian.
+
+    It equals `fastsample.likelihood.bound.discretized_gaussian_log_likelihood`.
 
     The tanh approximation of the normal distribution function is a logistic function. The
     difference of two of its values is taken in the smaller tail, where it does not cancel.
@@ -106,17 +108,17 @@ def bin_log_likelihood(x0: Tensor, mean: Tensor, log_scale: Tensor, bin_width: f
     reflect = upper + lower > 0
     upper, lower = torch.where(reflect, -lower, upper), torch.where(reflect, -upper, lower)
     inside = torch.sigmoid(upper) - torch.sigmoid(lower)
-    # The floor is improved-diffusion's: a bin of probability 0 would make the loss infinite.
+    # improved-diffusion has this floor too: a bin of probability 0 would make the loss infinite.
     return torch.log(inside.clamp(min=1e-12))
 
 
 def step(*operands: Tensor | None) -> Tensor:
-    """Return x_next, as `fastsample.ops.step`."""
+    """Return x_next, as `fastsample.ops.step` does."""
     return step_x0(*operands)[0]  # pyright: ignore[reportArgumentType]
 
 
 def step_into(target: Tensor, *operands: Tensor | None) -> None:
-    """Write x_next to `target`."""
+    """Write x_next of a step to `target`."""
     target.copy_(step(*operands))
 
 
@@ -134,7 +136,7 @@ def step_backward(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of x, out, uncond, noise, h1 and h2 by autograd.
+    """Return the gradients of x, out, uncond, noise, h1 and h2, computed by autograd.
 
     Those of operands that were not passed are empty.
     """
@@ -166,7 +168,7 @@ def row_gradients(
     h1: Tensor | None = None,
     h2: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of each sample's row `(B, 13)` by autograd."""
+    """Return the gradient `(B, 13)` of each sample's row, computed by autograd."""
     batch = x.shape[0]
     numbers = row.reshape(-1).expand(batch)
     if noise is None and seeds is not None and index is not None:
@@ -192,7 +194,7 @@ def noise(
     dtype: torch.dtype,
     channels_last: bool = False,
 ) -> Tensor:
-    """Return noise of size ``(B, *shape)``, as `fastsample.ops.noise`."""
+    """Return noise of size ``(B, *shape)``, as `fastsample.ops.noise` does."""
     draws = torch.full_like(index, draw)
     z = _normal(seeds, index, size[1:], draws).to(dtype)
     if channels_last:
@@ -201,14 +203,14 @@ def noise(
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return the four words of Philox4x32-10 (Salmon et al. 2011).
+    """Return the four random words of the generator Philox4x32-10 (Salmon et al. 2011).
 
     All words are int64 tensors that hold 32 bits and broadcast with each other.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2^64, and both of their 32-bit halves are still right.
+        # These int64 products wrap modulo 2^64, which leaves both 32-bit halves right.
         product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (
             ((product1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -221,14 +223,14 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
 
 
 def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -> Tensor:
-    """Return normals ``(B, *shape)`` in float32, one draw per sample."""
+    """Return standard normals ``(B, *shape)`` in float32; `draws` holds each sample's draw."""
     size = torch.Size(shape).numel()
     blocks = torch.arange((size + 3) // 4, device=index.device)
     column = index[:, None]
     counter = (blocks, column & _MASK, (column >> 32) & _MASK, draws[:, None] & _MASK)
     keys = seeds.reshape(-1, 1)
     r0, r1, r2, r3 = philox(counter, (keys & _MASK, (keys >> 32) & _MASK))
-    # float32 cannot hold r + 0.5, but MPS has no float64.
+    # Compute in float64, since float32 cannot hold r + 0.5; but MPS has no float64.
     real = torch.float32 if index.device.type == "mps" else torch.float64
     first, second = (_box_muller(r, angle, real) for r, angle in ((r0, r1), (r2, r3)))
     z = torch.stack((*first, *second), dim=-1).flatten(1)[:, :size]
@@ -236,7 +238,7 @@ def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -
 
 
 def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return two normals from two words, one for the radius and one for the angle."""
+    """Return two normals from two random words, one for the radius and one for the angle."""
     u = (r.to(dtype) + 0.5) * 2.0**-32
     distance = ((_MASK - r).to(dtype) + 0.5) * 2.0**-32  # 1 - u without cancellation
     radius = torch.sqrt(-2 * torch.where(u < 0.5, torch.log(u), torch.log1p(-distance)))
@@ -245,10 +247,10 @@ def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 
 def _coefficients(rows: Tensor, row: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return the 13 coefficients, each shaped to broadcast over x."""
+    """Return the 13 coefficients of each sample's row, each shaped to broadcast over x."""
     number = row.reshape(-1)
     table = rows.index_select(0, number.clamp(0, len(rows) - 1)).to(dtype)
-    # As in the kernel, a row outside the table gives NaN: to raise would need a synchronisation.
+    # As in the kernel, a row outside the table gives NaN: raising would have to wait for the GPU.
     valid = (number >= 0) & (number < len(rows))
     table = torch.where(valid[:, None], table, torch.nan)
     return tuple(c.reshape(-1, *([1] * (x.dim() - 1))) for c in table.unbind(1))

@@ -1,4 +1,4 @@
-"""Sums over a sample from which all terms of the evidence lower bound at one time follow."""
+"""The function `elbo_sums`: per-sample sums that give the terms of the ELBO at one time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fastsample.ops.dtypes import DTYPE_CODES
 
 
 class ElboSums(NamedTuple):
-    """Sums over the elements of each sample, in float64."""
+    """Holds sums over the elements of each sample, in float64."""
 
     error: Tensor
-    """`(B,)` sum of the squared errors ``(x0 - x0hat)^2``."""
+    """`(B,)` sum of the squared errors ``(x0 - x0hat)^2`` of the network's x0 estimate."""
     eps_square: Tensor
-    """`(B,)` sum of the network's squared epsilon, before clipping."""
+    """`(B,)` sum of the squared eps that the network predicts, before x0 is clipped."""
     v: Tensor
-    """`(B,)` sum of v in [0, 1] of a learned variance; 0 without one."""
+    """`(B,)` sum of the network's v, scaled to [0, 1]; 0 without a learned variance."""
     excess: Tensor
     """`(B, n)` sums of ``exp(-a v) - 1 + a v`` at the nodes a."""
     weighted: Tensor
     """`(B, n)` sums of the squared error times ``exp(-a v)`` at the nodes a."""
     nll: Tensor
-    """`(B, m)` negative log-likelihood of the decoder in nats, at each log standard deviation."""
+    """`(B, m)` ``-log p(x0 | x)`` of the last step in nats, at each log standard deviation."""
     table: Tensor
-    """`(B, 3 + 2 n + m)` all other fields as columns, in their order."""
+    """`(B, 3 + 2 n + m)` the fields above, joined as columns in this order."""
 
 
 def elbo_sums(
@@ -44,7 +44,7 @@ def elbo_sums(
     log_scales: Tensor | None = None,
     bin_width: float = 2 / 255,
 ) -> ElboSums:
-    """Return sums per sample from which all terms of the bound at one time follow.
+    """Return per-sample sums from which all terms of the ELBO at one time can be computed.
 
     The network's output gives ``x0hat = clamp(p x + q m, lo, hi)`` and, with a learned variance
     (Nichol and Dhariwal 2021, arXiv:2102.09672), ``v = (raw + 1) / 2``. A step from t to s then
