@@ -1,1 +1,1 @@
-"""Samplers: one file each, with a function that compiles a schedule and a grid to a plan."""
+"""Samplers: each file has a function that compiles a schedule and a grid to a `Plan`."""

@@ -92,14 +92,14 @@ def ancestral(
 
 
 def _deviations(variance: npt.ArrayLike, num_steps: int) -> npt.NDArray[np.float64]:
-    """Check variances `(K,)` and return their square roots."""
+    """Check the variances `(K,)` of the steps and return their square roots."""
     values = check_vector("ancestral", "variance", variance)
     if values.shape != (num_steps,):
         raise ValueError(f"ancestral: variance must have shape ({num_steps},), got {values.shape}")
     if np.any(values < 0):
         raise ValueError(f"ancestral: variance must not be negative, got {values.min():g}")
     if values[-1] != 0.0:
-        # An array in the wrong order fails here too.
+        # This also catches an array in the wrong order.
         raise ValueError(
             "ancestral: variance must be 0 in the last step, which lands on x0, "
             f"got {values[-1]:g}; order it noisiest first"

@@ -1,4 +1,4 @@
-"""Steps that all samplers share: the levels of a grid, and the columns that no method changes."""
+"""What all samplers share: alpha and sigma on a grid, and building the `Plan`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastsample.schedules.schedule import NoiseSchedule
 def grid_levels(
     function: str, schedule: NoiseSchedule, grid: Grid
 ) -> tuple[FloatArray, FloatArray]:
-    """Return (alphas, sigmas), each `(K + 1,)`, at the grid's times.
+    """Check schedule and grid; return (alphas, sigmas), each `(K + 1,)`, at the grid's times.
 
     Raises:
         TypeError: no schedule or no grid.
@@ -50,7 +50,7 @@ def compile_plan(
     check: Check = "all",
     **columns: npt.ArrayLike,
 ) -> Plan:
-    """Make a plan: p, q follow from the prediction, lo, hi from the clip; `columns` are the others.
+    """Make a plan from a sampler's coefficients; p, q, lo, hi follow from prediction and clip.
 
     Args:
         function: name of the sampler's function, for messages.

@@ -1,4 +1,4 @@
-"""DDIM: sampling that is deterministic to DDPM-like, and its deterministic inversion."""
+"""DDIM: its sampler, from deterministic to DDPM-like, and its inversion of data to noise."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ddim(
     share = 1.0 if sigma_hat else share
     d = np.sqrt(pair.variance) if sigma_hat else share * np.sqrt(pair.posterior_variance)
     d[-1] = 0.0
-    # This is sqrt(sigma_s^2 - d^2), whose difference would cancel for eta near 1.
+    # This equals sqrt(sigma_s^2 - d^2), written so that it loses no digits for eta near 1.
     keep = sigma_s * np.sqrt((1.0 - share**2) + share**2 * pair.snr_ratio)
     if rederive:
         a, b, e = keep / sigma_t, alpha_s - keep * alpha_t / sigma_t, np.zeros_like(keep)
@@ -112,7 +112,7 @@ def ddim_inversion(
         raise ValueError(f"ddim_inversion: grid must hold at least 2 steps, got {len(grid)}")
     nodes = grid.times[-2::-1]
     alphas, sigmas = schedule.levels(nodes)
-    # eps comes from the output itself: near the data, rederiving it from x0 would cancel.
+    # Take eps from the output: computing it from x and x0 would lose digits near the data.
     from_x, from_output = eps_terms("ddim_inversion", prediction, alphas[:-1], sigmas[:-1])
     return compile_plan(
         "ddim_inversion",

@@ -1,4 +1,4 @@
-"""DPM-Solver++: multistep solvers of the diffusion ODE and SDE, in the clean estimate x0."""
+"""DPM-Solver++: multistep solvers of the diffusion ODE and SDE for x0 prediction."""
 
 from __future__ import annotations
 
@@ -79,20 +79,20 @@ def dpm_solver(
     pair = transition(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
     h = half_log_snr_steps(pair)
     decay = sigmas[1:] / sigmas[:-1]
-    if stochastic:  # e^{-2h} is the ratio of the SNRs
+    if stochastic:  # e^{-2h} equals pair.snr_ratio
         a, d = decay * np.sqrt(pair.snr_ratio), np.sqrt(pair.posterior_variance)
         gain = alphas[1:] * (pair.variance / sigmas[:-1] ** 2)
     else:
         a, d = decay, np.zeros(rows)
         gain = -alphas[1:] * np.expm1(-h)
 
-    # x_s = a x + gain x0 + first D1 + second D2 + d z, with D1 and D2 the divided differences.
+    # The step is x_s = a x + gain x0 + first D1 + second D2 + d z, D1 and D2 divided differences.
     third = orders == 3
     first = np.where(orders == 2, 0.5 * gain, 0.0)
     second = np.zeros(rows)
     first[third] = alphas[1:][third] * h[third] * phi(2, h[third])
     second[third] = alphas[1:][third] * h[third] * phi(3, h[third])
-    if corrected:  # D2 is half the second derivative
+    if corrected:  # because D2 is half the second derivative
         second *= 2.0
     d1, d2 = _differences(step_ratios(h), third)
     newest, c1, c2 = (first * u + second * v for u, v in zip(d1, d2, strict=True))
@@ -115,7 +115,7 @@ def dpm_solver(
 def _differences(
     ratio: FloatArray, third: npt.NDArray[np.bool_]
 ) -> tuple[tuple[FloatArray, ...], tuple[FloatArray, ...]]:
-    """Return the coefficients of (x0, h1, h2) in ``h D1`` and ``h^2 D2``.
+    """Return the weights of the last three x0's in ``h D1`` and in ``h^2 D2``.
 
     D1 and D2 are the divided differences of x0 over lambda.
 
@@ -123,7 +123,7 @@ def _differences(
         ratio: `(K,)` ``h / h'`` of each row and the one before.
         third: `(K,)` whether the row's D1 reads two earlier x0's. D2 holds for these rows alone.
     """
-    older = ratio * np.append(0.0, ratio[:-1])  # h / h''
+    older = ratio * np.append(0.0, ratio[:-1])  # h / h'', with h'' two rows before
     total = np.where(ratio + older > 0.0, ratio + older, 1.0)
     share = np.where(third, older / total, 0.0)
     curve = ratio * older / total

@@ -1,4 +1,4 @@
-"""Helpers of exponential integrators: steps in half the log SNR, and the phi functions."""
+"""Helpers of DPM-Solver++ and UniPC: step sizes in half the log SNR, and phi functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsample.schedules.transition import Transition
 
 
 def half_log_snr_steps(pair: Transition) -> FloatArray:
-    """Return ``h = lambda_s - lambda_t`` of each row `(K,)`, with ``lambda = log(alpha / sigma)``.
+    """Return each row's step ``h = lambda_s - lambda_t``, `(K,)`, with lambda = log(alpha / sigma).
 
     A step to clean data, or from a start without signal, has h = +inf.
     """
@@ -20,7 +20,7 @@ def half_log_snr_steps(pair: Transition) -> FloatArray:
 
 
 def step_ratios(h: FloatArray) -> FloatArray:
-    """Return ``h_i / h_{i-1}`` of each row `(K,)`.
+    """Return each row's step size divided by that of the row before, ``h_i / h_{i-1}``, `(K,)`.
 
     It is 0 in row 0, and where either step is infinite or the earlier one is 0.
     """
@@ -31,7 +31,7 @@ def step_ratios(h: FloatArray) -> FloatArray:
 
 
 def phi(k: int, h: FloatArray) -> FloatArray:
-    """Return ``phi_k(-h)`` of exponential integrators.
+    """Return the phi function ``phi_k(-h)`` of exponential integrators, in the shape of h.
 
     They are defined by phi_0 = exp and ``phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z``.
 
@@ -41,7 +41,7 @@ def phi(k: int, h: FloatArray) -> FloatArray:
     """
     small = h < 0.5
     z = np.where(small, -h, 0.0)
-    series = np.zeros_like(h)  # for small h the recursion would cancel
+    series = np.zeros_like(h)  # used for small h, where the recursion would lose digits
     for n in range(14, -1, -1):
         series = series * z + 1.0 / math.factorial(n + k)
     large = np.where(small, 1.0, h)
@@ -52,7 +52,7 @@ def phi(k: int, h: FloatArray) -> FloatArray:
 
 
 def check_order(function: str, order: int | None, highest: int, num_steps: int) -> int:
-    """Return a checked order in 1..highest, at most the number of steps.
+    """Return the order, after checking that it is in 1..highest and at most the number of steps.
 
     None stands for order 2, or 1 if there is a single step.
     """

@@ -31,7 +31,7 @@ def fastdpm(
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
-    r"""Compile the plan of FastDPM: a short chain, and the time at which each level was trained.
+    r"""Compile the plan of FastDPM: a short chain whose noise levels may lie between trained steps.
 
     Kong and Ping 2021, "On Fast Sampling of Diffusion Probabilistic Models" (arXiv:2106.00132).
     "steps" picks integer steps, "var" picks variances eta_s and calls the network at the fractional
@@ -115,10 +115,10 @@ def var_grid(
     levels = np.cumprod(1.0 - var_betas(schedule, num_steps, spacing, extended=extended))
     lowest = float(schedule.alpha_bar(T))
     times = schedule.time_at(np.maximum(levels, lowest))
-    times[0] = 1.0  # the first variance is beta_1
+    times[0] = 1.0  # because the first variance is beta_1
     falls_short = lowest < levels[-1] * (1.0 - 2e-4)
     if levels[-1] <= lowest * (1.0 + 1e-9) or (falls_short and extended):
-        times[-1] = T  # with `extended` only the rounding of a last variance near 1 leaves a gap
+        times[-1] = T  # with `extended`, only rounding leaves a gap here
     elif falls_short:
         warn_user(
             f"fastdpm: num_steps should reach alpha_bar(T) = {lowest:.3g} but {num_steps} "
@@ -163,7 +163,7 @@ def var_betas(
             return first * np.square(1.0 + np.arange(steps) * x)
 
     def level(x: float) -> float:
-        # Floored at 0, since two variances above 1 would make a positive product again.
+        # Clamp to 0, since two variances above 1 would give a positive product again.
         return float(np.prod(np.maximum(1.0 - variances(x), 0.0)))
 
     highest = level(lowest)
@@ -172,7 +172,7 @@ def var_betas(
             "fastdpm: num_steps must be smaller for growing variances to end at alpha_bar(T) = "
             f"{target:.3g}, got {steps}, where already equal ones of beta_1 end at {highest:.3g}"
         )
-    target = min(target, highest)  # all T steps of constant betas meet it but for rounding
+    target = min(target, highest)  # they differ by rounding for constant betas, S = T
     x = _bisected(level, lowest, bound, target, 1e-4)
     if extended and level(x) > target * (1.0 + 1e-4):
         x = _bisected(level, x, limit, target, 0.0)
@@ -182,7 +182,7 @@ def var_betas(
 def _bisected(
     f: Callable[[float], float], left: float, right: float, target: float, window: float
 ) -> float:
-    """Bisect for x with ``target <= f(x) <= (1 + window) target``, for falling f.
+    """Return x with ``target <= f(x) <= (1 + window) target`` by bisection; f must be decreasing.
 
     The midpoints are those of the authors' code.
     """
@@ -201,7 +201,7 @@ def _bisected(
 def _checked(
     schedule: NoiseSchedule, num_steps: int, spacing: str, extended: bool
 ) -> tuple[int, int]:
-    """Return the checked (T, S) for a schedule with whole steps."""
+    """Check the arguments and return (T, S); raise for a continuous schedule."""
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"fastdpm: schedule must be a NoiseSchedule, got {schedule!r}")
     if schedule.num_steps is None:

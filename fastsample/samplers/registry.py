@@ -1,4 +1,4 @@
-"""The registry of samplers.
+"""The registry of samplers: their names, functions and keyword arguments.
 
 `sample(method=...)`, `fs.<name>`, the command line, the README's table, the starting points of
 `tune`, the methods of comparisons and the tests all read it. To add a sampler, add a file beside
@@ -23,7 +23,7 @@ from fastsample.samplers.unipc import unipc
 
 @dataclass(frozen=True)
 class Setting:
-    """A choice of values for a method's knobs.
+    """Values for the keyword arguments (knobs) of a sampler.
 
     Attributes:
         family: its name in comparisons; several settings may share one name.
@@ -57,7 +57,7 @@ class Method:
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """The keyword arguments and their defaults, except those that the model decides."""
+        """The sampler's keyword arguments and their defaults, without `clip` and `prediction`."""
         return {
             name: parameter.default
             for name, parameter in inspect.signature(self.make).parameters.items()
@@ -109,23 +109,23 @@ METHODS: dict[str, Method] = {
 }
 
 DEFAULT_METHOD = "ddim"
-"""The method that "auto" stands for when the model has no tuned plans.
+"""The method that ``method="auto"`` means for a model without tuned plans.
 
 A knob that only another method takes selects that method instead."""
 
 
 def method_names() -> list[str]:
-    """Return the names that `method` arguments take: "auto" and those of `METHODS`."""
+    """Return all names that a `method` argument accepts: "auto" and those of `METHODS`."""
     return ["auto", *METHODS]
 
 
 def methods_with(knob: str) -> list[str]:
-    """Return the names of the methods that take a knob."""
+    """Return the names of the methods that take this keyword argument."""
     return [name for name, method in METHODS.items() if knob in method.knobs]
 
 
 def check_method(function: str, name: object, knobs: Mapping[str, Any]) -> Method:
-    """Return the method of a name, which must take all the knobs.
+    """Return the method of this name; raise unless it takes all the keyword arguments `knobs`.
 
     Raises:
         TypeError: a knob that no method takes.
@@ -151,7 +151,7 @@ def check_method(function: str, name: object, knobs: Mapping[str, Any]) -> Metho
 
 
 def table() -> str:
-    """Return the methods and their knobs as a Markdown table."""
+    """Return a Markdown table of the methods and their keyword arguments."""
     lines = ["| method | what it is | knobs and their defaults | source |", "|---|---|---|---|"]
     for name, method in METHODS.items():
         knobs = ", ".join(f"`{knob}={_quoted(value)}`" for knob, value in method.knobs.items())
@@ -163,5 +163,5 @@ def table() -> str:
 
 
 def _quoted(value: Any) -> str:
-    """Return a default value as Python source."""
+    """Return a default value as it is written in Python code."""
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -56,11 +56,11 @@ def unipc(
     a = sigmas[1:] / sigmas[:-1]
     gain = -alphas[1:] * np.expm1(-h)
     ratio = step_ratios(h)
-    predict = np.where(second, 0.5 * ratio, 0.0)  # UniP-2 is 2M
+    predict = np.where(second, 0.5 * ratio, 0.0)  # the same as DPM-Solver++ 2M
 
     # Row i > 0 first corrects x for the step before it: x + spread (h1 - h2) + pull (x0 - h1).
     # rho solves the paper's linear system for the points r_1 = -1 / back and r_2 = 1.
-    before = np.where(np.isfinite(h[:-1]), h[:-1], 1.0)  # only row 0 is infinite: first order
+    before = np.where(np.isfinite(h[:-1]), h[:-1], 1.0)  # in row 0, which is first order
     b1 = phi(2, before) / phi(1, before)
     b2 = 2.0 * phi(3, before) / phi(1, before)
     back = ratio[:-1]
