@@ -1,1 +1,1 @@
-"""The network and its conventions: inputs, outputs, conditions, and what fits it."""
+"""The class `Denoiser` (a network and its conventions), conditions, and checks of both."""

@@ -1,4 +1,4 @@
-"""A model at a fixed list of times, for callers that evaluate it there again and again."""
+"""The class `AtTimes`, which evaluates a model repeatedly at a fixed list of times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsample.plans.rows import Clip, clip_bounds, row_table, x0_terms
 
 
 class AtTimes:
-    """A model's outputs and x0 estimates at a fixed list of times, in batches.
+    """Computes a model's outputs and x0 estimates at a fixed list of times, in batches.
 
     The times are numbered: methods take the position `k` of a time in the list.
 
@@ -52,16 +52,16 @@ class AtTimes:
         self._function, self._batch_size = function, batch_size
         self._bounds = clip_bounds(function, clip)
         self._scale = 1.0 if guidance is None else guidance
-        # Inference tensors cannot be saved for a backward pass, and callers may need one.
+        # Leave inference mode, whose tensors cannot be used in a backward pass.
         with torch.inference_mode(False):
             self._timesteps = denoiser.network_times(times)
 
     def rounded(self, x: Tensor) -> Tensor:
-        """The values of `x` after rounding to the network's dtype, in the dtype of `x`."""
+        """Return `x` rounded to the network's dtype and cast back to the dtype of `x`."""
         return x.to(self.denoiser.input_dtype(x.dtype)).to(x.dtype)
 
     def output(self, x: Tensor, k: int, conditions: Conditions) -> tuple[Tensor, Tensor | None]:
-        """The network's (conditional, unconditional or None) output for ``x (n, *shape)``.
+        """Return the network's (conditional, unconditional or None) outputs for ``x (n, *shape)``.
 
         The network's input is cast to its dtype; the outputs come back in the dtype of `x`.
         """
@@ -73,7 +73,7 @@ class AtTimes:
         return conditional, torch.cat(unconditional) if conditions.guided else None
 
     def x0(self, x: Tensor, k: int, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x0, conditional output, unconditional output or None) of ``x (n, *shape)``.
+        """Return (x0, conditional output, unconditional output or None) for ``x (n, *shape)``.
 
         The guided, clamped x0 is computed by the sampler's own kernel, in arithmetic precision.
         """
@@ -83,21 +83,21 @@ class AtTimes:
 
     @cached_property
     def rows(self) -> FloatArray:
-        """`(n, 13)` plan rows whose result is x0 itself, one per time."""
+        """A row of coefficients per time, `(n, 13)`, with which `ops.step` returns x0 itself."""
         p, q = x0_terms(self._function, self.denoiser.prediction, self.alpha, self.sigma)
         low, high = self._bounds
         return row_table(len(self.times), p=p, q=q, lo=low, hi=high, w=self._scale, b=1.0)
 
     @cached_property
     def _device_rows(self) -> tuple[Tensor, Tensor]:
-        """The rows and their numbers, on the model's device."""
+        """The `rows` and the row numbers `(n,)` as tensors on the model's device."""
         device = self.denoiser.device
         with torch.inference_mode(False):
             rows = torch.as_tensor(self.rows, dtype=ops.rows_dtype(device), device=device)
             return rows, torch.arange(len(rows), device=device)
 
     def _parts(self, x: Tensor, conditions: Conditions) -> Iterator[tuple[Tensor, Conditions]]:
-        """The samples of each network call, with their conditions."""
+        """Yield (samples, their conditions) for each network call."""
         size = self._batch_size
         if size is None or len(x) <= size:
             yield x, conditions
@@ -107,7 +107,7 @@ class AtTimes:
             yield part, conditions.part(first, part)
 
     def _call(self, x: Tensor, conditions: Conditions, k: int) -> tuple[Tensor, Tensor | None]:
-        """One network call."""
+        """Call the network once; return its (conditional, unconditional or None) outputs."""
         network_input = conditions.doubled(x)
         timestep = self._timesteps[k].expand(len(network_input))
         output = self.denoiser.at_timestep(network_input, timestep, conditions.arguments)

@@ -1,4 +1,4 @@
-"""Data from users as checked batches on the model's device."""
+"""Turns data from users into checked batches on the model's device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastsample.denoiser.denoiser import Denoiser
 def batches_of(
     function: str, denoiser: Denoiser, data: Tensor | Iterable[Tensor], batch_size: int
 ) -> Iterator[Tensor]:
-    """The non-empty batches `(B, *shape)` of some data, checked, on the model's device.
+    """Check data and yield its non-empty batches `(B, *shape)` on the model's device.
 
     Args:
         function: the caller's name, for messages.
@@ -43,7 +43,7 @@ def batches_of(
 
 
 def _tensors(function: str, data: Any, size: int) -> Iterable[Any]:
-    """The batches of the data, as they are; TypeError for data without batches."""
+    """Return an iterable of the unchecked batches; TypeError if the data cannot be iterated."""
     if not isinstance(data, Iterable) or (isinstance(data, Tensor) and data.dim() == 0):
         raise TypeError(
             f"{function}: data must be a tensor (N, *shape) or batches of them, got {data!r:.80}"
@@ -52,7 +52,7 @@ def _tensors(function: str, data: Any, size: int) -> Iterable[Any]:
 
 
 def check_data_range(function: str, x0: Tensor) -> None:
-    """ValueError for data outside [-1, 1], where the discretized decoder has no bins; also NaN."""
+    """Raise ValueError for NaN or values outside [-1, 1], where the decoder has no bins."""
     low, high = float(x0.min()), float(x0.max())
     if not -1.0 - 1e-6 <= low <= high <= 1.0 + 1e-6:
         raise ValueError(
@@ -62,7 +62,7 @@ def check_data_range(function: str, x0: Tensor) -> None:
 
 
 def check_bin_width(function: str, bin_width: Any) -> float:
-    """The distance of neighbouring data levels, checked: at least two of them fit in [-1, 1]."""
+    """Return the distance of neighbouring data levels as a float; raise unless it is in (0, 2]."""
     width = check_real(function, "bin_width", bin_width)
     if not 0.0 < width <= 2.0:
         raise ValueError(f"{function}: bin_width must be in (0, 2], got {width:g}")

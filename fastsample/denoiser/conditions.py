@@ -1,4 +1,4 @@
-"""Conditions: a network's inputs besides x and the timestep, for a batch of samples."""
+"""The class `Conditions`: a network's inputs besides x and t, such as labels and text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastsample.denoiser.trees import leaves, map_leaves, map_pairs, with_shared
 
 
 class Conditions:
-    """The network's extra keyword arguments for a batch: sliced, repeated, doubled as a whole.
+    """Holds the network's extra keyword arguments for a batch; can slice, repeat and double them.
 
     Conditions are a mapping from argument names to values:
 
@@ -77,10 +77,10 @@ class Conditions:
             self._uncond = map_leaves(lambda leaf: broadcast_entry(leaf, self.batch), tree)
             self._check_batch("uncond", self._uncond)
             if self.batch is not None:
-                _ = self.arguments  # raises now, not at the first call, if cond and uncond differ
+                _ = self.arguments  # raises if cond and uncond differ
 
     def _check_batch(self, label: str, tree: Any) -> None:
-        """ValueError unless all leaves with one entry per sample have as many entries.
+        """Raise ValueError unless all leaves with one entry per sample have `batch` entries.
 
         The first such leaf determines the batch where it is not known.
         """
@@ -97,7 +97,7 @@ class Conditions:
                 )
 
     def _with(self, cond: Any, uncond: Any, batch: int | None) -> Conditions:
-        """Conditions of the same caller from trees that are normalised already."""
+        """Return a copy that holds other values, which must have gone through `normalised`."""
         other = copy.copy(self)
         other.__dict__.pop("arguments", None)
         other.__dict__.pop("conditional", None)
@@ -106,21 +106,21 @@ class Conditions:
         return other
 
     def _mapped(self, function: Callable[[Any], Any], batch: int | None) -> Conditions:
-        """The conditions with a function applied to every leaf of both trees."""
+        """Return the conditions with a function applied to every value of cond and uncond."""
         uncond = None if self._uncond is None else map_leaves(function, self._uncond)
         return self._with(map_leaves(function, self._cond), uncond, batch)
 
-    # ---- parts of a batch
+    # ---- conditions of other batches
 
     def select(self, index: Index) -> Conditions:
-        """The conditions of some samples: a slice, or their positions in the batch."""
+        """Return the conditions of some samples, given by a slice or by positions in the batch."""
         batch = self.batch
         if batch is not None:
             batch = len(range(batch)[index]) if isinstance(index, slice) else len(index)
         return self._mapped(lambda leaf: select_entries(leaf, index), batch)
 
     def part(self, first: int, x: Tensor) -> Conditions:
-        """The conditions of the samples ``x (n, ...)`` from position `first` on, on their device.
+        """Return the conditions of samples `first` to `first + n`, on the device of ``x (n, ...)``.
 
         Raises:
             ValueError: fewer entries than samples.
@@ -132,25 +132,25 @@ class Conditions:
         return part
 
     def to(self, device: torch.device) -> Conditions:
-        """The conditions with their tensors on a device."""
+        """Return the conditions with their tensors moved to a device."""
         return self._mapped(lambda leaf: to_device(leaf, device), self.batch)
 
     def check_count(self, count: int) -> None:
-        """ValueError unless there are entries for this number of samples."""
+        """Raise ValueError unless `cond` has entries for this number of samples."""
         self._with(self._cond, self._uncond, count)._check_batch("cond", self._cond)
 
     @property
     def mapping(self) -> dict[str, Any]:
-        """The conditions as a mapping that can be passed as ``cond=`` again."""
+        """The conditions as a dictionary that can be passed as ``cond=`` again."""
         return self._cond
 
     def repeat(self, count: int) -> Conditions:
-        """The conditions of the whole batch, `count` times in a row."""
+        """Return the conditions of the whole batch tiled `count` times (a b a b, not a a b b)."""
         batch = None if self.batch is None else self.batch * count
         return self if count == 1 else self._mapped(lambda leaf: repeated(leaf, count), batch)
 
     def replaced(self, dropped: Tensor, uncond: Mapping[str, Any]) -> Conditions:
-        """The conditions with those of some samples replaced by "no condition".
+        """Return the conditions with those of some samples replaced by "no condition".
 
         Args:
             dropped: `(B,)` bool, on the tensors' device: whose conditions are replaced.
@@ -171,7 +171,7 @@ class Conditions:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """The network's keyword arguments; under guidance those of both halves of the batch."""
+        """The network's keyword arguments; under guidance for 2 B samples, unconditional first."""
         cond = self._expanded(self._cond)
         if self._uncond is None:
             return map_leaves(unwrapped, cond)
@@ -189,28 +189,28 @@ class Conditions:
 
     @cached_property
     def conditional(self) -> Conditions:
-        """The same conditions without guidance, for rows of scale 1."""
+        """The same conditions without `uncond`, for rows whose guidance scale is 1."""
         return self._with(self._cond, None, self.batch) if self.guided else self
 
     def doubled(self, x: Tensor) -> Tensor:
-        """The samples of one network call: x, or x twice under guidance."""
+        """Return the input of one network call: x, or under guidance x twice, ``(2 B, ...)``."""
         return torch.cat((x, x)) if self.guided else x
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(conditional output, unconditional output or None) of one network call."""
+        """Return one call's output as (conditional half, unconditional half or None)."""
         if not self.guided:
             return output, None
         unconditional, conditional = output.chunk(2)
         return conditional, unconditional
 
     def tensors(self) -> Iterator[Tensor]:
-        """Every tensor in the conditions, to see whether one requires grad."""
+        """Yield every tensor in the conditions, to find out whether one requires grad."""
         for tree in (self._cond, self._uncond):
             for _, leaf in leaves(tree, ""):
                 yield from tensors_in(leaf)
 
     def _expanded(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """The tree with tensors without axes expanded to one entry per sample."""
+        """Return the conditions with 0-dimensional tensors expanded to one entry per sample."""
 
         def expanded(leaf: Any) -> Any:
             if isinstance(leaf, Tensor) and leaf.dim() == 0:

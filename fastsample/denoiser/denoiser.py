@@ -1,4 +1,4 @@
-"""A trained network with its conventions: time input, prediction, data range, noise schedule."""
+"""The class `Denoiser`: a network with its time input, prediction, data range and schedule."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Denoiser:
             model.to(self._device)
 
     def with_profile(self, profile: CarriedProfile | None) -> Denoiser:
-        """The same model with its profile, from which ``grid="auto"`` takes its times.
+        """Return the same model with a profile, from which ``grid="auto"`` takes its times.
 
         Args:
             profile: the `fastsample.Profile` of this model; None removes it.
@@ -107,7 +107,7 @@ class Denoiser:
         return other
 
     def with_plans(self, plans: Mapping[int, Plan] | Iterable[Plan]) -> Denoiser:
-        """The same model with tuned plans, which ``fs.sample(model, steps)`` then uses.
+        """Return the same model with tuned plans, which ``fs.sample(model, steps)`` then uses.
 
         Args:
             plans: plans of different lengths (`fastsample.tune`), or a mapping from their lengths
@@ -125,11 +125,11 @@ class Denoiser:
         """The device that the network runs on."""
         tensor = _first_tensor(self.model)
         if tensor is not None:
-            return tensor.device  # right even after the module was moved
+            return tensor.device  # still right after the module was moved
         return self._device or torch.device("cpu")
 
     def check_device(self, function: str, device: torch.device) -> None:
-        """ValueError for a device other than the module's; a plain callable takes any device."""
+        """Raise ValueError for a device other than the module's; a plain callable takes any."""
         if _first_tensor(self.model) is not None and device != self.device:
             raise ValueError(
                 f"{function}: device must be the model's {self.device}, got {device}; "
@@ -138,16 +138,16 @@ class Denoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the network's first floating parameter; float32 when it has none."""
+        """The dtype of the network's first floating parameter; float32 when it has none."""
         tensor = _first_tensor(self.model)
         return torch.float32 if tensor is None else tensor.dtype
 
     def clip_for(self, clip: Clip | Literal["auto"]) -> Clip:
-        """The range that x0 is clamped to: the model's for "auto", else `clip` itself."""
+        """Return the range that x0 is clamped to: the model's for "auto", else `clip` itself."""
         return self.clip if isinstance(clip, str) and clip == "auto" else clip
 
     def input_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which the network is given samples of a dtype.
+        """Return the dtype that samples of a given dtype are cast to before they enter the network.
 
         A module whose floating parameters have the samples' dtype among theirs takes them as they
         are, since networks may keep some layers in another precision. Other modules are given the
@@ -160,7 +160,7 @@ class Denoiser:
         return dtype if any(p.dtype == dtype for p in parameters) else first.dtype
 
     def network_times(self, times: FloatArray, device: torch.device | None = None) -> Tensor:
-        """The timesteps ``(K,)`` that the network takes at project times ``(K,)``.
+        """Return the timesteps ``(K,)`` that the network takes at times ``(K,)`` (0 data, T noise).
 
         int64 when the network takes indices and all times are whole, else float32 (or the integers
         of a callable `time`), on the network's device.
@@ -173,7 +173,7 @@ class Denoiser:
         t: float | Sequence[float] | FloatArray,
         cond: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """The network's output for noisy samples at project times.
+        """Return the network's output for noisy samples at times t (0 is data, T is noise).
 
         Args:
             x: noisy samples `(B, *shape)`.
@@ -215,7 +215,7 @@ class Denoiser:
         cond: Mapping[str, Any],
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """The network's output at timesteps in the network's convention; the output is checked.
+        """Return the network's checked output at timesteps in the network's own convention.
 
         Args:
             x: noisy samples `(B, *shape)`; cast for the network, and its output back.
@@ -234,7 +234,7 @@ class Denoiser:
         network_input = x if dtype == x.dtype else x.to(dtype)
         output = unpacked(self.model(network_input, timestep, **cond))
         check_output(x, output, learned=self.variance == "learned_range")
-        # Networks in another dtype or under autocast return theirs.
+        # A network in another dtype or under autocast returns that dtype.
         return output if output.dtype == x.dtype else output.to(x.dtype)
 
     def __repr__(self) -> str:
@@ -246,7 +246,7 @@ class Denoiser:
 
 
 def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of one sample as a tuple: at least one size, all positive."""
+    """Return the shape of one sample as a tuple; raise unless all sizes are at least 1."""
     try:
         sizes = tuple(shape)
     except TypeError:
@@ -258,14 +258,14 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _checked_uncond(uncond: Any) -> dict[str, Any]:
-    """A copy of the keyword arguments; TypeError for anything but a mapping."""
+    """Return a copy of the keyword arguments; TypeError for anything but a mapping."""
     if not isinstance(uncond, Mapping):
         raise TypeError(f"Denoiser: uncond must be a mapping, got {uncond!r}")
     return dict(cast(Mapping[str, Any], uncond))
 
 
 def _first_tensor(model: Any) -> Tensor | None:
-    """A module's first floating parameter or buffer, whose device and dtype are the model's."""
+    """Return a module's first floating parameter or buffer, else None."""
     if not isinstance(model, nn.Module):
         return None
     tensors = itertools.chain(model.parameters(), model.buffers())

@@ -1,4 +1,4 @@
-"""Checks whether a plan, a profile or a variance fits a model."""
+"""Functions that check whether a plan, a profile or a variance fits a model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fastsample.plans.plan import Plan
 class CarriedProfile(Protocol):
     """The methods of `fastsample.Profile` that a `Denoiser` calls.
 
-    A protocol, because profiles are measured on a `Denoiser` and import this package.
+    It is a protocol, because the module of `Profile` imports this package.
     """
 
     def check_model(self, model: Any) -> None:
-        """ValueError unless the profile was measured on such a model."""
+        """Raise ValueError unless schedule, shape, prediction and variance are the model's."""
 
     def best_grid(self, steps: int, **options: Any) -> Grid | None:
-        """The best grid of `steps` network calls, or None."""
+        """Return the best grid of `steps` network calls, or None."""
 
 
 def check_profile(model: Any, profile: Any) -> CarriedProfile:
-    """The profile; TypeError or ValueError unless it was measured on such a model."""
+    """Return the profile; raise unless its schedule, shape, prediction, variance fit the model."""
     if not hasattr(profile, "check_model"):
         raise TypeError(f"with_profile: profile must be a Profile, got {type(profile).__name__}")
     profile.check_model(model)
@@ -31,7 +31,7 @@ def check_profile(model: Any, profile: Any) -> CarriedProfile:
 
 
 def check_plan(function: str, name: str, model: Any, plan: Plan) -> Plan:
-    """The plan; ValueError unless samples of this model can be drawn with it.
+    """Return the plan; raise ValueError unless samples of this model can be drawn with it.
 
     The schedule of a plan without one is not checked. A plan whose provenance says that it was
     tuned for samples of another shape is refused.
@@ -67,7 +67,7 @@ def check_plan(function: str, name: str, model: Any, plan: Plan) -> Plan:
 
 
 def check_variance(function: str, model: Any, variance: Any) -> None:
-    """ValueError for a learned variance with a model that has none."""
+    """Raise ValueError for a learned variance with a model whose output has none."""
     learned = isinstance(variance, str) and variance == "learned_range"
     if learned and model.variance != "learned_range":
         raise ValueError(
@@ -77,7 +77,7 @@ def check_variance(function: str, model: Any, variance: Any) -> None:
 
 
 def plans_by_length(model: Any, plans: Mapping[int, Plan] | Iterable[Plan]) -> dict[int, Plan]:
-    """Plans by their numbers of network calls.
+    """Check the plans and return a dictionary from number of network calls to plan.
 
     Args:
         model: a `Denoiser`.
@@ -107,7 +107,7 @@ def plans_by_length(model: Any, plans: Mapping[int, Plan] | Iterable[Plan]) -> d
 
 
 def _with_lengths(plans: Any) -> Iterable[tuple[Any, Any]]:
-    """(length or None, plan) for the plans of a mapping or an iterable."""
+    """Return pairs (key or None, plan) of the plans in a mapping or an iterable."""
     if isinstance(plans, Plan) or not isinstance(plans, Iterable):
         raise TypeError(f"with_plans: plans must be several Plans, got {type(plans).__name__}")
     if isinstance(plans, Mapping):

@@ -1,6 +1,6 @@
-"""Leaves of conditions: their entries, one per sample, selected, repeated and combined."""
+"""Functions on one value (leaf) of the conditions, which often has one entry per sample."""
 
-# Leaves have any type: isinstance narrows them to containers whose elements are unknown.
+# Values have any type; after isinstance, pyright does not know the types of their elements.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
 
@@ -20,14 +20,14 @@ Index: TypeAlias = slice | npt.NDArray[np.int64]
 
 
 def entry_count(leaf: Any) -> int | None:
-    """The number of entries of a leaf with one per sample; None for other leaves."""
+    """Return the number of entries of a leaf that has one per sample; None for other leaves."""
     if isinstance(leaf, Tensor):
         return leaf.shape[0] if leaf.dim() else None
     return len(leaf) if isinstance(leaf, list) else None
 
 
 def select_entries(leaf: Any, index: Index) -> Any:
-    """The entries of some samples; a leaf that applies to every sample as it is."""
+    """Return the entries of some samples; a leaf that applies to all samples is returned as is."""
     if entry_count(leaf) is None:
         return leaf
     if isinstance(leaf, list):
@@ -36,26 +36,26 @@ def select_entries(leaf: Any, index: Index) -> Any:
 
 
 def broadcast_entry(leaf: Any, batch: int | None) -> Any:
-    """A leaf of a single entry with that entry for every sample; other leaves as they are."""
+    """Expand a leaf with a single entry to `batch` entries; return other leaves as they are."""
     if batch is None or entry_count(leaf) != 1:
         return leaf
     return leaf * batch if isinstance(leaf, list) else leaf.expand(batch, *leaf.shape[1:])
 
 
 def repeated(leaf: Any, count: int) -> Any:
-    """All entries of a leaf, `count` times in a row."""
+    """Return a leaf with its entries tiled `count` times (a b a b, not a a b b)."""
     if entry_count(leaf) is None:
         return leaf
     return leaf * count if isinstance(leaf, list) else repeat(leaf, count)
 
 
 def repeat(x: Tensor, count: int) -> Tensor:
-    """All samples of a batch `(B, ...)`, `count` times in a row: `(count B, ...)`."""
+    """Return a batch `(B, ...)` tiled `count` times (a b a b, not a a b b): `(count B, ...)`."""
     return x if count == 1 else x.repeat(count, *[1] * (x.dim() - 1))
 
 
 def to_device(leaf: Any, device: torch.device | None) -> Any:
-    """The leaf with its tensors on a device; None leaves them where they are."""
+    """Return the leaf with its tensors moved to a device; None leaves them where they are."""
     if device is None:
         return leaf
     if isinstance(leaf, Tensor):
@@ -68,12 +68,12 @@ def to_device(leaf: Any, device: torch.device | None) -> Any:
 
 
 def unwrapped(leaf: Any) -> Any:
-    """The leaf as the network takes it: shared values without their mark."""
+    """Return the leaf as the network takes it: the value inside a `Shared`, else the leaf."""
     return leaf.value if isinstance(leaf, Shared) else leaf
 
 
 def tensors_in(leaf: Any) -> Iterator[Tensor]:
-    """Every tensor in a leaf."""
+    """Yield every tensor in a leaf."""
     if isinstance(leaf, Tensor):
         yield leaf
     elif isinstance(leaf, (list, Shared)):
@@ -83,7 +83,7 @@ def tensors_in(leaf: Any) -> Iterator[Tensor]:
 
 
 def doubled(function: str, path: str, conditional: Any, unconditional: Any) -> Any:
-    """One leaf for both halves of a guided batch, the unconditional half first."""
+    """Join two leaves for a guided batch of 2 B samples, the unconditional entries first."""
     if isinstance(unconditional, Tensor) and isinstance(conditional, Tensor):
         if unconditional.shape[1:] != conditional.shape[1:]:
             raise ValueError(
@@ -103,7 +103,7 @@ def doubled(function: str, path: str, conditional: Any, unconditional: Any) -> A
 
 
 def _in_dtype_of(function: str, path: str, conditional: Tensor, unconditional: Tensor) -> Tensor:
-    """The unconditional entries in the dtype of the conditional ones, in which they must be exact.
+    """Cast the unconditional entries to the conditional dtype; raise if an integer would change.
 
     Floating conditions may round: a number of Python stands for its nearest float.
     """
@@ -117,7 +117,7 @@ def _in_dtype_of(function: str, path: str, conditional: Tensor, unconditional: T
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two leaves are the same, tensors by value."""
+    """Return whether two leaves are equal; tensors and arrays are compared by value."""
     if one is other:
         return True
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
@@ -138,7 +138,7 @@ def _equal(one: Any, other: Any) -> bool:
 def with_dropped(
     function: str, path: str, conditional: Any, unconditional: Any, dropped: Tensor
 ) -> Any:
-    """The leaf with the entries of dropped samples replaced by the unconditional entry.
+    """Return the leaf with the entries of dropped samples replaced by the unconditional entry.
 
     Args:
         function: the caller's name, for messages.

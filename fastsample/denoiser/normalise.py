@@ -1,6 +1,6 @@
-"""Conditions from users as trees of tensors."""
+"""Converts the conditions that users pass: numbers and arrays become tensors on a device."""
 
-# Leaves have any type: isinstance narrows them to containers whose elements are unknown.
+# Values have any type; after isinstance, pyright does not know the types of their elements.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
 
@@ -18,7 +18,7 @@ from fastsample.denoiser.trees import leaves, tuple_like
 
 
 def batch_size_of(cond: Mapping[str, Any] | None) -> int | None:
-    """The number of samples that the conditions are for; None when no entry determines it."""
+    """Return the number of samples that the conditions are for; None if no value tells."""
     if not isinstance(cond, Mapping):  # `Conditions` raises the error for anything else
         return None
     for _, leaf in leaves(cond, "cond"):
@@ -29,7 +29,7 @@ def batch_size_of(cond: Mapping[str, Any] | None) -> int | None:
 
 
 def normalised(function: str, path: str, tree: Any, device: torch.device | None) -> Any:
-    """The tree with numbers and arrays as tensors on a device; other leaves as they are.
+    """Return the conditions with numbers and arrays converted to tensors on a device.
 
     Args:
         function: the caller's name, for messages.
@@ -70,7 +70,7 @@ def normalised(function: str, path: str, tree: Any, device: torch.device | None)
 
 
 def _is_numeric(value: Any) -> bool:
-    """Whether the value is a number or nested lists of numbers, which become one tensor."""
+    """Return whether the value is a number, or nested lists of numbers (which become a tensor)."""
     if isinstance(value, list):
         return all(map(_is_numeric, value))
     return isinstance(value, (bool, int, float, np.number, np.bool_))
@@ -81,14 +81,14 @@ def _is_array(value: Any) -> bool:
 
 
 def _as_tensor(function: str, path: str, value: Any) -> Any:
-    """Numbers and arrays as a tensor; anything else as it is.
+    """Return numbers and arrays as a tensor, and anything else as it is.
 
     Arrays are copied, since the caller may write to them later.
     """
     if not isinstance(value, (int, float, list, np.ndarray, np.number)) or isinstance(value, bool):
         return value
     try:
-        # A copy also of arrays whose strides are negative, which torch refuses.
+        # Copy arrays to C order first, since torch refuses negative strides.
         return torch.tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""A network's output: taken out of its container, and checked."""
+"""Functions that take a network's output out of its container and check it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def unpacked(output: Any) -> Tensor:
-    """The tensor itself, or the one inside a diffusers output, a dictionary or a tuple."""
+    """Return the tensor, or the one inside a diffusers output, a dictionary or a tuple."""
     if isinstance(output, Tensor):
         return output
     inner = getattr(output, "sample", None)
@@ -24,7 +24,7 @@ def unpacked(output: Any) -> Tensor:
 
 
 def check_output(x: Tensor, output: Tensor, *, learned: bool) -> None:
-    """TypeError or ValueError for an output that does not fit the input ``x (B, *shape)``.
+    """Raise TypeError or ValueError for an output that does not fit the input ``x (B, *shape)``.
 
     Args:
         x: the network's input.

@@ -1,4 +1,4 @@
-"""Timesteps: the time inputs of a network, by the convention of its training."""
+"""Converts times t in (0, T] to the timesteps that a network was trained with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], FloatArray]] = {
 
 
 def check_time_input(schedule: NoiseSchedule, time: Any) -> None:
-    """ValueError for an unknown convention, or one of step numbers without integer steps."""
+    """Raise ValueError for an unknown `time`, or step numbers with a continuous schedule."""
     if not callable(time) and time not in list(_TIME_INPUTS):
         raise ValueError(
             f"Denoiser: time must be one of {list(_TIME_INPUTS)} or a callable, got {time!r}"
@@ -43,7 +43,7 @@ def check_time_input(schedule: NoiseSchedule, time: Any) -> None:
 
 
 def timesteps(schedule: NoiseSchedule, time: TimeInput, times: FloatArray) -> Tensor:
-    """The timesteps `(K,)` at project times `(K,)`: int64 for whole indices, else float32.
+    """Return the network's timesteps `(K,)` at times `(K,)`: int64 for whole indices, else float32.
 
     Args:
         schedule: the noise schedule of the times.
@@ -61,7 +61,7 @@ def timesteps(schedule: NoiseSchedule, time: TimeInput, times: FloatArray) -> Te
         raise ValueError(
             f"Denoiser: time must give one value per time {times.shape}, got {tuple(values.shape)}"
         )
-    # Checked before the upload: a check on the device would wait for it.
+    # Check before the upload to the device: a check there would have to wait for it.
     host = values.detach().cpu().numpy()
     if values.is_floating_point() and not np.all(np.isfinite(host)):
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Trees of conditions: dictionaries and tuples are structure, everything else is a leaf.
+"""Functions on nested conditions: dictionaries and tuples nest, everything else is a leaf.
 
 A leaf is a tensor with one entry per sample, a list with one entry per sample, a tensor without
 axes that applies to every sample, a `Shared` value, or anything else, which is passed as it is.
 """
 
-# Leaves have any type: isinstance narrows them to containers whose elements are unknown.
+# Values have any type; after isinstance, pyright does not know the types of their elements.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownMemberType=false
 
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """A condition that is the same for every sample; made by `shared`."""
+    """Marks a condition that is the same for every sample; the function `shared` makes it."""
 
     value: Any
 
@@ -40,7 +40,7 @@ def shared(value: Any) -> Shared:
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """The tree with every leaf replaced by a function of it."""
+    """Return the nested conditions with the function applied to every leaf."""
     if isinstance(tree, dict):
         return {name: map_leaves(function, value) for name, value in tree.items()}
     if isinstance(tree, tuple):
@@ -49,12 +49,12 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def tuple_like(like: tuple[Any, ...], values: list[Any]) -> tuple[Any, ...]:
-    """A tuple of the same class, which may be a named tuple."""
+    """Return the values as a tuple, or as a named tuple if `like` is one."""
     return type(like)(*values) if hasattr(like, "_fields") else tuple(values)
 
 
 def with_shared(tree: Any, other: Any) -> Any:
-    """`other` with the shared leaves of `tree` that it leaves out, at any depth of dictionaries."""
+    """Return `other` with the `Shared` leaves of `tree` added that it leaves out, at any depth."""
     if not (isinstance(tree, dict) and isinstance(other, dict)):
         return other
     missing = {
@@ -70,7 +70,7 @@ def with_shared(tree: Any, other: Any) -> Any:
 def map_pairs(
     function: str, path: str, combine: Callable[[str, Any, Any], Any], one: Any, other: Any
 ) -> Any:
-    """Two trees combined leaf by leaf.
+    """Combine two nested conditions of equal structure leaf by leaf.
 
     Args:
         function: the caller's name, for messages.
@@ -106,7 +106,7 @@ def map_pairs(
 
 
 def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every leaf with its path, for messages."""
+    """Yield (path, leaf) for every leaf; the path, like ``cond['text']``, is for messages."""
     if isinstance(tree, Mapping):
         for name, value in tree.items():
             yield from leaves(value, f"{path}[{name!r}]")

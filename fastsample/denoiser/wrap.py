@@ -1,4 +1,4 @@
-"""The models that users pass, a `Denoiser` or a bare callable, as a checked `Denoiser`."""
+"""Turns the model that a user passes, a `Denoiser` or a bare callable, into a `Denoiser`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastsample.schedules.schedule import NoiseSchedule
 
 
 def as_denoiser(model: Any, shape: Sequence[int] | None, schedule: Any, function: str) -> Denoiser:
-    """The model as a `Denoiser`; for a bare callable the schedule defaults to linear.
+    """Return the model as a `Denoiser`; a bare callable gets a linear schedule by default.
 
     Args:
         model: a `Denoiser`, or a callable ``(x, t) -> output`` that predicts epsilon.
@@ -51,6 +51,6 @@ def as_denoiser(model: Any, shape: Sequence[int] | None, schedule: Any, function
 
 
 def check_denoiser(function: str, denoiser: Any) -> None:
-    """TypeError for a model that is no `Denoiser`."""
+    """Raise TypeError for a model that is no `Denoiser`."""
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"{function}: denoiser must be a Denoiser, got {type(denoiser).__name__}")
