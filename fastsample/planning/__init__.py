@@ -1,1 +1,1 @@
-"""Dynamic programs that choose the times of a grid, and the step costs that they minimize."""
+"""Planning: dynamic programs that choose the K times of a grid with the least total cost."""

@@ -1,4 +1,4 @@
-"""The table of step costs for one objective, and the grids that cost least."""
+"""The class `CostTable`: the cost of every step t -> s, and the grids that cost least."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Objective: TypeAlias = Literal["elbo", "mse", "trajectory"]
 
 
 class CostTable:
-    """The costs of all steps between the times of a profile; `Profile.costs` makes it.
+    """Holds the cost of every step between the times of a profile; `Profile.costs` makes it.
 
     Attributes:
         schedule: the noise levels that the costs belong to.
@@ -56,7 +56,7 @@ class CostTable:
         self.prior = prior
         self.dims = dims
         self._costs = costs
-        # The cost of the steps t -> s -> 0 together, if the decoder depends on both times.
+        # If the last step's variance depends on the step before, this is the cost of t -> s -> 0.
         self._last_two = last_two
         self.start = None if start is None else frozen(start)
         self._full_table: FloatArray | None = None
@@ -64,7 +64,7 @@ class CostTable:
 
     @property
     def costs(self) -> FloatArray:
-        """The costs `(n + 1, n + 1)`, row t, column s, +inf where there is no step.
+        """The costs `(n + 1, n + 1)` of the steps from t (row) to s (column), +inf where s >= t.
 
         With decoder="respaced" column 0 holds the cost of the last two steps together, through the
         best time in between.
@@ -87,8 +87,9 @@ class CostTable:
         return self.best_grids([steps], at_most=at_most)[steps]
 
     def best_grids(self, steps: Iterable[int], *, at_most: bool = False) -> dict[int, Grid]:
-        """Return the best grid for each number of steps, from one run of the dynamic program."""
-        # In the dynamic program the start is one more edge, and the last two steps may be one.
+        """Return the cheapest grid for each number of steps, found in one dynamic program."""
+        # The dynamic program has one more edge if the start has a cost, and one edge less if the
+        # last two steps have one common cost.
         more = int(self.start is not None) - int(self._last_two is not None)
         least = max(1, 1 - more)
         check_bool("best_grid", "at_most", at_most)
@@ -101,7 +102,7 @@ class CostTable:
         return {k: self._grid(paths.path(k + more, at_most=at_most)) for k in budgets}
 
     def cost(self, grid: Grid) -> float:
-        """Return the cost of a grid, with its start and without the prior.
+        """Return the cost of a grid: its steps and its start, without the prior.
 
         Raises:
             ValueError: a grid with times that the table does not have, or one that must start at
@@ -139,11 +140,11 @@ class CostTable:
 
     @property
     def respaced(self) -> bool:
-        """Whether the last step's cost depends on the step before it."""
+        """Whether the last step's cost depends on the step before it (decoder="respaced")."""
         return self._last_two is not None
 
     def bits_per_dim(self, grid: Grid) -> float:
-        """Return the bound of a grid in bits per dimension, with the prior ("elbo" only)."""
+        """Return the ELBO of a grid in bits per dimension, prior included ("elbo" only)."""
         if self.objective != "elbo":
             raise ValueError(
                 f'bits_per_dim: objective must be "elbo", got a table of {self.objective!r}'
@@ -156,9 +157,9 @@ class CostTable:
         return f"CostTable({self.objective!r}{variance}{decoder}, {len(self.times) - 1} times)"
 
     def _planned(self, budget: int) -> Paths:
-        """Return paths of at least `budget` edges; the longest run is kept for later calls."""
+        """Return the paths of up to `budget` edges or more; they are stored for later calls."""
         if self._paths is None or self._paths.max_steps < budget:
-            # Doubled each time, so that callers who ask for 1, 2, 3, ... steps run it rarely.
+            # Double the limit each time, so that requests for 1, 2, 3, ... steps rarely rerun it.
             doubled = 0 if self._paths is None else 2 * self._paths.max_steps
             edges = self._edges()
             size = len(edges.times) if isinstance(edges, SeparableCosts) else len(edges)
@@ -166,16 +167,16 @@ class CostTable:
         return self._paths
 
     def _table(self) -> FloatArray:
-        """Return the costs as an array, which is made at the first call."""
+        """Return the costs `(n + 1, n + 1)` as an array, which is made at the first call."""
         if self._full_table is None:
             costs = self._costs
             self._full_table = costs.table() if isinstance(costs, SeparableCosts) else costs
         return self._full_table
 
     def _edges(self) -> FloatArray | SeparableCosts:
-        """Return the costs for the dynamic program.
+        """Return the costs that the dynamic program minimises.
 
-        If the start may be chosen, it is a step from one more time, the noise.
+        If a grid may start at any time, the start is a step from one extra time, the noise.
         """
         if self.start is None:
             return self._costs
@@ -186,7 +187,7 @@ class CostTable:
         return edges
 
     def _grid(self, path: list[int]) -> Grid:
-        """Return the grid of an ascending path of the dynamic program."""
+        """Return the grid whose times lie at the ascending positions of a path."""
         if self._last_two is not None:
             path.insert(1, int(np.argmin(self._last_two[path[1]])))
         if self.start is not None:

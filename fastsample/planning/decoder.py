@@ -18,13 +18,13 @@ from fastsample._support.checks import FloatArray, check_array
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
 
-NUM_SCALES = 48  # standard deviations at which a profile measures the decoder
-_REFINEMENT = 16  # candidates for the best variance per interval of two scales
+NUM_SCALES = 48  # A profile measures the decoder at this many standard deviations.
+_REFINEMENT = 16  # `best` tries this many variances between two measured ones.
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianDecoder:
-    """A Gaussian density, which costs ``D / 2 log(2 pi v) + m_t / (2 v)`` nats at variance v.
+    """A Gaussian last step, which costs ``D / 2 log(2 pi v) + m_t / (2 v)`` nats at variance v.
 
     Attributes:
         error: `(n,)` m_t = E||x0 - x0hat_t||^2, summed over dimensions.
@@ -35,7 +35,7 @@ class GaussianDecoder:
     dims: int
 
     def costs(self, variance: npt.ArrayLike) -> FloatArray:
-        """Return nats at variances `(n,)` or `(n, m)`, one row per time."""
+        """Return the cost in nats at variances `(n,)` or `(n, m)`, one row per time."""
         variance = np.asarray(variance, np.float64)
         error = np.reshape(self.error, (-1, *[1] * (variance.ndim - 1)))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -48,7 +48,7 @@ class GaussianDecoder:
 
 @dataclass(frozen=True, eq=False)
 class DiscretizedDecoder:
-    """A probability of bins, measured at some standard deviations.
+    """A last step over discrete data levels (bins), measured at some standard deviations.
 
     Between them the cost is interpolated by a cubic through four neighbours, which is good to 1e-3
     bits/dim over a thousand samples. A few samples at the floor of 1e-12 in probability make a
@@ -63,7 +63,7 @@ class DiscretizedDecoder:
     nll: FloatArray
 
     def costs(self, variance: npt.ArrayLike) -> FloatArray:
-        """Return nats at variances `(n,)` or `(n, m)`, one row per time.
+        """Return the cost in nats at variances `(n,)` or `(n, m)`, one row per time.
 
         Beyond the first or last scale the cost is that of the end.
         """
@@ -115,7 +115,7 @@ def decoder_log_scales(bin_width: float, posterior_variance: FloatArray) -> Floa
 
 
 def respaced_variance(schedule: NoiseSchedule, t: npt.ArrayLike, s: npt.ArrayLike) -> FloatArray:
-    """Return the last step's variance by improved-diffusion's convention.
+    """Return the last step's variance as improved-diffusion chooses it, in the shape of t and s.
 
     It is the posterior variance of the step before it, from t to s (Nichol and Dhariwal 2021,
     arXiv:2102.09672, in their released code).
@@ -129,7 +129,7 @@ def respaced_variance(schedule: NoiseSchedule, t: npt.ArrayLike, s: npt.ArrayLik
 def decoder_variances(
     choice: str | npt.ArrayLike, schedule: NoiseSchedule, times: FloatArray, curve: Decoders
 ) -> FloatArray:
-    """Return the last step's variance from each of the times, `(n,)`.
+    """Return the variance `(n,)` of the last step (to 0) from each of the times.
 
     Args:
         choice: "optimal" (the variance that costs least by `curve`), "forward" (``1 -

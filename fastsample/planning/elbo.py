@@ -1,4 +1,4 @@
-"""The cost of a step from t to s: its term of the evidence lower bound.
+"""Computes the cost of a step from t to s: its term of the evidence lower bound (ELBO).
 
 One error per time is enough to compute them all: Watson et al. 2021 (arXiv:2106.03802) after Ho et
 al. 2020 (arXiv:2006.11239). With D dimensions, ``m_t = E||x0 - x0hat_t||^2`` summed over them, and
@@ -28,7 +28,7 @@ from fastsample.schedules.transition import snr_drop, transition
 Decoder: TypeAlias = Literal["optimal", "forward", "posterior"] | npt.ArrayLike
 Edge: TypeAlias = Literal["small", "large", "mse"]
 
-_EDGES: dict[str, int] = {"small": 0, "large": 1, "mse": 2}  # enum StepCost in shortest_path.h
+_EDGES: dict[str, int] = {"small": 0, "large": 1, "mse": 2}  # as enum StepCost in shortest_path.h
 
 
 def elbo_costs(
@@ -39,7 +39,7 @@ def elbo_costs(
     variance: Literal["small", "large", "analytic"] = "small",
     decoder: Decoder = "optimal",
 ) -> FloatArray:
-    """Return the costs of every step of a trained chain, in nats, summed over dimensions.
+    """Return the ELBO cost `(T + 1, T + 1)` in nats of every step t -> s, summed over dimensions.
 
     Watson et al. 2021 (arXiv:2106.03802); the module explains the terms.
 
@@ -81,7 +81,7 @@ def elbo_costs(
 
 
 def analytic_costs(small: SeparableCosts) -> FloatArray:
-    """Return the table for the "analytic" variance, from the costs for the "small" one."""
+    """Return the `(n, n)` costs for the "analytic" variance, computed from those for "small"."""
     table = small.table()
     inner = np.tri(len(table), k=-1, dtype=bool)
     inner[:, 0] = False
@@ -92,7 +92,7 @@ def analytic_costs(small: SeparableCosts) -> FloatArray:
 def decoder_costs(
     schedule: NoiseSchedule, error: npt.ArrayLike, *, dims: int, decoder: Decoder = "optimal"
 ) -> FloatArray:
-    """Return the cost of the last step from every time to the data, `(T,)` nats.
+    """Return the cost `(T,)` in nats of the last step (to 0) from every time.
 
     The posterior's variance is 0 at s = 0, so the last step needs a variance v of its own. For
     continuous data the decoder is Gaussian and costs ``D / 2 log(2 pi v) + m_t / (2 v)``, with v
@@ -181,8 +181,8 @@ class SeparableCosts:
             if np.any(rising * np.diff(getattr(self, name)) <= least):
                 word = "rise" if rising > 0 else "fall"
                 raise ValueError(f"SeparableCosts: {name} must {word}, got a step that does not")
-        # noise rounds to 1 long before alpha_bar reaches 0, and alpha_bar rounds to 1 long before
-        # noise reaches 0; times with equal levels in both are not distinct.
+        # Near T noise rounds to 1, and near 0 alpha_bar does, while the other still changes: only
+        # times that agree in both have the same level.
         if self.edge != "mse" and np.any(
             (np.diff(self.noise) == 0) & (np.diff(self.alpha_bar) == 0)
         ):
@@ -205,7 +205,7 @@ class SeparableCosts:
                 inner = (self.times[t] - self.times[s]) * m[t]
             else:
                 inner = 0.5 * snr_drop(a[t], v[t], a[s], v[s]) * m[t]
-                if self.edge == "large":  # scaled by e^-a = v_s / v_t, plus a term of the variance
+                if self.edge == "large":  # e^-a is v_s / v_t
                     log_ratio = np.log1p((v[t] - v[s]) / v[s])
                     inner = inner * (v[s] / v[t]) + 0.5 * self.dims * excess(log_ratio)
         return np.where(s == 0, self.decoder[t], inner)
@@ -218,7 +218,7 @@ class SeparableCosts:
 
 
 def excess(x: FloatArray) -> FloatArray:
-    """Return ``x - 1 + exp(-x)``, by its series where that cancels."""
+    """Return ``x - 1 + exp(-x)``, by its power series for small x, where it would cancel."""
     series = np.zeros_like(x)
     small = np.minimum(x, 0.5)
     for n in range(14, 1, -1):
@@ -236,7 +236,7 @@ def vp_levels(schedule: NoiseSchedule, times: npt.ArrayLike) -> tuple[FloatArray
 def _checked_errors(
     function: str, schedule: NoiseSchedule, error: npt.ArrayLike
 ) -> tuple[FloatArray, int]:
-    """Return the checked (errors, T) for a schedule with whole steps."""
+    """Check the schedule and the errors `(T,)`, and return (errors, T)."""
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{function}: schedule must be a NoiseSchedule, got {schedule!r}")
     if schedule.num_steps is None:

@@ -1,4 +1,4 @@
-"""Exact grids for DPM-Solver++ 2M, whose steps depend on the step before."""
+"""Finds the best grids for DPM-Solver++ 2M, where a step's cost depends on the step before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsample._support.checks import FloatArray, check_array, check_integer, f
 from fastsample.grids.grid import Grid, positions_in
 from fastsample.schedules.schedule import NoiseSchedule
 
-MOST_TIMES = 256  # the table holds the cube of this number of float64 values: 134 MB
+MOST_TIMES = 256  # The table holds 256^3 float64 values, which are 134 MB.
 
 
 def second_order_path(
@@ -60,7 +60,7 @@ def second_order_path(
 
 
 class SecondOrderTable:
-    """The costs of DPM-Solver++ 2M steps between the times of a profile.
+    """Holds the costs of DPM-Solver++ 2M steps between the times of a profile.
 
     `Profile.costs` makes it.
 
@@ -85,7 +85,7 @@ class SecondOrderTable:
         return self.best_grids([steps])[steps]
 
     def best_grids(self, steps: Iterable[int]) -> dict[int, Grid]:
-        """Return the best grid for each number of steps, from one run of the dynamic program."""
+        """Return the cheapest grid for each number of steps, found in one dynamic program."""
         budgets = [check_integer("best_grid", "steps", k, 1, len(self.times) - 1) for k in steps]
         if any(k not in self._paths for k in budgets):
             _, self._paths = second_order_path(self._first, self._costs, max(budgets))

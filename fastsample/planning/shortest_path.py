@@ -1,4 +1,4 @@
-"""Exact shortest paths over the times: the K steps that cost least, for every K at once.
+"""Finds the K steps from T to 0 that cost least, for every K at once, by dynamic programming.
 
 Watson et al. 2021, "Learning to Efficiently Sample from Diffusion Probabilistic Models"
 (arXiv:2106.03802): the evidence lower bound of a K-step sampler is a sum of one cost per step, so
@@ -22,7 +22,7 @@ Costs: TypeAlias = SeparableCosts | npt.NDArray[np.float64]
 
 
 class Paths:
-    """The cheapest path from time 0 to every time with exactly k steps, for k = 1..max_steps.
+    """Holds the cheapest path from 0 to every time with exactly k steps, for k = 1..max_steps.
 
     `best_paths` makes it. Its methods read the table of costs, which is not copied and must not be
     written to meanwhile.
@@ -40,7 +40,7 @@ class Paths:
 
     @property
     def max_steps(self) -> int:
-        """The largest number of steps."""
+        """The largest number of steps for which paths were computed."""
         return len(self.costs)
 
     def cost(self, num_steps: int, *, at_most: bool = False) -> float:
@@ -72,7 +72,7 @@ class Paths:
         return path[::-1]
 
     def _budget(self, num_steps: int, at_most: bool) -> int:
-        """Return the number of steps of the path that is asked for; ValueError without one."""
+        """Return the best path's number of steps; raise ValueError if no path has a finite cost."""
         steps = check_integer("best_path", "num_steps", num_steps, 1, self.max_steps)
         if at_most:
             steps = int(np.argmin(self.costs[:steps])) + 1
@@ -88,7 +88,7 @@ class Paths:
         if self._origin is not None:
             return int(self._origin[position, k])
         assert isinstance(self._costs, np.ndarray)
-        # These are the same sums as in the dynamic program, so the minimum is equal to the bit.
+        # The dynamic program computed the same sums, so the minimum is equal bit for bit.
         sums = self._best[:position, k - 1] + self._costs[position, :position]
         origin = int(np.argmin(sums))
         if sums[origin] != self._best[position, k]:
@@ -151,14 +151,14 @@ def best_path(costs: Costs, num_steps: int, *, at_most: bool = False) -> tuple[l
 
 
 def _checked_table(costs: npt.ArrayLike) -> FloatArray:
-    """Return a checked square table, C-contiguous, without NaN or -inf below the diagonal."""
+    """Return the costs as C-contiguous float64; raise for NaN or -inf below the diagonal."""
     table = np.asarray(costs)
     if table.dtype.kind not in "fiu":
         raise TypeError(f"best_paths: costs must be a table of numbers, got {table.dtype} data")
     if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 2:
         raise ValueError(f"best_paths: costs must have shape (n, n) with n >= 2, got {table.shape}")
     table = np.ascontiguousarray(table, np.float64)
-    for t in range(1, len(table)):  # row by row, which needs no second table
+    for t in range(1, len(table)):  # row by row: this needs no second table
         least = table[t, :t].min()
         if not least > -np.inf:
             raise ValueError(
