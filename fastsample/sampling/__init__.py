@@ -1,1 +1,1 @@
-"""Running plans: drawing samples, inverting data to noise, and the noise itself."""
+"""Functions that run plans: they draw samples, and invert data to noise."""

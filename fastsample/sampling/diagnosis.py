@@ -1,4 +1,4 @@
-"""The progress bar of a run, and the error that names the row whose result is not finite."""
+"""Makes the progress bar of a run, and finds the step at which a run became NaN or infinite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastsample.sampling.noise import Identity
 
 
 def progress_bar(progress: bool, plan: Plan | None) -> tqdm[NoReturn]:
-    """A bar that counts network calls; None for the plan is a number not known beforehand."""
+    """Return a bar that counts network calls; without a plan their total is unknown."""
     total = None if plan is None else len(plan)
     return tqdm(total=total, disable=not progress, desc="sampling", unit="call")
 
@@ -80,5 +80,5 @@ def raise_first_bad_row(
 
 
 def _bad_value(tensor: Tensor) -> str:
-    """The name of what makes a tensor not finite."""
+    """Return "NaN" if the tensor holds one, else "infinity"."""
     return "NaN" if torch.isnan(tensor).any() else "infinity"

@@ -1,4 +1,4 @@
-"""The forward process in one step: from data to any noise level."""
+"""The function `diffuse`, which adds the noise of any time t to data (the forward process)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def diffuse(
 
 
 def _check_floating(x0: Any) -> None:
-    """TypeError for data that are no tensor of a supported floating dtype."""
+    """Raise TypeError for data that are no tensor of a supported floating dtype."""
     if not isinstance(x0, Tensor) or x0.dtype not in DTYPE_CODES:
         got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"diffuse: x0 must be a floating tensor, got {got}")

@@ -1,4 +1,4 @@
-"""Inversion of a deterministic plan to a tolerance: each row is undone by a fixed point.
+"""Inverts a deterministic plan to a tolerance, by solving a fixed-point equation for each row.
 
 A row carries x_t to x_s. With (X, E) the row's weights of x0 and eps, the x_t that it carries to a
 known x_s is the fixed point of
@@ -32,8 +32,8 @@ from fastsample.sampling.diagnosis import raise_first_bad_row
 from fastsample.sampling.fixed_point import fixed_point
 from fastsample.sampling.loop import run
 
-# The errors of the rows add up: each attempt gives a row a smaller fraction of the tolerance, until
-# the decoded samples meet it.
+# The errors of the rows add up, so each attempt allows a row a smaller fraction of the tolerance,
+# until the decoded samples meet it.
 _ROW_FRACTIONS = (1e-1, 1e-3, 1e-5)
 
 
@@ -46,7 +46,7 @@ def invert_exactly(
     max_iterations: int,
     on_calls: Callable[[int], object],
 ) -> Tensor:
-    """The x at a plan's noisiest time from which the plan reaches `x0`.
+    """Return the x at a plan's noisiest time from which the plan reaches `x0`.
 
     Args:
         denoiser: the model.
@@ -78,7 +78,7 @@ def invert_exactly(
         return output
 
     def decoded(z: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The samples from starting noise z, and the x0 of every row."""
+        """Return the samples from starting noise z, and the x0 estimate of every row."""
         estimates: list[Tensor] = []
         x = run(
             denoiser,
@@ -93,7 +93,7 @@ def invert_exactly(
 
     least, nearest = float("inf"), x0
     states: list[Tensor] = []
-    # With an outer fixed point every pass starts near the row's fixed points: fewer iterations do.
+    # With an outer fixed point each pass starts near the rows' solutions: fewer iterations suffice.
     per_row = -(-max_iterations // 3) if plan.needs_history else max_iterations
     for fraction in _ROW_FRACTIONS:
         row_tolerance = fraction * tolerance
@@ -133,7 +133,7 @@ def _sweep(
     tolerance: float,
     max_iterations: int,
 ) -> list[Tensor]:
-    """The samples before each row, noisiest first, from one pass over the rows from data to noise.
+    """Return x before each row, noisiest first, by undoing the rows from data to noise once.
 
     The samples before a row are those that the row carries to the samples before the next row; the
     last row carries its samples to `x0`. For rows that read earlier x0 again, the differences of
@@ -172,7 +172,7 @@ def _sweep(
 
 
 def _fixed_point_rows(plan: Plan) -> FloatArray:
-    """`(K, 13)` rows that map (x_t, output at x_t, x_s as h1) to the next guess of x_t."""
+    """Return rows `(K, 13)` that map (x_t, output at x_t, x_s as h1) to the next guess of x_t."""
     c = {name: plan.column(name) for name in COLUMNS}
     alpha, sigma = plan.alphas[:-1], plan.sigmas[:-1]
     mx, me = output_terms(plan.prediction, alpha, sigma)
@@ -184,7 +184,7 @@ def _fixed_point_rows(plan: Plan) -> FloatArray:
             f"invert: steps must be a plan whose rows keep x0 to be undone, got {plan.method}, "
             f"row {k}, with weight {x0_weight[k]:.3g}"
         )
-    # x_t = alpha x0 + sigma eps with x0 eliminated by the row's equation for x_s. Where x_t is
+    # This is x_t = alpha x0 + sigma eps, x0 eliminated by the row's equation for x_s. Where x_t is
     # nearly noise, eps is eliminated instead: there eps(x_t) is nearly x_t for every x_t, so that
     # every point would be a fixed point.
     noisy = alpha * x0_weight < 0.1 * sigma * eps_weight

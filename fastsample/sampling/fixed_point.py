@@ -1,4 +1,4 @@
-"""Fixed points of a map on a batch of samples, found for each sample separately."""
+"""Finds fixed points of a map on a batch of samples, for each sample separately."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 _Solve: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-_MEMORY = 5  # earlier iterates that each new one is extrapolated from
+_MEMORY = 5  # Each new iterate is extrapolated from this many earlier ones.
 
 
 def fixed_point(
     g: Callable[[Tensor], Tensor], start: Tensor, tolerance: float, max_calls: int
 ) -> Tensor:
-    """The y with ``|g(y) - y| <= tolerance`` for every sample, by Anderson acceleration.
+    """Return y with ``|g(y) - y| <= tolerance`` for every sample, by Anderson acceleration.
 
     Walker and Ni 2011, "Anderson Acceleration for Fixed-Point Iterations", with memory 5. The
     result of a sample is its first iterate within the tolerance, independent of how many more the
@@ -36,7 +36,7 @@ def fixed_point(
     batch, column = start.shape[0], [1] * (start.dim() - 1)
     y, best = start, start
     least = torch.full((batch,), torch.inf, dtype=dtype, device=start.device)
-    # The last changes of y and of the residual; the oldest are overwritten first.
+    # These hold the last changes of y and of the residual; new ones overwrite the oldest.
     size = (batch, start[:1].numel() if batch else 0, _MEMORY)
     moves, changes = (torch.zeros(size, dtype=dtype, device=start.device) for _ in range(2))
     point, residual = start, start
@@ -65,7 +65,7 @@ def fixed_point(
 
 
 def _least_squares(columns: Tensor, target: Tensor) -> Tensor:
-    """Weights ``(B, n)`` whose sum of columns ``(B, N, n)`` is nearest to a target ``(B, N)``.
+    """Return weights ``(B, n)`` that combine columns ``(B, N, n)`` nearest to a target ``(B, N)``.
 
     A ridge keeps the weights small where the columns, differences of nearly converged iterates,
     are nearly parallel.

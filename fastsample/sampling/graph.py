@@ -1,4 +1,4 @@
-"""The sampling loop as a CUDA graph: network and step are captured once and replayed for every row.
+"""Runs a plan as a CUDA graph: network and step are captured once and replayed for every row.
 
 A row depends on no number of the host: the coefficients, the row number, the timestep, seeds and
 indices lie on the device, and the graph itself advances the row number.
@@ -19,7 +19,7 @@ from fastsample.plans.plan import Plan
 from fastsample.sampling.loop import make_tables
 from fastsample.sampling.noise import Identity
 
-_WARMUP_CALLS = 2  # lets libraries choose algorithms and allocate before the capture
+_WARMUP_CALLS = 2  # Libraries choose algorithms and allocate memory in these calls.
 
 
 def run_graph(

@@ -1,4 +1,4 @@
-"""Guidance intervals, guidance rescaling and dynamic thresholding.
+"""Implements guidance intervals, guidance rescaling and dynamic thresholding.
 
 The guidance scale is the column `w` of a plan, so that an interval changes rows only. Rescaling and
 thresholding need a statistic of the whole sample (a standard deviation, a quantile), which a row
@@ -24,7 +24,7 @@ from fastsample.plans.rows import COLUMNS
 def interval_scales(
     plan: Plan, guidance: float | Sequence[float], interval: Sequence[float] | None
 ) -> FloatArray:
-    """The guidance scale of each row ``(K,)``; 1 outside an interval of times.
+    """Return the guidance scale of each row ``(K,)``, which is 1 outside an interval of times.
 
     Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval" (arXiv:2404.07724).
 
@@ -62,7 +62,7 @@ def interval_scales(
 
 
 class Correction:
-    """Changes the network's output by statistics of whole samples, before the kernel of the row.
+    """Applies guidance rescaling and dynamic thresholding to the network's output, before a step.
 
     Args:
         plan: the run's plan, with guidance and clip.
@@ -113,7 +113,7 @@ class Correction:
     def __call__(
         self, k: int, x: Tensor, conditional: Tensor, unconditional: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """(output, unconditional output or None) for the kernel of row k."""
+        """Return the corrected (output, None) for the step of row k, with guidance applied."""
         row, dtype = self._rows[k], history_dtype(x)
         channels = x.shape[1]
         c, variance = conditional[:, :channels].to(dtype), conditional[:, channels:]
@@ -123,7 +123,7 @@ class Correction:
             m = u + row["w"] * (c - u)
             if self._rescale:
                 ratio = _deviation(c) / _deviation(m)
-                # The deviation of a constant output is 0, and the ratio infinity or NaN.
+                # A constant output has deviation 0, which makes the ratio infinite or NaN.
                 ratio = torch.where(torch.isfinite(ratio), ratio, 1.0)
                 m = m * (self._rescale * ratio + (1.0 - self._rescale))
         if self._quantile is not None:
@@ -133,7 +133,7 @@ class Correction:
 
 
 def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
-    """Imagen's dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    """Return x0 after the dynamic thresholding of Imagen (Saharia et al. 2022, section 2.3).
 
     Args:
         x0: clean estimates ``(B, *shape)``.
@@ -149,7 +149,7 @@ def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
     sizes = x0.abs().flatten(1)
     position = quantile * (sizes.shape[1] - 1)
     below = math.floor(position)
-    # Only the largest values are needed: torch.quantile sorts all, and refuses 16 M elements.
+    # topk is enough; torch.quantile would sort all values, and refuses 16 M elements.
     top = torch.topk(sizes, sizes.shape[1] - below, dim=1).values
     s = torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - below)
     s = s.clamp(min=bound).reshape(-1, *[1] * (x0.dim() - 1))
@@ -157,7 +157,7 @@ def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
 
 
 def _deviation(output: Tensor) -> Tensor:
-    """Standard deviation of each sample, with axes of 1, as in diffusers' `rescale_noise_cfg`."""
+    """Return each sample's standard deviation, shape ``(B, 1, ..)``, as diffusers computes it."""
     wide = output.flatten(1)
     mean = wide.mean(1, keepdim=True)
     square = (wide - mean).square().sum(1) / max(wide.shape[1] - 1, 1)

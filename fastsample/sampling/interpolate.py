@@ -1,4 +1,4 @@
-"""Interpolation between starting noises."""
+"""The function `interpolate`, which interpolates between starting noises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def interpolate(z1: Tensor, z2: Tensor, weights: Tensor | Sequence[float]) -> Tensor:
-    """Interpolate spherically between the noises of two samples.
+    """Return spherical interpolations (slerp) between the noises of two samples.
 
     Eq. 67 of Song et al. 2021 (arXiv:2010.02502). The angle is between the whole tensors,
     flattened, as in the DDIM repository; pass single samples, and the result to `sample` as
@@ -48,7 +48,7 @@ def interpolate(z1: Tensor, z2: Tensor, weights: Tensor | Sequence[float]) -> Te
     cosine = torch.clamp(a @ b / norms, -1.0, 1.0)
     theta = torch.acos(cosine)
     sine = torch.sin(theta)
-    # The angle is NaN where a norm is 0.
+    # A norm of 0 makes the angle NaN.
     linear = (sine.abs() < 1e-6) | ~torch.isfinite(sine)
     first = torch.where(linear, 1.0 - w, torch.sin((1.0 - w) * theta) / sine)
     second = torch.where(linear, w, torch.sin(w * theta) / sine)
@@ -57,6 +57,6 @@ def interpolate(z1: Tensor, z2: Tensor, weights: Tensor | Sequence[float]) -> Te
 
 
 def _check_floating(name: str, tensor: Any) -> None:
-    """TypeError for anything but a floating tensor."""
+    """Raise TypeError for anything but a floating tensor."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise TypeError(f"interpolate: {name} must be a floating tensor, got {tensor!r:.80}")

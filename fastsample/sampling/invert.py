@@ -1,4 +1,4 @@
-"""From data to noise: `invert`, along the rows of any deterministic plan."""
+"""The function `invert`, which maps data to noise along any deterministic plan."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def invert(
     progress: bool = False,
     **knobs: Any,
 ) -> Tensor:
-    """Map data to the noise from which a deterministic sampler reaches it.
+    """Return the noise from which a deterministic sampler reaches the given data.
 
     Without a tolerance this is DDIM inversion (Song et al. 2021, arXiv:2010.02502, eq. 13 and
     section 4.3) along the plan's times, for any rows: K - 1 network calls, each at the cleaner of
@@ -124,14 +124,14 @@ def invert(
 
 
 def _check_floating(x0: Any) -> None:
-    """TypeError for data that are no floating tensor."""
+    """Raise TypeError for data that are no floating tensor."""
     if not isinstance(x0, Tensor) or not x0.is_floating_point():
         got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
         raise TypeError(f"invert: x0 must be a floating tensor, got {got}")
 
 
 def _check_invertible(plan: Plan) -> None:
-    """ValueError unless every row is a one-to-one function of x and the output alone."""
+    """Raise ValueError for a plan that draws noise, uses guidance or clips x0."""
     if plan.is_stochastic:
         raise ValueError(f"invert: steps must be a deterministic plan, got {plan.method}")
     if plan.is_guided:

@@ -1,4 +1,4 @@
-"""The sampling loop: it runs any plan, with one network call and one kernel per row."""
+"""The sampling loop, which runs any plan with one network call and one kernel per row."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Correct: TypeAlias = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor
 
 
 class Step(NamedTuple):
-    """The state of a run after a row, passed to the callback of `sample`."""
+    """The state of a run after a row, which `sample` passes to its callback."""
 
     row: int
-    """Number of the row that was just run; 0 is the noisiest."""
+    """The number of the row that was just run; 0 is the noisiest."""
     time: float
-    """Project time that the network was called at."""
+    """The time t at which the network was called (0 is data, T is noise)."""
     x: Tensor
-    """Samples after the row `(B, *shape)`."""
+    """The samples after the row, `(B, *shape)`."""
     x0: Tensor
-    """The row's clean estimate `(B, *shape)`, in arithmetic precision. Multistep plans read it
+    """The row's x0 estimate `(B, *shape)`, in float32 or float64. Multistep plans read it
     again in later rows: copy it before you change it."""
 
 
 class Tables(NamedTuple):
-    """A plan's numbers on the device, so that the loop never waits for the host."""
+    """Holds a plan's numbers on the device, so that the loop never waits for the host."""
 
     rows: Tensor
-    """`(K, 13)`, float64 (float32 where the device has no float64)."""
+    """The rows `(K, 13)` in float64 (float32 where the device has no float64)."""
     numbers: Tensor
-    """`(K,)` int64 row numbers."""
+    """The row numbers 0..K-1 as int64 `(K,)`."""
     timesteps: Tensor
-    """`(K,)` the network's timestep of each row."""
+    """The timestep that the network takes in each row, `(K,)`."""
 
 
 def make_tables(denoiser: Denoiser, plan: Plan, device: torch.device) -> Tables:
-    """Upload a plan's rows, their numbers and the network's timesteps."""
+    """Copy a plan's rows, their numbers and the network's timesteps to a device."""
     return Tables(
         torch.as_tensor(np.array(plan.rows), dtype=ops.rows_dtype(device), device=device),
         torch.arange(len(plan), device=device),
@@ -69,7 +69,7 @@ def run(
     callback: Callable[[Step], object] | None = None,
     correct: Correct | None = None,
 ) -> Tensor:
-    """Run every row of a plan from `x`, with exactly ``len(plan)`` network calls.
+    """Run every row of a plan from `x` in ``len(plan)`` network calls; return the samples.
 
     Sampling, the trainer's chain, the teacher and the candidates of tuning, and the trajectories of
     a profile all run here. Differentiable when gradients are enabled (unless `inference`).
@@ -99,17 +99,17 @@ def run(
     tables = make_tables(denoiser, plan, x.device)
     conditions = conditions or Conditions("run", batch=x.shape[0], device=x.device)
     table = tables.rows if rows is None else rows
-    # Everything that depends on the plan alone is read before the first row: the loop stays short.
+    # Read what depends on the plan alone before the loop, to keep the host's work per row short.
     num_earlier = plan.needs_history if history is None else history
     numbers, timesteps = tables.numbers.unbind(), tables.timesteps.unbind()
     scales, times = plan.column("w").tolist(), plan.times.tolist()
     dtype = denoiser.input_dtype(x.dtype)
-    # Seeds select the kernels that generate noise: deterministic plans must not pass any.
+    # With seeds, the kernel generates noise, so deterministic plans pass none.
     generates = identity is not None and noise is None and plan.is_stochastic
     seeds, index = identity if generates and identity else (None, None)
     earlier_x0: tuple[Tensor, ...] = ()
     for k, number in enumerate(numbers):
-        # A row of scale 1 needs no unconditional half.
+        # A row whose guidance scale is 1 needs no unconditional output.
         row_conditions = conditions if scales[k] != 1.0 else conditions.conditional
         network_input = row_conditions.doubled(x)
         timestep = timesteps[k].expand(network_input.shape[0])
@@ -137,7 +137,7 @@ def run(
             x = ops.step(x, conditional, table, number, target=target, **operands)
         if watch:
             watch(k, output, x)
-        # Before the next call: two outputs alive at once would be the peak of the whole run.
+        # Free the output before the next call: two at once would be the run's peak of memory.
         x0 = None
         del output, conditional, unconditional, operands
     return x

@@ -1,4 +1,4 @@
-"""The samples of a batch: the seeds and global indices that determine their noise."""
+"""Determines the number of samples, and the seeds and sample indices that fix their noise."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastsample.denoiser.normalise import batch_size_of
 
 
 class Identity(NamedTuple):
-    """The identity of each sample of a batch, of which its noise is a function."""
+    """The seed and the index of each sample, which together determine the sample's noise."""
 
     seeds: Tensor
-    """int64, one element or `(B,)`: the bits of 64-bit seeds."""
+    """The bits of the 64-bit seeds as int64: one for all samples, or `(B,)`."""
     index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  (hides tuple.index)
-    """int64 `(B,)`: global indices of the samples."""
+    """The global indices of the samples as int64 `(B,)`."""
 
 
 def agreed_batch(
     num_samples: Any, start: Any, noise: Any, cond: Any, sample_index: Any, seed: Any
 ) -> int:
-    """The number of samples that the arguments of `sample` agree on; 1 if none determines it.
+    """Return the number of samples on which the arguments of `sample` agree; 1 if none tells.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -52,7 +52,7 @@ def agreed_batch(
 def make_identity(
     function: str, seed: Any, sample_index: Any, batch: int, device: torch.device
 ) -> Identity:
-    """The seeds and global indices of the samples of a batch, on a device.
+    """Return the seeds and global indices of the samples of a batch, on a device.
 
     Args:
         function: the caller's name, for messages.
@@ -82,7 +82,7 @@ def make_identity(
                 f"got {np.ndim(sample_index)} dims"
             )
         index = _checked_index(function, sample_index)
-    # The dtype is named because an empty list would make a float tensor.
+    # The dtype is given because torch makes a float tensor of an empty list.
     seeds = torch.tensor(seed_bits, dtype=torch.int64, device=device)
     return Identity(seeds, index.to(device, torch.int64))
 
@@ -92,7 +92,7 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _checked_index(function: str, sample_index: Any) -> Tensor:
-    """Indices of samples as int64; ValueError for one below 0."""
+    """Return the sample indices as an int64 tensor; raise ValueError for a negative one."""
     if isinstance(sample_index, Tensor) and sample_index.dtype == torch.int64:
         least = int(sample_index.min()) if len(sample_index) else 0
         check_integer(function, "sample_index", least, 0)
@@ -105,12 +105,12 @@ def _checked_index(function: str, sample_index: Any) -> Tensor:
 
 
 def _item(value: Any) -> Any:
-    """A number of torch or NumPy as a Python number; anything else as it is."""
+    """Return a number of torch or NumPy as a Python number, and anything else as it is."""
     wrapped: Any = value
     return wrapped.item() if isinstance(value, (Tensor, np.generic)) else value
 
 
 def _as_int64(function: str, seed: Any) -> int:
-    """A 64-bit seed as the int64 of the same bits."""
+    """Return the int64 that has the same bits as a seed in [0, 2^64)."""
     value = check_integer(function, "seed", _item(seed), 0, 2**64 - 1)
     return value - 2**64 if value >= 2**63 else value

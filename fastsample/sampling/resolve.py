@@ -1,4 +1,4 @@
-"""The plan of a run, its guidance and its corrections, from the arguments of `sample`."""
+"""Turns the arguments of `sample` into the plan to run, with guidance and thresholding."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Steps: TypeAlias = int | Grid | Plan | Sequence[float]
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """The arguments of `sample` that determine the plan.
+    """Holds the arguments of `sample` that determine the plan.
 
     Attributes:
         steps: K, times, or a plan.
@@ -59,7 +59,7 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The plan of a run, and where it came from.
+    """Holds the plan of a run, and where it came from.
 
     Attributes:
         plan: the rows.
@@ -79,7 +79,7 @@ class Resolved:
 
 
 def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved:
-    """The plan of a run, checked against the model.
+    """Return the plan to run, after checking that it fits the model.
 
     The method "auto" is the first of these: the plan that was tuned for this model and number of
     steps, unless times, a grid, knobs, a clip, guidance or a threshold are requested; the one
@@ -109,7 +109,7 @@ def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved
 
 
 def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved:
-    """The plan before guidance."""
+    """Return the plan without guidance, and where it came from."""
     if isinstance(request.steps, Plan):
         return _callers_plan(function, denoiser, request.steps, request)
     name: Any = request.method
@@ -143,7 +143,7 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
 
 
 def _callers_plan(function: str, denoiser: Denoiser, plan: Plan, request: PlanRequest) -> Resolved:
-    """A plan from the caller; ValueError with a method, knobs, a grid or a clip besides."""
+    """Return the plan that was passed as `steps`; ValueError if method, grid, .. are passed too."""
     arguments: dict[str, Any] = {
         "method": request.method,
         "grid": request.grid,
@@ -158,7 +158,7 @@ def _callers_plan(function: str, denoiser: Denoiser, plan: Plan, request: PlanRe
 
 
 def _tuned_plan(denoiser: Denoiser, request: PlanRequest) -> Plan | None:
-    """The plan of `Denoiser.with_plans` for a number of steps; None if the request excludes it."""
+    """Return the model's tuned plan for this number of steps; None if the request excludes it."""
     choices: tuple[Any, ...] = (request.grid, request.clip)
     chosen = any(not (isinstance(value, str) and value == "auto") for value in choices)
     if chosen or request.knobs or request.guidance is not None or request.threshold is not None:
@@ -173,10 +173,10 @@ def _tuned_plan(denoiser: Denoiser, request: PlanRequest) -> Plan | None:
 
 
 def _method_for(function: str, knobs: Mapping[str, Any]) -> str:
-    """The one method that takes the knobs; the default method if it takes them or none does."""
+    """Return the default method if it takes these keyword arguments, else the one that does."""
     candidates = [name for name, method in METHODS.items() if knobs.keys() <= method.knobs.keys()]
     if DEFAULT_METHOD in candidates or not candidates:
-        return DEFAULT_METHOD  # `check_method` raises the error for knobs that no method takes
+        return DEFAULT_METHOD  # if no method takes them, `check_method` raises later
     if len(candidates) > 1:
         raise ValueError(
             f"{function}: method must be given with {sorted(knobs)}, which several methods take, "
@@ -193,7 +193,7 @@ def make_grid(
     seed: Any = None,
     **objective: Any,
 ) -> tuple[Grid, str]:
-    """The times of a run and the name of their grid.
+    """Return the grid of a run, and the grid's name.
 
     Args:
         function: the caller's name, for messages.
@@ -235,7 +235,7 @@ def make_grid(
 
 
 def _are_times(steps: Any) -> bool:
-    """Whether `steps` holds the times themselves, not their number."""
+    """Return whether `steps` holds the times themselves, not their number."""
     if isinstance(steps, Tensor):
         return steps.dim() > 0
     return isinstance(steps, (Grid, Sequence, np.ndarray)) and not isinstance(steps, str)
@@ -244,7 +244,7 @@ def _are_times(steps: Any) -> bool:
 def _with_guidance(
     function: str, denoiser: Denoiser, plan: Plan, request: PlanRequest
 ) -> tuple[Plan, Mapping[str, Any] | None]:
-    """The plan with its guidance scales, and the conditions of the unconditional half.
+    """Return the plan with guidance scales, and the conditions that mean "no condition".
 
     The conditions are None without guidance.
     """
@@ -270,7 +270,7 @@ def _with_guidance(
 
 
 def make_dtype(dtype: torch.dtype | None, start: Any, denoiser: Denoiser) -> torch.dtype:
-    """The samples' dtype: `dtype`, else that of `start`, else the model's; checked."""
+    """Return the samples' dtype: `dtype`, else that of `start`, else the model's; check it."""
     chosen = dtype or (start.dtype if isinstance(start, Tensor) else denoiser.dtype)
     if chosen not in DTYPE_CODES:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Drawing samples: `sample`, the main function of the package."""
+"""The function `sample`, which draws samples: the main function of the package."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sample(
     graph: bool = False,
     **knobs: Any,
 ) -> Tensor:
-    """Draw samples in exactly K network calls, one per row of the plan.
+    """Draw samples ``(B, *shape)`` in exactly K network calls, one per step of the sampler.
 
     Sample i is the same in any batch, on any device and with any number of ranks, up to the
     network's own rounding: its noise is a function of (seed, index, row, element) alone.
@@ -126,7 +126,7 @@ def sample(
         threshold,
         uncond,
     )
-    # `resolve` is NumPy code, which torch.compile cannot trace. It is not disabled by a decorator,
+    # torch.compile cannot trace the NumPy code of `resolve`. It is not disabled by a decorator,
     # because that would import torch's compiler, which takes 2 s, whenever this module is imported.
     resolve_untraced: Any = resolve
     if torch.compiler.is_compiling():
@@ -163,7 +163,7 @@ def sample(
         return ops.noise(identity.seeds, identity.index, denoiser.shape, dtype=sample_dtype)
 
     def checked(x: Tensor) -> Tensor:
-        # This is the only wait for the device, after the loop.
+        # The host waits for the device only here, after the loop.
         if batch and not torch.isfinite(x.detach()).all():
             raise_first_bad_row(denoiser, plan, make_start, identity, noise, conditions, correct)
         return x
