@@ -111,7 +111,7 @@ def run(device: torch.device, dtype: torch.dtype, sizes, compiled: bool, seconds
     results = []
     for job, plan in make_plans().items():
         for shape in sizes:
-            torch.compiler.reset()  # Every size and job is compiled on its own.
+            torch.compiler.reset()  # Compile every size and job on its own.
             with torch.inference_mode():
                 times = in_turns(
                     candidates(job, plan, shape, dtype, device, compiled),

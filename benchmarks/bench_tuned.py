@@ -43,7 +43,7 @@ STEPS = (5, 8, 10, 20)
 SEEDS = range(100, 103)
 FINAL_SEEDS = range(200, 210)
 FINALISTS = 2
-FINE_STEPS = 100  # of order 3, which end closer to the limit than 1000 of DDIM
+FINE_STEPS = 100  # At order 3 these end closer to the limit than 1000 DDIM steps.
 NAME = "tuned.json"
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from benchmarks.models import Model, generator
 
-PROJECTIONS = 128  # at most; up to there, 16 directions per dimension
+PROJECTIONS = 128  # There are 16 directions per dimension, but no more than this.
 
 
 class SlicedWasserstein:

@@ -34,7 +34,7 @@ def main() -> None:
         batch_size=500,
         bin_width=DIGITS_BIN_WIDTH,
         trajectories=256,
-        cond={"y": 10},  # 10 is the null class
+        cond={"y": 10},  # The null class, "no label".
         progress=True,
     )
     print(f"wrote {profile.save(args.out)}: {profile}")

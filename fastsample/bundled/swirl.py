@@ -16,7 +16,7 @@ __all__ = ["SwirlNet", "load_swirl_model"]
 
 _GAMMA_MIN, _GAMMA_MAX = -13.3, 5.0
 _OCTAVES = 8
-# Standard deviation of a standard normal variable truncated to [-2, 2].
+# A standard normal variable truncated to [-2, 2] has this standard deviation.
 _TRUNCATED_STD = 0.87962566103423978
 
 

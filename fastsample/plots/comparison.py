@@ -30,7 +30,7 @@ _COLOURS = {
     "DEIS": "#E69F00",
 }
 _TUNED = "#000000"
-_LABEL_DISTANCE = 0.052  # smallest distance of two labels, as a share of the axes' height
+_LABEL_DISTANCE = 0.052  # Labels are this far apart, as a share of the height.
 # The y axis spans the best errors of the solvers, widened by this factor at both ends. It does not
 # span all settings, since settings that fail would squeeze the others.
 _MARGIN = 1.6

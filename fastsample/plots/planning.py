@@ -30,8 +30,8 @@ UNITS = {
 }
 # The colours of Okabe and Ito (without the pale yellow) stay distinct for colour-blind readers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MOST_CELLS = 500  # per side of the heat map: a figure has about as many pixels
-_MOST_DECADES = 8  # shown at most, since steps between neighbouring times cost almost nothing
+_MOST_CELLS = 500  # The heat map has no more per side; a figure has about as many pixels.
+_MOST_DECADES = 8  # The colours span no more: steps between neighbouring times cost almost 0.
 
 
 def make_figure(width: float, height: float) -> Figure:
