@@ -34,7 +34,7 @@ struct NoiseTerms {
   F d, lv_lo, lv_hi;
 };
 
-// Returns the terms of d and the log variances for a row that draws noise; v is not read without a learned variance.
+// Returns the terms of d, lv_lo and lv_hi for a row that draws noise; v is read if it is learned.
 template <typename F>
 FS_HD NoiseTerms<F> noise_terms(const Row<F>& row, bool learned, F v, F z, F grad) {
   if (!learned) return {grad * z, F(0), F(0)};
