@@ -139,7 +139,7 @@ def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
-            indices.append(start + round(position))  # round half to even, like them
+            indices.append(start + round(position))  # Python rounds half to even
             position += stride  # k * stride would round differently for 283 of K = 2..1000
         start += size
     return Grid.from_indices(indices)
