@@ -205,7 +205,8 @@ class SeparableCosts:
                 inner = (self.times[t] - self.times[s]) * m[t]
             else:
                 inner = 0.5 * snr_drop(a[t], v[t], a[s], v[s]) * m[t]
-                if self.edge == "large":  # e^-a is v_s / v_t
+                # With the "large" variance e^-a = v_s / v_t scales this term, and D adds another.
+                if self.edge == "large":
                     log_ratio = np.log1p((v[t] - v[s]) / v[s])
                     inner = inner * (v[s] / v[t]) + 0.5 * self.dims * excess(log_ratio)
         return np.where(s == 0, self.decoder[t], inner)
