@@ -76,7 +76,7 @@ def elbo_sums(
     sums = [error2.sum(1), ((r * x + g * m) ** 2).flatten(1).sum(1)]
     v = torch.zeros_like(error2) if raw is None else ((raw + 1) / 2).flatten(1)
     sums.append(v.sum(1))
-    # For small x, expm1(-x) + x ~ x^2 / 2 cancels, so a series is used there.
+    # For small x the sum expm1(-x) + x, about x^2 / 2, loses digits: a series replaces it.
     excess: list[Tensor] = []
     for a in nodes:
         y = a * v
