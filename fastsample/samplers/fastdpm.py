@@ -172,7 +172,7 @@ def var_betas(
             "fastdpm: num_steps must be smaller for growing variances to end at alpha_bar(T) = "
             f"{target:.3g}, got {steps}, where already equal ones of beta_1 end at {highest:.3g}"
         )
-    target = min(target, highest)  # they differ by rounding for constant betas, S = T
+    target = min(target, highest)  # for constant betas and S = T they are equal
     x = _bisected(level, lowest, bound, target, 1e-4)
     if extended and level(x) > target * (1.0 + 1e-4):
         x = _bisected(level, x, limit, target, 0.0)

@@ -60,7 +60,7 @@ def unipc(
 
     # Row i > 0 first corrects x for the step before it: x + spread (h1 - h2) + pull (x0 - h1).
     # rho solves the paper's linear system for the points r_1 = -1 / back and r_2 = 1.
-    before = np.where(np.isfinite(h[:-1]), h[:-1], 1.0)  # in row 0, which is first order
+    before = np.where(np.isfinite(h[:-1]), h[:-1], 1.0)  # h[0] may be infinite
     b1 = phi(2, before) / phi(1, before)
     b2 = 2.0 * phi(3, before) / phi(1, before)
     back = ratio[:-1]
