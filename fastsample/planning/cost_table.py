@@ -187,7 +187,7 @@ class CostTable:
         return edges
 
     def _grid(self, path: list[int]) -> Grid:
-        """Return the grid whose times lie at the ascending positions of a path."""
+        """Return the grid of the times whose indices, ascending, a path selects."""
         if self._last_two is not None:
             path.insert(1, int(np.argmin(self._last_two[path[1]])))
         if self.start is not None:

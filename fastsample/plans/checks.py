@@ -59,7 +59,7 @@ def check_landing(rows: FloatArray, alphas: FloatArray, sigmas: FloatArray, chec
 def check_laws(
     rows: FloatArray, prediction: Prediction, alphas: FloatArray, sigmas: FloatArray, check: Check
 ) -> None:
-    """Raise ValueError if a row breaks a law of `fastsample.plans.rows` that `check` names."""
+    """Raise ValueError if a row breaks an equation that ties it to the noise levels."""
     broken = broken_law(rows, prediction, alphas, sigmas, check)
     if broken is None:
         return

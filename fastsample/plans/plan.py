@@ -172,7 +172,7 @@ class Plan:
         return self._with_columns(lo=low, hi=high)
 
     def with_provenance(self, provenance: Mapping[str, Any] | None) -> Plan:
-        """Return the same plan with another record of its origin, a mapping for JSON, or None."""
+        """Return the same plan with its record of origin replaced (a mapping) or removed."""
         return replace(self, provenance=provenance)
 
     def _with_columns(self, **columns: npt.ArrayLike) -> Plan:

@@ -142,7 +142,7 @@ def clip_bounds(function: str, clip: Clip) -> tuple[float, float]:
 
 
 def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
-    """Return rows `(num_rows, 13)` with the named columns set and the others at `NEUTRAL`."""
+    """Return step coefficients `(num_rows, 13)`: named columns as given, others without effect."""
     values = {**NEUTRAL, **columns}
     return np.stack([np.broadcast_to(values[name], num_rows) for name in COLUMNS], axis=1).astype(
         np.float64

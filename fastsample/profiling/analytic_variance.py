@@ -11,7 +11,7 @@ from fastsample.schedules.transition import transition
 
 
 def analytic_variance(statistics: Statistics, grid: Grid, estimate: str) -> FloatArray:
-    """Return the `(K,)` reverse variances; see `fastsample.Profile.analytic_variance`."""
+    """Return the Analytic-DPM variance of each reverse step; see `Profile.analytic_variance`."""
     times = np.append(0.0, statistics.times)
     positions = positions_in("analytic_variance", grid, times, "profile")[:-1] - 1
     alpha, sigma = statistics.schedule.levels(grid.times)

@@ -61,7 +61,7 @@ class Measurement:
     def errors(
         self, x0: Tensor, identity: Identity, conditions: Conditions
     ) -> dict[str, FloatArray]:
-        """Return the sums of a profile, by name, over one batch `(B, *shape)` of data."""
+        """Return the network's errors at each time, summed over a batch `(B, *shape)`, by name."""
         clean = x0.to(self._dtype)
         eps = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
         table = eps.new_empty(len(self.times), self._width, dtype=torch.float64)

@@ -78,7 +78,7 @@ def solver_plans(
 def maker_of(
     denoiser: Denoiser, plan: Plan, methods: Sequence[str], clip: Any
 ) -> Callable[[Grid], Plan]:
-    """Return a function that makes the plan of the same sampler on another grid.
+    """Return a function that makes a plan of the given plan's sampler on any grid of times.
 
     Args:
         denoiser: the model.

@@ -19,7 +19,7 @@ _IMPOSSIBLE = -0.1
 
 
 def checked_levels(function: str, levels: Tensor | None) -> Tensor | None:
-    """Return a copy of the levels `(V,)` or `(D, V)` after checks; None stays None."""
+    """Check the values that data can take, `(V,)` or `(D, V)` per dimension; return a copy."""
     if levels is None:
         return None
     if not isinstance(levels, Tensor) or not levels.is_floating_point():

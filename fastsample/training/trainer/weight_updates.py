@@ -23,7 +23,7 @@ from fastsample.training.trainer.scheduled_optimizer import ScheduledOptimizer
 
 
 class GradientNorms(NamedTuple):
-    """Holds an iteration's gradient norms before clipping, and whether gradients were used."""
+    """Holds an iteration's gradient norms before clipping, and whether its step was skipped."""
 
     diffusion: float
     """Norm of the diffusion loss's gradient."""
