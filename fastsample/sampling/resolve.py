@@ -236,9 +236,9 @@ def make_grid(
 
 def _are_times(steps: Any) -> bool:
     """Return whether `steps` holds the times themselves, not their number."""
-    if isinstance(steps, Tensor):
-        return steps.dim() > 0
-    return isinstance(steps, (Grid, Sequence, np.ndarray)) and not isinstance(steps, str)
+    if isinstance(steps, (Tensor, np.ndarray)):
+        return steps.ndim > 0
+    return isinstance(steps, (Grid, Sequence)) and not isinstance(steps, str)
 
 
 def _with_guidance(

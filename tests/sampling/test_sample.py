@@ -218,3 +218,9 @@ def test_a_model_with_learned_variance_runs_any_plan():
     wide, narrow = denoiser(halve_wide, 3, variance="learned_range"), denoiser(halve, 3)
     for options in ({"method": "ddim"}, {"method": "ancestral", "variance": "small"}):
         assert torch.equal(fs.sample(wide, 4, **options), fs.sample(narrow, 4, **options))
+
+
+@pytest.mark.parametrize("steps", [np.int64(4), np.array(4), torch.tensor(4)], ids=repr)
+def test_a_number_of_steps_of_any_kind(steps):
+    model = denoiser(halve, 2, 3)
+    assert torch.equal(fs.sample(model, steps), fs.sample(model, 4))
