@@ -159,23 +159,19 @@ from tests.helpers.training_cases import fidelity, trainer
 def work():
     options = {"folder": sys.argv[1], "resume": True, "save_every": 1}
     term = FidelityTerm(fidelity(eta=1.0), lr=1e-3)
-    trainer(fidelity=term, **options).run(int(sys.argv[2]))
+    trainer(fidelity=term, **options).run(10**6)
 
-kills, chance = 0, random.Random(int(sys.argv[3]))
-while True:
+# The kills are counted, not the iterations: how many of these fit in is the machine's affair.
+chance = random.Random(1)
+for kill in range(8):
     child = os.fork()
     if not child:
         work()
-        os._exit(0)
-    # Ever longer, so that a busy machine gets to the end as well.
-    time.sleep(chance.uniform(0.02, 0.25) * (1 + kills / 10))
-    if os.waitpid(child, os.WNOHANG) != (0, 0):
-        break
+        os._exit(1)
+    time.sleep(chance.uniform(0.02, 0.25) * (1 + kill / 10))
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    kills += 1
-    assert kills < 200
-print(kills)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the run ended by itself"
 """
 
 
@@ -185,18 +181,19 @@ def test_a_run_killed_again_and_again(tmp_path):
     """At moments that nobody chose, some of them within a write."""
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), "60", "1"],
+        [sys.executable, "-c", KILLED, str(tmp_path)],
         env=here,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 3
     term = FidelityTerm(fidelity(eta=1.0), lr=1e-3)
-    whole = trainer(fidelity=term)
-    whole.run(60)
     part = trainer(fidelity=term, folder=tmp_path, resume=True)
+    last = part.iteration + 3
+    part.run(last)
+    whole = trainer(fidelity=term)
+    whole.run(last)
     assert_same_run(part, whole)
     assert lines(tmp_path) == json.loads(json.dumps(whole.history))
 
