@@ -26,9 +26,11 @@ void read_identity(Identity& identity, Arguments& arguments) {
 void read_forward(StepOperands& o, Arguments& arguments) {
   arguments.read(o.dtype);
   read_layout(o.layout, arguments);
-  arguments.read(o.learned, o.x, o.out, o.uncond, o.noise, o.h1, o.h2);
+  arguments.read(o.learned, o.x, o.out, o.uncond, o.noise);
+  for (const void*& earlier : o.history) arguments.read(earlier);
   arguments.read(o.rows.table, o.rows.count, o.rows.number, o.rows.number_per_sample);
   read_identity(o.identity, arguments);
+  arguments.read(o.draws.number, o.draws.per_sample);
   if (o.layout.empty()) return;
   require_storage({o.x, o.out, o.rows.table, o.rows.number});
   if (o.identity.seeds) require_storage({o.identity.index});
@@ -42,8 +44,8 @@ void read_operands(StepOperands& o, Arguments& arguments) {
 
 void read_operands(BackwardOperands& b, Arguments& arguments) {
   read_forward(b.forward, arguments);
-  arguments.read(b.grad_next, b.grad_x0, b.grad_x, b.grad_out, b.grad_uncond, b.grad_noise,
-                 b.grad_h1, b.grad_h2);
+  arguments.read(b.grad_next, b.grad_x0, b.grad_x, b.grad_out, b.grad_uncond, b.grad_noise);
+  for (void*& gradient : b.grad_history) arguments.read(gradient);
   if (b.forward.layout.empty()) return;
   require_storage({b.grad_next, b.grad_x, b.grad_out});
   if (b.forward.uncond) require_storage({b.grad_uncond});

@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "core/noise.h"
+#include "core/step.h"
 
 namespace fastsample {
 
@@ -44,20 +45,34 @@ struct Identity {
   }
 };
 
+// Points to the number of the draw of generated noise, in memory of the device.
+struct Draws {
+  const int64_t* number;  // null: the number of the row
+  bool per_sample;
+
+  template <typename Index>
+  FS_HD uint32_t of(Index sample, int64_t row) const {
+    return static_cast<uint32_t>(number ? number[per_sample ? sample : 0] : row);
+  }
+};
+
 struct StepOperands {
   DType dtype;
   Layout layout;
   Rows rows;
+  Draws draws;
   Identity identity;
-  bool learned;        // out holds [prediction | v], 2 * channels
-  const void* x;       // T
-  const void* out;     // T, conditional output if `uncond` is not null
-  const void* uncond;  // T, as out
-  const void* noise;   // T, instead of generated noise
-  const void* h1;      // F
-  const void* h2;      // F
-  void* next;          // T; may be x
-  void* x0;            // F
+  bool learned;                      // out holds [prediction | v], 2 * channels
+  const void* x;                     // T
+  const void* out;                   // T, conditional output if `uncond` is not null
+  const void* uncond;                // T, as out
+  const void* noise;                 // T, instead of generated noise
+  const void* history[max_history];  // F, the x0's of earlier rows, newest first
+  void* next;                        // T; may be x
+  void* x0;                          // F; may be one of `history`
+
+  // Returns whether the row or its draw changes from sample to sample.
+  FS_HD bool row_per_sample() const { return rows.number_per_sample || draws.per_sample; }
 };
 
 // Returns the operands with the batch as one long sample, which can be cut into tiles across the
@@ -73,15 +88,14 @@ FS_HD StepOperands joined(const StepOperands& o) {
 
 // The backward pass for a step's tensors: the forward operands, and gradients in and out.
 struct BackwardOperands {
-  StepOperands forward;   // next and x0 unused
-  const void* grad_next;  // T
-  const void* grad_x0;    // F
-  void* grad_x;           // T
-  void* grad_out;         // T, 2 * channels when learned
-  void* grad_uncond;      // T, as grad_out
-  void* grad_noise;       // T
-  void* grad_h1;          // F
-  void* grad_h2;          // F
+  StepOperands forward;             // next and x0 unused
+  const void* grad_next;            // T
+  const void* grad_x0;              // F
+  void* grad_x;                     // T
+  void* grad_out;                   // T, 2 * channels when learned
+  void* grad_uncond;                // T, as grad_out
+  void* grad_noise;                 // T
+  void* grad_history[max_history];  // F
 };
 
 // The backward pass for the coefficients of a step's rows: their gradients are sums over elements.

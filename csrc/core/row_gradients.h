@@ -3,8 +3,8 @@
 // element.
 //
 //   p   g0 x inside the clamp     a   g x      c1  g h1      w      dL/dm (c - u)
-//   q   g0 m inside the clamp     b   g x0     c2  g h2      d      g z sd/d
-//   lo  g0 below the clamp        e   g m                    lv_lo  g z sd (1 - share) / 2
+//   q   g0 m inside the clamp     b   g x0     ..            d      g z sd/d
+//   lo  g0 below the clamp        e   g m      c4  g h4      lv_lo  g z sd (1 - share) / 2
 //   hi  g0 above the clamp                                   lv_hi  g z sd share / 2
 #pragma once
 

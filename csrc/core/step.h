@@ -3,12 +3,11 @@
 //   m      = u + w (c - u)
 //   x0     = clamp(p x + q m, lo, hi)
 //   sd     = d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo)) / 2)
-//   x_next = a x + b x0 + e m + c1 h1 + c2 h2 + sd z
+//   x_next = a x + b x0 + e m + c1 h1 + c2 h2 + c3 h3 + c4 h4 + sd z
 //
 // x is the current sample, c and u are the network's conditional and unconditional outputs, v is
-// the half of the output that predicts the variance, h1 and h2 are the x0's of the two steps
-// before, and z is standard normal noise. Without guidance m = c; without a learned variance
-// sd = d.
+// the half of the output that predicts the variance, h1 .. h4 are the x0's of earlier rows, newest
+// first, and z is standard normal noise. Without guidance m = c; without a learned variance sd = d.
 //
 // The loops over elements are in cpu/ and gpu/. F is float or double.
 #pragma once
@@ -20,35 +19,41 @@ namespace fastsample {
 
 // The columns of a plan's table, in the order of COLUMNS in Python.
 struct Column {
-  enum : int { p, q, lo, hi, w, a, b, e, c1, c2, d, lv_lo, lv_hi, count };
+  enum : int { p, q, lo, hi, w, a, b, e, c1, c2, c3, c4, d, lv_lo, lv_hi, count };
 };
+
+constexpr int max_history = 4;  // a row reads at most this many earlier x0's
 
 // ---- the row ----
 
 template <typename F>
 struct Row {
-  F p, q, lo, hi, w, a, b, e, c1, c2, d, lv_lo, lv_hi;
+  F p, q, lo, hi, w, a, b, e;
+  F c[max_history];  // c1 .. c4
+  F d, lv_lo, lv_hi;
 };
 
-// Loads a row and rounds its coefficients, once. A row number outside the table makes every output
-// NaN: the number lives on the device, so nobody can check it without a synchronisation.
+// Loads a row and rounds its coefficients, once. `history` holds the pointers to the earlier x0's.
+// Every output becomes NaN for a row number outside the table (the number lives on the device, so
+// nobody can check it without a synchronisation) and for a row that reads an earlier x0 which the
+// caller did not pass.
 template <typename F>
-FS_HD Row<F> load_row(const double* rows, int64_t num_rows, int64_t number) {
+FS_HD Row<F> load_row(const double* rows, int64_t num_rows, int64_t number,
+                      const void* const (&history)[max_history]) {
+  const F nan = not_a_number<F>();
   if (number < 0 || number >= num_rows) {
-    const F nan = not_a_number<F>();
-    return {nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, F(0), F(0), F(0)};
+    return {nan, nan, nan, nan, nan, nan, nan, nan, {nan, nan, nan, nan}, F(0), F(0), F(0)};
   }
-  const double* row = rows + number * Column::count;
-  return {F(row[Column::p]),    F(row[Column::q]),  F(row[Column::lo]), F(row[Column::hi]),
-          F(row[Column::w]),    F(row[Column::a]),  F(row[Column::b]),  F(row[Column::e]),
-          F(row[Column::c1]),   F(row[Column::c2]), F(row[Column::d]),  F(row[Column::lv_lo]),
-          F(row[Column::lv_hi])};
-}
-
-// A row that reads an earlier x0 which the caller did not pass makes every output NaN.
-template <typename F>
-FS_HD void require_history(Row<F>& row, bool h1, bool h2) {
-  if ((!h1 && row.c1 != 0) || (!h2 && row.c2 != 0)) row.b = not_a_number<F>();
+  const double* c = rows + number * Column::count;
+  Row<F> row{F(c[Column::p]),  F(c[Column::q]),     F(c[Column::lo]),
+             F(c[Column::hi]), F(c[Column::w]),     F(c[Column::a]),
+             F(c[Column::b]),  F(c[Column::e]),     {},
+             F(c[Column::d]),  F(c[Column::lv_lo]), F(c[Column::lv_hi])};
+  for (int i = 0; i < max_history; ++i) {
+    row.c[i] = F(c[Column::c1 + i]);
+    if (!history[i] && row.c[i] != 0) row.b = nan;
+  }
+  return row;
 }
 
 // Returns whether sd depends on v. Otherwise v must not be touched: 0 times an infinite v is NaN.

@@ -55,13 +55,12 @@ void backward_tile(const BackwardOperands& b, const Tile& tile, const View<T>& v
   if (o.learned && !reads_variance(row)) {
     write_half(o, tile, 1, b.grad_out, buffers.staged, [](int64_t) { return F(0); });
   }
-  if (F* grad_h1 = at<F>(b.grad_h1, view.offset)) {
+  for (int n = 0; n < max_history; ++n) {
+    F* grad_h = at<F>(b.grad_history[n], view.offset);
+    if (!grad_h) continue;
+    const F c = row.c[n];
 #pragma omp simd
-    for (int64_t i = 0; i < tile.count; ++i) grad_h1[i] = row.c1 * widen(grad[i]);
-  }
-  if (F* grad_h2 = at<F>(b.grad_h2, view.offset)) {
-#pragma omp simd
-    for (int64_t i = 0; i < tile.count; ++i) grad_h2[i] = row.c2 * widen(grad[i]);
+    for (int64_t i = 0; i < tile.count; ++i) grad_h[i] = c * widen(grad[i]);
   }
   T* grad_noise = at<T>(b.grad_noise, view.offset);
   if (grad_noise && row.d == 0) std::fill_n(grad_noise, tile.count, narrow<T>(F(0)));

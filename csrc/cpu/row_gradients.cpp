@@ -46,15 +46,14 @@ void add_tile(const RowGradientOperands& r, const View<T>& view, const M* m, Buf
   sums[Column::a] += a;
   sums[Column::b] += b;
   sums[Column::e] += e;
-  const auto add_history = [&](const F* history, int column) {
-    if (!history) return;
+  for (int n = 0; n < max_history; ++n) {
+    const F* h = view.history[n];
+    if (!h) continue;
     double c = 0;
 #pragma omp simd reduction(+ : c)
-    for (int64_t i = 0; i < count; ++i) c += static_cast<double>(widen(grad[i]) * history[i]);
-    sums[column] += c;
-  };
-  add_history(view.h1, Column::c1);
-  add_history(view.h2, Column::c2);
+    for (int64_t i = 0; i < count; ++i) c += static_cast<double>(widen(grad[i]) * h[i]);
+    sums[Column::c1 + n] += c;
+  }
   if (row.d == 0) return;
   const bool learned = view.v && reads_variance(row);
   double d = 0, lv_lo = 0, lv_hi = 0;

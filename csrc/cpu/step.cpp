@@ -63,7 +63,7 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
     const F from = widen(x[i]), output = widen(m[i]);
     return mean(row, from, clamped_x0(row, unclamped_x0(row, from, output)), output);
   };
-  if (!view.h1 && !view.h2 && !x0_out) {  // one pass; nearly all steps of few-step samplers
+  if (!view.has_history() && !x0_out) {  // one pass; nearly all steps of few-step samplers
     if (row.d == 0) {
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) target[i] = narrow<T>(x_next(i));
@@ -76,22 +76,22 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
     });
     return;
   }
-  F* next = buffers.next;
-  F* x0 = x0_out ? x0_out : buffers.x0;
+  F *next = buffers.next, *x0 = buffers.x0;
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const F from = widen(x[i]), output = widen(m[i]);
     x0[i] = clamped_x0(row, unclamped_x0(row, from, output));
     next[i] = mean(row, from, x0[i], output);
   }
-  if (const F* h1 = view.h1) {
+  for (int n = 0; n < max_history; ++n) {
+    const F* h = view.history[n];
+    if (!h) continue;
+    const F c = row.c[n];
 #pragma omp simd
-    for (int64_t i = 0; i < count; ++i) next[i] = fused(row.c1, h1[i], next[i]);
+    for (int64_t i = 0; i < count; ++i) next[i] = fused(c, h[i], next[i]);
   }
-  if (const F* h2 = view.h2) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) next[i] = fused(row.c2, h2[i], next[i]);
-  }
+  // Only now, because x0 may replace an earlier one that was read above.
+  if (x0_out) std::copy_n(x0, count, x0_out);
   with_noise(view, buffers, [&](const auto* z, auto deviation) {
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {

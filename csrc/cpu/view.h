@@ -39,8 +39,10 @@ struct View {
   Row<F> row;
   int64_t count, offset;  // offset of the tile in an x-shaped tensor
   const T *x, *c, *u, *v, *noise;
-  const F *h1, *h2;
+  const F* history[max_history];
   const float* z;  // generated noise
+
+  bool has_history() const { return history[0] || history[1] || history[2] || history[3]; }
 };
 
 // Visits one half (prediction or v) of a channels_last tile in a tensor of 2C channels: calls
@@ -77,14 +79,12 @@ View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) 
   const Layout& layout = o.layout;
   const int64_t number = o.rows.number_of(tile.sample);
   View<T> view;
-  view.row = load_row<F>(o.rows.table, o.rows.count, number);
-  require_history(view.row, o.h1, o.h2);
+  view.row = load_row<F>(o.rows.table, o.rows.count, number, o.history);
   view.count = tile.count;
   view.offset = tile.sample * layout.size + tile.first;
   view.x = at<T>(o.x, view.offset);
   view.noise = at<T>(o.noise, view.offset);
-  view.h1 = at<F>(o.h1, view.offset);
-  view.h2 = at<F>(o.h2, view.offset);
+  for (int i = 0; i < max_history; ++i) view.history[i] = at<F>(o.history[i], view.offset);
   view.v = nullptr;
   view.z = nullptr;
   if (!o.learned) {
@@ -106,7 +106,7 @@ View<T> make_view(const StepOperands& o, const Tile& tile, Buffers<T>& buffers) 
   }
   if (view.row.d != 0 && !view.noise) {
     if (o.identity.seeds) {
-      const Stream stream = o.identity.stream(tile.sample, static_cast<uint32_t>(number));
+      const Stream stream = o.identity.stream(tile.sample, o.draws.of(tile.sample, number));
       fill_tile_noise(stream, layout, tile, buffers.z, buffers.scratch);
     } else {
       // The row draws noise and the caller passed none. NaN shows the mistake; zeros would bias the

@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(block_size)
   __shared__ double warps[Column::count][block_size / 32];
   const uint32_t sample = blockIdx.y;
   CurrentRow<arithmetic_t<T>> row(r.forward);
-  if (r.forward.rows.number_per_sample) row.read(r.forward, sample);
+  if (r.forward.row_per_sample()) row.read(r.forward, sample);
   double sums[Column::count] = {};
   for (uint32_t pack = blockIdx.x * block_size + threadIdx.x; pack < cut.packs;
        pack += gridDim.x * block_size)

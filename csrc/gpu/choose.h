@@ -30,9 +30,9 @@ void choose_step(const StepOperands& operands, Run&& run) {
   require_countable(operands.layout);
   // A huge batch is not joined to one long sample, whose 32-bit element numbers would wrap.
   const StepOperands o = countable(joined(operands).layout) ? joined(operands) : operands;
-  const bool general = o.rows.number_per_sample || o.learned || o.uncond || o.noise || o.h1 ||
-                       o.h2 || o.x0 || o.layout.channels_last;
-  const bool wide = aligned({o.x, o.out, o.uncond, o.noise, o.h1, o.h2, o.next, o.x0});
+  const bool general = o.row_per_sample() || o.learned || o.uncond || o.noise || any(o.history) ||
+                       o.x0 || o.layout.channels_last;
+  const bool wide = aligned({o.x, o.out, o.uncond, o.noise, o.next, o.x0}) && aligned(o.history);
   dispatch(o.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     const auto with = [&](auto tag) {
@@ -57,34 +57,36 @@ void choose_step(const StepOperands& operands, Run&& run) {
 // Chooses a kernel that has no variants, by dtype and memory access.
 template <typename Operands, typename Run>
 void choose_kernel(const Operands& operands, DType dtype, const Layout& layout,
-                   std::initializer_list<const void*> pointers, Run&& run) {
+                   bool aligned_operands, Run&& run) {
   require_countable(layout);
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    choose_access<T>(layout, aligned(pointers),
+    choose_access<T>(layout, aligned_operands,
                      [&](const Cut& cut, auto access) { run(operands, cut, type, access); });
   });
 }
 
 template <typename Run>
 void choose_noise(const NoiseOperands& o, Run&& run) {
-  choose_kernel(o, o.dtype, o.layout, {o.out}, run);
+  choose_kernel(o, o.dtype, o.layout, aligned({o.out}), run);
 }
 
 template <typename Run>
 void choose_backward(const BackwardOperands& b, Run&& run) {
   const StepOperands& o = b.forward;
   choose_kernel(b, o.dtype, o.layout,
-                {o.x, o.out, o.uncond, o.noise, b.grad_next, b.grad_x0, b.grad_x, b.grad_out,
-                 b.grad_uncond, b.grad_noise, b.grad_h1, b.grad_h2},
+                aligned({o.x, o.out, o.uncond, o.noise, b.grad_next, b.grad_x0, b.grad_x,
+                         b.grad_out, b.grad_uncond, b.grad_noise}) &&
+                    aligned(b.grad_history),
                 run);
 }
 
 template <typename Run>
 void choose_row_gradients(const RowGradientOperands& r, Run&& run) {
   const StepOperands& o = r.forward;
-  choose_kernel(r, o.dtype, o.layout,
-                {o.x, o.out, o.uncond, o.noise, o.h1, o.h2, r.grad_next, r.grad_x0}, run);
+  choose_kernel(
+      r, o.dtype, o.layout,
+      aligned({o.x, o.out, o.uncond, o.noise, r.grad_next, r.grad_x0}) && aligned(o.history), run);
 }
 
 }  // namespace fastsample

@@ -118,10 +118,25 @@ FS_HD void make_noise(const Stream& stream, const Pack& pack, F (&z)[width]) {
 }
 
 // Returns whether every address allows 16-byte accesses.
-inline bool aligned(std::initializer_list<const void*> pointers) {
+template <typename Pointers>
+bool all_aligned(const Pointers& pointers) {
   uintptr_t bits = 0;
   for (const void* p : pointers) bits |= reinterpret_cast<uintptr_t>(p);
   return bits % 16 == 0;
+}
+
+inline bool aligned(std::initializer_list<const void*> pointers) { return all_aligned(pointers); }
+
+template <typename Pointer, int count>
+bool aligned(Pointer* const (&pointers)[count]) {
+  return all_aligned(pointers);
+}
+
+// Returns whether a pointer is not null.
+inline bool any(const void* const (&pointers)[max_history]) {
+  for (const void* p : pointers)
+    if (p) return true;
+  return false;
 }
 
 // Returns whether element numbers inside a sample, and packs in the batch, stay below 2^31: Divider

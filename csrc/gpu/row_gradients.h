@@ -38,17 +38,16 @@ FS_HD void add_row_gradients(const RowGradientOperands& r, const Cut& cut, uint3
     part[Column::e] += terms.e;
     if (o.uncond) part[Column::w] += terms.m * value[j];
   }
-  const auto add_history_terms = [&](const void* history, int column) {
-    if (!history) return;
-    read<access, width, F>(history, cut, pack, 1, 0, value);
+  FS_UNROLL
+  for (int n = 0; n < max_history; ++n) {
+    if (!o.history[n]) continue;
+    read<access, width, F>(o.history[n], cut, pack, 1, 0, value);
     FS_UNROLL
     for (int j = 0; j < width; ++j)
-      if (exists(j)) part[column] += grad[j] * value[j];
-  };
-  add_history_terms(o.h1, Column::c1);
-  add_history_terms(o.h2, Column::c2);
+      if (exists(j)) part[Column::c1 + n] += grad[j] * value[j];
+  }
   if (row.d != 0) {
-    read_noise<T, Variant::general, access>(o, cut, pack, current.number, value);
+    read_noise<T, Variant::general, access>(o, cut, pack, current.draw, value);
     const bool learned = o.learned && reads_variance(row);
     if (learned) read<access, width, T>(o.out, cut, pack, halves, 1, x);
     FS_UNROLL

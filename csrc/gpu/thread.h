@@ -12,18 +12,18 @@ namespace fastsample {
 // which operands were passed.
 enum class Variant { plain, noisy, general };
 
-// Keeps the row of a thread, which is read again only when each sample has its own row.
+// Keeps the row of a thread and its draw, which are read again only when they differ by sample.
 template <typename F>
 struct CurrentRow {
-  int64_t number;
+  uint32_t draw;
   Row<F> row;
 
   FS_HD explicit CurrentRow(const StepOperands& o) { read(o, 0); }
 
   FS_HD void read(const StepOperands& o, uint32_t sample) {
-    number = o.rows.number_of(sample);
-    row = load_row<F>(o.rows.table, o.rows.count, number);
-    require_history(row, o.h1, o.h2);
+    const int64_t number = o.rows.number_of(sample);
+    draw = o.draws.of(sample, number);
+    row = load_row<F>(o.rows.table, o.rows.count, number, o.history);
   }
 };
 
@@ -62,13 +62,13 @@ FS_HD void read_deviation(const StepOperands& o, const Cut& cut, const Pack& pac
 // Reads or generates z for a row that draws noise; NaN if the caller passed neither noise nor
 // seeds.
 template <typename T, Variant variant, Access access, int width, typename F>
-FS_HD void read_noise(const StepOperands& o, const Cut& cut, const Pack& pack, int64_t number,
+FS_HD void read_noise(const StepOperands& o, const Cut& cut, const Pack& pack, uint32_t draw,
                       F (&z)[width]) {
   constexpr bool general = variant == Variant::general;
   if (general && o.noise) {
     read<access, width, T>(o.noise, cut, pack, 1, 0, z);
   } else if (variant == Variant::noisy || (general && o.identity.seeds)) {
-    make_noise(o.identity.stream(pack.sample, static_cast<uint32_t>(number)), pack, z);
+    make_noise(o.identity.stream(pack.sample, draw), pack, z);
   } else {
     FS_UNROLL
     for (int j = 0; j < width; ++j) z[j] = not_a_number<F>();
@@ -83,15 +83,18 @@ FS_HD void read_optional(const void* tensor, const Cut& cut, const Pack& pack, F
   if (tensor) read<access, width, F>(tensor, cut, pack, 1, 0, values);
 }
 
-// Adds the coefficient times an earlier x0, if it was passed.
+// Adds the earlier x0's that were passed, each times its coefficient.
 template <Access access, int width, typename F>
-FS_HD void add_history(const void* history, F coefficient, const Cut& cut, const Pack& pack,
+FS_HD void add_history(const StepOperands& o, const Row<F>& row, const Cut& cut, const Pack& pack,
                        F (&next)[width]) {
-  if (!history) return;
-  F h[width];
-  read<access, width, F>(history, cut, pack, 1, 0, h);
   FS_UNROLL
-  for (int j = 0; j < width; ++j) next[j] = fused(coefficient, h[j], next[j]);
+  for (int n = 0; n < max_history; ++n) {
+    if (!o.history[n]) continue;
+    F h[width];
+    read<access, width, F>(o.history[n], cut, pack, 1, 0, h);
+    FS_UNROLL
+    for (int j = 0; j < width; ++j) next[j] = fused(row.c[n], h[j], next[j]);
+  }
 }
 
 // ---- the step ----
@@ -104,7 +107,7 @@ FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
   constexpr bool general = variant == Variant::general;
   const int halves = general && o.learned ? 2 : 1;
   const Pack pack = pack_at<T, access>(cut, item);
-  if (general && o.rows.number_per_sample) current.read(o, pack.sample);
+  if (general && o.row_per_sample()) current.read(o, pack.sample);
   const Row<F>& row = current.row;
 
   F x[width], m[width], x0[width], next[width];
@@ -120,9 +123,9 @@ FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
     next[j] = mean(row, x[j], x0[j], m[j]);
   }
   if constexpr (general) {
+    add_history<access>(o, row, cut, pack, next);
+    // Only now, because x0 may replace an earlier one that was read above.
     if (o.x0) write<access, width, F>(o.x0, cut, pack, 1, 0, x0);
-    add_history<access>(o.h1, row.c1, cut, pack, next);
-    add_history<access>(o.h2, row.c2, cut, pack, next);
   }
   if (row.d != 0) {
     F z[width], deviation[width];
@@ -132,7 +135,7 @@ FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
       FS_UNROLL
       for (int j = 0; j < width; ++j) deviation[j] = row.d;
     }
-    read_noise<T, variant, access>(o, cut, pack, current.number, z);
+    read_noise<T, variant, access>(o, cut, pack, current.draw, z);
     FS_UNROLL
     for (int j = 0; j < width; ++j) next[j] = fused(deviation[j], z[j], next[j]);
   }
@@ -149,7 +152,7 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
   const StepOperands& o = b.forward;
   const int halves = o.learned ? 2 : 1;
   const Pack pack = pack_at<T, access>(cut, item);
-  if (o.rows.number_per_sample) current.read(o, pack.sample);
+  if (o.row_per_sample()) current.read(o, pack.sample);
   const Row<F>& row = current.row;
   F grad[width], x[width], m[width], grad_x0[width], value[width];
   read<access, width, T>(b.grad_next, cut, pack, 1, 0, grad);
@@ -173,15 +176,12 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
     write<access, width, T>(b.grad_uncond, cut, pack, halves, 0, value);
   }
   write<access, width, T>(b.grad_out, cut, pack, halves, 0, m);
-  if (b.grad_h1) {
+  FS_UNROLL
+  for (int n = 0; n < max_history; ++n) {
+    if (!b.grad_history[n]) continue;
     FS_UNROLL
-    for (int j = 0; j < width; ++j) value[j] = row.c1 * grad[j];
-    write<access, width, F>(b.grad_h1, cut, pack, 1, 0, value);
-  }
-  if (b.grad_h2) {
-    FS_UNROLL
-    for (int j = 0; j < width; ++j) value[j] = row.c2 * grad[j];
-    write<access, width, F>(b.grad_h2, cut, pack, 1, 0, value);
+    for (int j = 0; j < width; ++j) value[j] = row.c[n] * grad[j];
+    write<access, width, F>(b.grad_history[n], cut, pack, 1, 0, value);
   }
   if (!o.learned && !b.grad_noise) return;
 
@@ -198,7 +198,7 @@ FS_HD void backward_pack(const BackwardOperands& b, const Cut& cut, uint32_t ite
   for (int j = 0; j < width; ++j) value[j] = 0;
   if (o.uncond) write<access, width, T>(b.grad_uncond, cut, pack, halves, 1, value);
   if (reads_variance(row)) {
-    read_noise<T, Variant::general, access>(o, cut, pack, current.number, value);
+    read_noise<T, Variant::general, access>(o, cut, pack, current.draw, value);
     FS_UNROLL
     for (int j = 0; j < width; ++j)
       value[j] = variance_gradient(row, deviation[j], value[j], grad[j]);

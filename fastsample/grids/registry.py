@@ -12,6 +12,7 @@ from fastsample.schedules.schedule import NoiseSchedule
 GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
     "uniform": lambda schedule, steps: makers.uniform(noisiest(schedule), steps),
     "quadratic": lambda schedule, steps: makers.quadratic(noisiest(schedule), steps),
+    "power": lambda schedule, steps: makers.power(noisiest(schedule), steps),
     "log_snr": makers.log_snr,
     "karras": makers.karras,
     "leading": lambda schedule, steps: _diffusers(schedule, steps, "leading"),
@@ -28,9 +29,6 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
 "leading", "trailing" and "linspace" are diffusers' timestep spacings, "respaced" is
 improved-diffusion's list; "ddim" and "ddim_quadratic" are the DDIM repository's two lists, which
 may hold another number of times than asked for."""
-
-DEFAULT_GRID = "uniform"
-"""The grid that ``grid="auto"`` means for a model without a profile (measured errors)."""
 
 
 def grid_names() -> list[str]:

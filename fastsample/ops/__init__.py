@@ -11,17 +11,21 @@ the host.
 """
 
 from fastsample.ops.apply import has_tangent, step, step_x0
+from fastsample.ops.direct import DirectSteps, is_plain
+from fastsample.ops.draws import START_DRAW
 from fastsample.ops.dtypes import rows_dtype
 from fastsample.ops.native import build_info
-from fastsample.ops.normal_noise import START_DRAW, noise
+from fastsample.ops.normal_noise import noise
 from fastsample.ops.sums import ElboSums, elbo_sums
 
 __all__ = [
     "START_DRAW",
+    "DirectSteps",
     "ElboSums",
     "build_info",
     "elbo_sums",
     "has_tangent",
+    "is_plain",
     "noise",
     "rows_dtype",
     "step",

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastsample.ops import library, reference
+from fastsample.ops import library, native, reference
 from fastsample.ops.autograd import StepFunction
 from fastsample.ops.checks import check_step
+from fastsample.ops.direct import is_plain
 
 
 def step(
@@ -24,32 +25,39 @@ def step(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
     target: Tensor | None = None,
 ) -> Tensor:
     """Do a whole sampler step on a batch in one kernel, with the coefficients in one row of a plan.
 
     All tensors are on one device. The step is differentiable, once, in ``x``, ``out``, ``rows``,
-    ``uncond``, ``noise``, ``h1`` and ``h2``. float32, bfloat16 and float16 compute in float32,
+    ``uncond``, ``noise`` and ``h1`` to ``h4``. float32, bfloat16 and float16 compute in float32,
     float64 in float64.
 
     Args:
         x: current samples ``(B, *shape)``, contiguous or channels_last.
         out: model output, shape of ``x``, or ``(B, 2 * shape[0], ...)`` holding [prediction | v]
             when the variance is learned; the conditional output when ``uncond`` is given.
-        rows: plan table ``(K, 13)`` float64, columns as `fastsample.plans.plan.COLUMNS`.
+        rows: plan table ``(K, 15)`` float64, columns as `fastsample.plans.plan.COLUMNS`.
         row: row number, int64, one element or one per sample ``(B,)``. A number outside ``[0, K)``
             makes the result NaN.
         uncond: unconditional model output u, shape of ``out``: ``m = u + w (out - u)``.
         seeds: int64, one element or ``(B,)``, the bits of the 64-bit seed; with ``index``, turns on
             generated noise.
         index: int64 ``(B,)``, each sample's global index.
+        draw: int64, one element or ``(B,)``: which of the sample's noises is generated
+            (`fastsample.ops.draws`); None is the row number.
         noise: shape and dtype of ``x``, used instead of generated noise.
         h1: x0 of the step before (multistep samplers), shape of ``x``, float32 (float64 for float64
             ``x``).
         h2: x0 of the step before that, as ``h1``.
+        h3: x0 of the step before that, as ``h1``.
+        h4: x0 of the step before that, as ``h1``.
         target: where to write the result (shape, dtype and strides of ``x``, may be ``x``, which
             must then share no memory with another operand); not differentiable.
 
@@ -70,8 +78,8 @@ def step(
         if noise is not None:
             x_next = x_next + d * noise
     """
-    check_step("step", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
-    operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    check_step("step", x, out, rows, row, uncond, seeds, index, draw, noise, h1, h2, h3, h4)
+    operands = (x, out, rows, row, uncond, seeds, index, draw, noise, h1, h2, h3, h4)
     if has_tangent(operands):
         if target is not None:
             raise ValueError("step: target must be None in forward mode, got a tensor")
@@ -84,12 +92,10 @@ def step(
             )
         return StepFunction.apply(*operands)[0]
     if target is None:
-        return library.step_op(*operands)
+        return native.step(*operands) if is_plain(*operands) else library.step_op(*operands)
+    # A target always goes through the dispatcher, which tells autograd that it was overwritten.
     if target is x:
-        if uncond is None and noise is None and h1 is None and h2 is None:
-            # Trailing arguments that are None are left out: each costs the dispatcher 0.1 us.
-            operands = operands[:4] if seeds is None else operands[:7]
-        library.step_into_op(x, *operands)
+        library.step_into_op(x, *_without_trailing_nones(operands))
         return x
     if target.requires_grad and torch.is_grad_enabled():
         raise ValueError("step: target must not require grad, got one that does; it is overwritten")
@@ -101,7 +107,7 @@ def step(
     if target.device != x.device:
         raise ValueError(f"step: target must be on {x.device}, got {target.device}")
     if type(x) is Tensor and not torch.compiler.is_compiling():
-        others = (x, out, uncond, noise, h1, h2)
+        others = (x, out, uncond, noise, h1, h2, h3, h4)
         if any(other is not None and _overlaps(target, other) for other in others):
             raise ValueError(
                 "step: target must be x or share no memory with the operands, got a mixture"
@@ -119,22 +125,33 @@ def step_x0(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (x_next, x0): the result of `step`, and the row's clamped x0 ``(B, *shape)``.
 
     x0 has the dtype of `h1`: float32, or float64 for float64 ``x``. The arguments and errors are
     those of `step`.
     """
-    check_step("step_x0", x, out, rows, row, uncond, seeds, index, noise, h1, h2)
-    operands = (x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+    check_step("step_x0", x, out, rows, row, uncond, seeds, index, draw, noise, h1, h2, h3, h4)
+    operands = (x, out, rows, row, uncond, seeds, index, draw, noise, h1, h2, h3, h4)
     if has_tangent(operands):
         return reference.step_x0(*operands)
     if _needs_gradient(operands):
         return StepFunction.apply(*operands)
-    return library.step_x0_op(*operands)
+    return native.step_x0(*operands) if is_plain(*operands) else library.step_x0_op(*operands)
+
+
+def _without_trailing_nones(operands: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Return the operands up to the last one: each further None costs the dispatcher 0.1 us."""
+    count = len(operands)
+    while operands[count - 1] is None:
+        count -= 1
+    return operands[:count]
 
 
 def _needs_gradient(operands: Iterable[Tensor | None]) -> bool:

@@ -33,18 +33,18 @@ class StepFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_x0: Tensor | None) -> tuple[Any, ...]:
-        """Return the gradients of the operands, None for seeds, indices and row numbers."""
+        """Return the gradients of the operands, None for seeds, indices, draws and row numbers."""
         operands = ctx.saved_tensors
-        x, out, rows, row, uncond, _, _, noise, h1, h2 = operands
+        x, out, rows, row, uncond, _, _, _, noise, *history = operands
         if grad is None:  # only x0 was used
             grad = torch.zeros_like(x)
         if torch.compiler.is_compiling():  # dynamo cannot trace a Function here
             grads = library.step_backward_op(grad, grad_x0, *operands)
         else:
             grads = StepBackwardFunction.apply(grad, grad_x0, *operands)
-        grad_x, grad_out, grad_uncond, grad_noise, grad_h1, grad_h2 = (
+        grad_x, grad_out, grad_uncond, grad_noise, *grad_history = (
             None if operand is None else gradient
-            for operand, gradient in zip((x, out, uncond, noise, h1, h2), grads, strict=True)
+            for operand, gradient in zip((x, out, uncond, noise, *history), grads, strict=True)
         )
         grad_rows = None
         if ctx.needs_input_grad[2]:
@@ -54,7 +54,7 @@ class StepFunction(torch.autograd.Function):
             grad_rows = torch.zeros_like(rows).index_add_(0, number, sums)
         return (
             *(grad_x, grad_out, grad_rows, None, grad_uncond),
-            *(None, None, grad_noise, grad_h1, grad_h2),
+            *(None, None, None, grad_noise, *grad_history),
         )
 
 

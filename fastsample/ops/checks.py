@@ -25,9 +25,9 @@ def check_step(
     uncond: Tensor | None,
     seeds: Tensor | None,
     index: Tensor | None,
+    draw: Tensor | None,
     noise: Tensor | None,
-    h1: Tensor | None,
-    h2: Tensor | None,
+    *history: Tensor | None,
 ) -> None:
     """Raise TypeError or ValueError unless the operands of a step fit each other.
 
@@ -57,12 +57,13 @@ def check_step(
         _check_operand(name, "uncond", uncond, out.shape, dtype, x.device)
     if noise is not None:
         _check_operand(name, "noise", noise, shape, dtype, x.device)
-    if h1 is not None:
-        _check_operand(name, "h1", h1, shape, history_dtype(x), x.device)
-    if h2 is not None:
-        _check_operand(name, "h2", h2, shape, history_dtype(x), x.device)
+    for n, earlier in enumerate(history):
+        if earlier is not None:
+            _check_operand(name, f"h{n + 1}", earlier, shape, history_dtype(x), x.device)
     if seeds is not None:
         check_identity(name, seeds, index, shape[0], x.device)
+    if draw is not None:
+        _check_number(name, "draw", draw, x)
 
 
 def _refuse(name: str, x: Tensor, out: Tensor, rows: Tensor, row: Tensor) -> None:
@@ -83,12 +84,17 @@ def _refuse(name: str, x: Tensor, out: Tensor, rows: Tensor, row: Tensor) -> Non
             f"{name}: rows must be a table (K, {len(COLUMNS)}), got {tuple(rows.shape)}"
         )
     _check_operand(name, "rows", rows, rows.shape, rows_dtype(x.device), x.device)
-    if row.numel() != 1 and row.shape != x.shape[:1]:
+    _check_number(name, "row", row, x)
+
+
+def _check_number(name: str, label: str, tensor: Tensor, x: Tensor) -> None:
+    """Raise unless the argument `label` is an int64 number, or one per sample of `x`."""
+    if tensor.numel() != 1 and tensor.shape != x.shape[:1]:
         raise ValueError(
-            f"{name}: row must have one element or one per sample ({shape[0]},), "
-            f"got {tuple(row.shape)}"
+            f"{name}: {label} must have one element or one per sample ({x.shape[0]},), "
+            f"got {tuple(tensor.shape)}"
         )
-    _check_operand(name, "row", row, row.shape, torch.int64, x.device)
+    _check_operand(name, label, tensor, tensor.shape, torch.int64, x.device)
 
 
 def _check_operand(

@@ -68,9 +68,12 @@ def launch_step(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> None:
     """Call a native kernel with the addresses of a step's operands.
 
@@ -88,16 +91,20 @@ def launch_step(
         uncond: unconditional model output.
         seeds: seeds of generated noise.
         index: sample indices.
+        draw: number of the draw of generated noise.
         noise: noise to use.
         h1: earlier x0.
         h2: the x0 before that.
+        h3: the x0 before that.
+        h4: the x0 before that.
     """
     if fmt is not None:
         x, out = packed(fmt, x), packed(fmt, out)
     if not (rows.is_contiguous() and row.is_contiguous()):
         rows, row = rows.contiguous(), row.contiguous()
-    uncond_address = noise_address = h1_address = h2_address = seeds_address = index_address = 0
-    seed_per_sample = False
+    uncond_address = noise_address = seeds_address = index_address = draw_address = 0
+    seed_per_sample = draw_per_sample = False
+    history = (0, 0, 0, 0)
     # The packed copies are kept in variables, so that they live until the kernel has read them.
     if uncond is not None:
         uncond = packed(fmt, uncond)
@@ -105,16 +112,16 @@ def launch_step(
     if noise is not None:
         noise = packed(fmt, noise)
         noise_address = noise.data_ptr()
-    if h1 is not None:
-        h1 = packed(fmt, h1)
-        h1_address = h1.data_ptr()
-    if h2 is not None:
-        h2 = packed(fmt, h2)
-        h2_address = h2.data_ptr()
+    if not (h1 is h2 is h3 is h4 is None):
+        earlier = [None if h is None else packed(fmt, h) for h in (h1, h2, h3, h4)]
+        history = tuple(0 if h is None else h.data_ptr() for h in earlier)
     if seeds is not None and index is not None:
         seeds, index = seeds.contiguous(), index.contiguous()
         seed_per_sample = seeds.numel() != 1
         seeds_address, index_address = seeds.data_ptr(), index.data_ptr()
+        if draw is not None:
+            draw = draw.contiguous()
+            draw_address, draw_per_sample = draw.data_ptr(), draw.numel() != 1
     shape = x.shape
     batch, channels = shape[0], shape[1]
     size = x.numel() // batch if batch else 0
@@ -131,8 +138,7 @@ def launch_step(
         out.data_ptr(),
         uncond_address,
         noise_address,
-        h1_address,
-        h2_address,
+        *history,
         rows.data_ptr(),
         rows.shape[0],
         row.data_ptr(),
@@ -140,5 +146,7 @@ def launch_step(
         seeds_address,
         seed_per_sample,
         index_address,
+        draw_address,
+        draw_per_sample,
         *results,
     )

@@ -22,7 +22,8 @@ _OPERATORS = (
 
 _STEP_ARGUMENTS = (
     "Tensor x, Tensor out, Tensor rows, Tensor row, Tensor? uncond=None, Tensor? seeds=None, "
-    "Tensor? index=None, Tensor? noise=None, Tensor? h1=None, Tensor? h2=None"
+    "Tensor? index=None, Tensor? draw=None, Tensor? noise=None, Tensor? h1=None, Tensor? h2=None, "
+    "Tensor? h3=None, Tensor? h4=None"
 )
 
 _library = torch.library.Library("fastsample", "DEF")
@@ -31,7 +32,7 @@ _library.define(f"step_x0({_STEP_ARGUMENTS}) -> (Tensor, Tensor)")
 _library.define(f"step_into(Tensor(a!) target, {_STEP_ARGUMENTS}) -> ()")
 _library.define(
     f"step_backward(Tensor grad, Tensor? grad_x0, {_STEP_ARGUMENTS}) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 _library.define(f"row_gradients(Tensor grad, Tensor? grad_x0, {_STEP_ARGUMENTS}) -> Tensor")
 _library.define(
@@ -81,11 +82,14 @@ def _fake_step_backward(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> native.Gradients:
-    return native.empty_gradients(x, out, uncond, noise, h1, h2)
+    return native.empty_gradients(x, out, uncond, noise, h1, h2, h3, h4)
 
 
 def _fake_row_gradients(

@@ -26,8 +26,8 @@ _ELBO_CHUNK = 4096
 
 _MOST_SAMPLES = 65535  # CUDA limits the second dimension of a grid to this
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""The gradients of x, out, uncond, noise, h1 and h2; empty tensors for operands left out."""
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""The gradients of x, out, uncond, noise and h1 to h4; empty tensors for operands left out."""
 
 
 def step(x: Tensor, out: Tensor, rows: Tensor, row: Tensor, *optional: Tensor | None) -> Tensor:
@@ -67,6 +67,8 @@ def empty_gradients(
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> Gradients:
     """Return uninitialised tensors for the results of `step_backward`."""
     fmt = packing(x, out) or torch.contiguous_format
@@ -74,7 +76,8 @@ def empty_gradients(
     def like(tensor: Tensor | None) -> Tensor:
         return x.new_empty(0) if tensor is None else torch.empty_like(tensor, memory_format=fmt)
 
-    return like(x), like(out), like(uncond), like(noise), like(h1), like(h2)
+    history = (like(h1), like(h2), like(h3), like(h4))
+    return like(x), like(out), like(uncond), like(noise), *history
 
 
 def step_backward(
@@ -87,23 +90,26 @@ def step_backward(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> Gradients:
     """Return the gradients of the tensors of a step: the operator `step_backward`."""
     fmt = packing(x, out)
-    grads = empty_gradients(x, out, uncond, noise, h1, h2)
+    grads = empty_gradients(x, out, uncond, noise, h1, h2, h3, h4)
     grad = packed(fmt, grad)
     grad_x0 = None if grad_x0 is None else packed(fmt, grad_x0)
-    operands = (x, out, uncond, noise, h1, h2)
+    operands = (x, out, uncond, noise, h1, h2, h3, h4)
     addresses = [0 if t is None else g.data_ptr() for t, g in zip(operands, grads, strict=True)]
     results = (grad.data_ptr(), 0 if grad_x0 is None else grad_x0.data_ptr(), *addresses)
     launch_step(
         _native.step_backward,
         fmt,
         results,
-        *(x, out, rows, row, uncond, seeds, index, noise, h1, h2),
+        *(x, out, rows, row, uncond, seeds, index, draw, noise, h1, h2, h3, h4),
     )
     return grads
 
@@ -117,7 +123,7 @@ def row_gradients(
     row: Tensor,
     *optional: Tensor | None,
 ) -> Tensor:
-    """Return the gradient `(B, 13)` of each sample's row: the operator `row_gradients`."""
+    """Return the gradient `(B, 15)` of each sample's row: the operator `row_gradients`."""
     fmt = packing(x, out)
     grad = packed(fmt, grad)
     grad_x0 = None if grad_x0 is None else packed(fmt, grad_x0)

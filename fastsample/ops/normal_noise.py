@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample.ops import library
+from fastsample.ops import library, native
 from fastsample.ops.checks import check_identity
+from fastsample.ops.direct import is_plain
+from fastsample.ops.draws import START_DRAW
 from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.ops.launch import CHANNELS_LAST
-
-START_DRAW = 0xFFFFFFFF
-"""The value of `draw` that gives the starting noise x_T; draw k is the noise of row k."""
 
 
 def noise(
@@ -35,8 +34,8 @@ def noise(
         seeds: int64, one element or ``(B,)``: the bits of each sample's 64-bit seed.
         index: int64 ``(B,)``: global sample indices.
         shape: shape of one sample.
-        draw: which of the sample's noises, in ``[0, 2**32)``: a row number, or `START_DRAW` for
-            x_T.
+        draw: which of the sample's noises, in ``[0, 2**32)``: a row number, or one of
+            `fastsample.ops.draws`.
         dtype: float32, bfloat16, float16 or float64 (float32 values, widened).
         channels_last: memory format of the result (3 or 4 sample dimensions).
 
@@ -56,4 +55,6 @@ def noise(
         raise ValueError(
             f"noise: shape must have 3 or 4 dimensions for channels_last, got {tuple(shape)}"
         )
+    if is_plain(seeds, index):
+        return native.noise(seeds, index, size, draw, dtype, channels_last)
     return library.noise_op(seeds, index, size, draw, dtype, channels_last)

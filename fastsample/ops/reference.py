@@ -23,13 +23,16 @@ def step_x0(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (x_next, x0), as `fastsample.ops.step_x0` does."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    p, q, lo, hi, w, a, b, e, c1, c2, d, lv_lo, lv_hi = _coefficients(rows, row, x, dtype)
+    p, q, lo, hi, w, a, b, e, *c, d, lv_lo, lv_hi = _coefficients(rows, row, x, dtype)
     current = x.to(dtype)
     learned = out.shape != x.shape
     m, v = out.to(dtype).chunk(2, dim=1) if learned else (out.to(dtype), None)
@@ -39,15 +42,17 @@ def step_x0(
     x0 = torch.clamp(p * current + q * m, lo, hi)
     x_next = a * current + b * x0 + e * m
     # The result is NaN if the row reads an earlier x0 or noise that was not passed.
-    for c, h in ((c1, h1), (c2, h2)):
-        x_next = x_next + (torch.where(c == 0, 0.0, torch.nan).to(dtype) if h is None else c * h)
+    for weight, h in zip(c, (h1, h2, h3, h4), strict=True):
+        missing = torch.where(weight == 0, 0.0, torch.nan).to(dtype)
+        x_next = x_next + (missing if h is None else weight * h)
     if v is not None:
         log_variance = lv_lo + (v + 1) / 2 * (lv_hi - lv_lo)
         reads_v = (lv_lo != 0) | (lv_hi != 0)
         d = d * torch.where(reads_v, torch.exp(torch.where(reads_v, log_variance, 0.0) / 2), 1.0)
     if noise is None and seeds is not None:
         assert index is not None
-        z = _normal(seeds, index, x.shape[1:], row.reshape(-1).expand(x.shape[0])).to(dtype)
+        draws = (row if draw is None else draw).reshape(-1).expand(x.shape[0])
+        z = _normal(seeds, index, x.shape[1:], draws).to(dtype)
     elif noise is not None:
         z = noise.to(dtype)
     else:
@@ -132,21 +137,25 @@ def step_backward(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of x, out, uncond, noise, h1 and h2, computed by autograd.
+    """Return the gradients of x, out, uncond, noise and h1 to h4, computed by autograd.
 
     Those of operands that were not passed are empty.
     """
     x, out = x.detach().requires_grad_(), out.detach().requires_grad_()
-    uncond, noise, h1, h2 = (
-        None if t is None else t.detach().requires_grad_() for t in (uncond, noise, h1, h2)
+    uncond, noise, h1, h2, h3, h4 = (
+        None if t is None else t.detach().requires_grad_() for t in (uncond, noise, h1, h2, h3, h4)
     )
-    leaves = (x, out, uncond, noise, h1, h2)
+    history = (h1, h2, h3, h4)
+    leaves = (x, out, uncond, noise, *history)
     with torch.enable_grad():
-        x_next, x0 = step_x0(x, out, rows, row, uncond, seeds, index, noise, h1, h2)
+        x_next, x0 = step_x0(x, out, rows, row, uncond, seeds, index, draw, noise, *history)
         cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
         inputs = [t for t in leaves if t is not None]
         gradients = torch.autograd.grad((x_next, x0), inputs, cotangents, materialize_grads=True)
@@ -164,20 +173,24 @@ def row_gradients(
     uncond: Tensor | None = None,
     seeds: Tensor | None = None,
     index: Tensor | None = None,
+    draw: Tensor | None = None,
     noise: Tensor | None = None,
     h1: Tensor | None = None,
     h2: Tensor | None = None,
+    h3: Tensor | None = None,
+    h4: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient `(B, 13)` of each sample's row, computed by autograd."""
+    """Return the gradient `(B, 15)` of each sample's row, computed by autograd."""
     batch = x.shape[0]
     numbers = row.reshape(-1).expand(batch)
     if noise is None and seeds is not None and index is not None:
-        noise = _normal(seeds, index, x.shape[1:], numbers).to(x.dtype)
+        draws = numbers if draw is None else draw.reshape(-1).expand(batch)
+        noise = _normal(seeds, index, x.shape[1:], draws).to(x.dtype)
     sample_rows = rows.detach()[numbers.clamp(0, rows.shape[0] - 1)].requires_grad_()
     with torch.enable_grad():
         x_next, x0 = step_x0(
             *(x.detach(), out.detach(), sample_rows, torch.arange(batch, device=x.device), uncond),
-            *(None, None, noise, h1, h2),
+            *(None, None, None, noise, h1, h2, h3, h4),
         )
         cotangents = (grad, torch.zeros_like(x0) if grad_x0 is None else grad_x0)
         (gradient,) = torch.autograd.grad(
@@ -247,7 +260,7 @@ def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, T
 
 
 def _coefficients(rows: Tensor, row: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return the 13 coefficients of each sample's row, each shaped to broadcast over x."""
+    """Return the 15 coefficients of each sample's row, each shaped to broadcast over x."""
     number = row.reshape(-1)
     table = rows.index_select(0, number.clamp(0, len(rows) - 1)).to(dtype)
     # As in the kernel, a row outside the table gives NaN: raising would have to wait for the GPU.

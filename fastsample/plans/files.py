@@ -13,7 +13,7 @@ from fastsample.plans.plan import Plan
 # Every entry of the file's list is the JSON object that `Plan.to_json` writes.
 _FORMAT = Format(
     "fastsample.plans",
-    2,
+    3,
     "load_plans",
     "path must be a file of save_plans",
     last_without_checksum=1,
@@ -25,14 +25,14 @@ def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> 
 
     Args:
         path: a file to make or to replace; its folder is made if need be.
-        plans: plans, no two of which have the same number of steps; a mapping's keys are ignored.
+        plans: plans, no two of which make equally many network calls; a mapping's keys are ignored.
 
     Returns:
         The path of the file.
 
     Raises:
         TypeError: something else than several plans.
-        ValueError: two plans of one length.
+        ValueError: two plans with equally many network calls.
     """
     if isinstance(plans, Plan) or not isinstance(plans, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"save_plans: plans must be several Plans, got {type(plans).__name__}")
@@ -42,15 +42,15 @@ def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> 
     for plan in plans:
         if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"save_plans: plans must be Plans, got {type(plan).__name__}")
-    ordered = sorted(plans, key=len)
-    lengths = [len(plan) for plan in ordered]
+    ordered = sorted(plans, key=lambda plan: plan.calls)
+    lengths = [plan.calls for plan in ordered]
     if len(set(lengths)) < len(lengths):
         raise ValueError(f"save_plans: plans must differ in their steps, got {lengths}")
     return _FORMAT.save_text(path, {"plans": [json.loads(plan.to_json()) for plan in ordered]})
 
 
 def load_plans(path: str | Path) -> dict[int, Plan]:
-    """Return the plans that `save_plans` wrote, as a dictionary from number of steps to plan.
+    """Return the plans that `save_plans` wrote, by their numbers of network calls.
 
     Raises:
         FileNotFoundError: no such file.
@@ -59,4 +59,4 @@ def load_plans(path: str | Path) -> dict[int, Plan]:
     fields = _FORMAT.load_text(path)
     with _FORMAT.reading(path):
         plans = [Plan.from_json(json.dumps(entry)) for entry in fields["plans"]]
-    return {len(plan): plan for plan in plans}
+    return {plan.calls: plan for plan in plans}

@@ -5,42 +5,55 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsample._support.checks import FloatArray, check_array, frozen
-from fastsample.plans.checks import check_landing, check_laws, check_shapes
+from fastsample.plans.checks import (
+    check_landing,
+    check_laws,
+    check_levels,
+    check_order,
+    check_shapes,
+)
 from fastsample.plans.rows import (
     COLUMNS,
     Check,
     Clip,
     Prediction,
+    calls_network,
     check_columns,
     check_prediction,
     clip_bounds,
+    history_length,
 )
 from fastsample.plans.text import ARRAYS, PLAN, decode, encode, origin, shown, table
 from fastsample.schedules.schedule import NoiseSchedule
 
 __all__ = ["COLUMNS", "Check", "Clip", "Plan", "Prediction"]
 
+_NODES = cast("FloatArray", None)  # None as `times` means the nodes, and becomes an array
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """A sampler as a table of rows, which run in order with one network call each.
+    """A sampler as a table of rows, which run in order with at most one network call each.
 
-    `fastsample.plans.rows` explains what a row computes and which laws it obeys; a plan checks
-    them when it is built. The last row of a sampling plan draws no noise and lands on x0. A plan
-    whose nodes increase carries data to noise (`inverts`), and may stop anywhere.
+    `fastsample.plans.rows` explains what a row computes and `fastsample.plans.laws` which equations
+    it obeys; a plan checks them when it is built. K, the number of network calls, is `calls`; K' is
+    ``len(plan)``, the number of rows. The two differ where rows make no call (`calls_network`).
+
+    A sampling plan ends at node 0 (data), where its last row draws no noise and returns x0, or part
+    way at a noisier node. Its nodes fall, but may rise in rows without a call, which return to a
+    noisier time. A plan whose nodes all rise carries data to noise (`inverts`).
 
     Args:
-        nodes: `(K + 1,)` times before the first row and after each: strictly decreasing to 0, or
-            strictly increasing.
-        rows: `(K, 13)` float64 coefficients, columns as `COLUMNS`.
-        alphas: `(K + 1,)` signal levels at the nodes.
-        sigmas: `(K + 1,)` noise levels at the nodes.
+        nodes: `(K' + 1,)` times before the first row and after each.
+        rows: `(K', 15)` float64 coefficients, columns as `COLUMNS`.
+        alphas: `(K' + 1,)` signal levels at the nodes: the schedule's, if there is one.
+        sigmas: `(K' + 1,)` noise levels at the nodes: the schedule's, if there is one.
         prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
         method: name of the sampler, for people.
         check: the laws that the rows must obey: "all", "mean" (all but the variance law, for
@@ -48,10 +61,13 @@ class Plan:
         schedule: the noise schedule that the plan was compiled for, or None.
         provenance: how a tuned plan was made, as a mapping that fits in JSON. Plans that differ
             in nothing else are equal.
+        times: `(K',)` the times in (0, T] that the network takes in each row; None is the node
+            before the row. Another program's rounded times and tuned ones differ from the nodes.
 
     Raises:
         TypeError: for an array that is not float64 (or integer).
-        ValueError: for a wrong shape, order or range, or a broken law.
+        ValueError: for a wrong shape, order or range, a broken law, or levels that are not the
+            schedule's.
     """
 
     nodes: FloatArray
@@ -63,8 +79,11 @@ class Plan:
     check: Check = "all"
     schedule: NoiseSchedule | None = None
     provenance: Mapping[str, Any] | None = None
+    times: FloatArray = _NODES
 
     def __post_init__(self) -> None:
+        if cast(Any, self.times) is None:
+            object.__setattr__(self, "times", np.asarray(self.nodes)[:-1])
         for name in ARRAYS:
             array = np.asarray(getattr(self, name))
             if array.dtype.kind == "f" and array.dtype.itemsize != 8:
@@ -92,10 +111,12 @@ class Plan:
                     f"Plan: provenance must be a mapping that fits in JSON, got {error}"
                 ) from None
             object.__setattr__(self, "provenance", note)
-        check_shapes(self.nodes, self.rows, self.alphas, self.sigmas)
+        check_shapes(self.nodes, self.rows, self.alphas, self.sigmas, self.times)
         check_columns(self.rows)
+        check_order(self.nodes, self.rows, self.times)
+        check_levels(self.nodes, self.alphas, self.sigmas, self.times, self.schedule)
         if not self.inverts:
-            check_landing(self.rows, self.alphas, self.sigmas, self.check)
+            check_landing(self.nodes, self.rows, self.alphas, self.sigmas, self.check)
         check_laws(self.rows, self.prediction, self.alphas, self.sigmas, self.check)
 
     # ---- properties
@@ -104,12 +125,17 @@ class Plan:
         return len(self.rows)
 
     @property
-    def times(self) -> FloatArray:
-        """The times `(K,)` at which the network is called."""
-        return self.nodes[:-1]
+    def calls_network(self) -> npt.NDArray[np.bool_]:
+        """The mask `(K',)` of the rows that call the network; no other row does."""
+        return calls_network(self.rows)
+
+    @property
+    def calls(self) -> int:
+        """The number K of network calls."""
+        return int(np.count_nonzero(self.calls_network))
 
     def column(self, name: str) -> FloatArray:
-        """Return the column `(K,)` of the rows with this name; ValueError for an unknown name."""
+        """Return the column `(K',)` of the rows with this name; ValueError for an unknown name."""
         if name not in COLUMNS:
             raise ValueError(f"Plan.column: name must be one of {list(COLUMNS)}, got {name!r}")
         return self.rows[:, COLUMNS.index(name)]
@@ -136,12 +162,12 @@ class Plan:
 
     @property
     def needs_history(self) -> int:
-        """The number of x0 estimates from earlier rows that a row reads: 0, 1 or 2."""
-        return 2 if np.any(self.column("c2")) else int(np.any(self.column("c1")))
+        """The number of x0 estimates from earlier rows that a row reads, 0 to 4."""
+        return history_length(self.rows)
 
     @property
     def order(self) -> int:
-        """The largest number of x0 estimates that a row combines, its own included: 1, 2 or 3."""
+        """The largest number of x0 estimates that a row combines, its own included: 1 to 5."""
         return self.needs_history + 1
 
     # ---- variants
@@ -152,7 +178,7 @@ class Plan:
         Ho and Salimans 2022 (arXiv:2207.12598).
 
         Args:
-            w: scale, dimensionless, a number or `(K,)`; 1 is the conditional output alone.
+            w: scale, dimensionless, a number or `(K',)`; 1 is the conditional output alone.
         """
         scale = check_array("Plan.with_guidance", "w", w)
         if scale.shape not in ((), (len(self),)):
@@ -171,6 +197,42 @@ class Plan:
         low, high = clip_bounds("Plan.with_clip", clip)
         return self._with_columns(lo=low, hi=high)
 
+    def with_times(self, times: npt.ArrayLike) -> Plan:
+        """Return the same plan with other times for the network, at the same noise levels.
+
+        ``plan.with_times(np.rint(plan.times))`` passes the whole steps next to the nodes, as other
+        programs do with Karras and other spacings of sigma.
+
+        Args:
+            times: `(K',)` in (0, T], or None for the nodes.
+        """
+        return replace(self, times=cast(Any, times))
+
+    def until(self, node: float) -> Plan:
+        """Return the plan's first rows, up to the first visit of a node above the last one.
+
+        Args:
+            node: one of `nodes`, but the first.
+
+        Raises:
+            ValueError: another time.
+        """
+        visits = np.flatnonzero(self.nodes[1:] == node)
+        if not len(visits):
+            raise ValueError(
+                f"Plan.until: node must be one of {self.nodes[1:].tolist()}, got {node}"
+            )
+        rows = int(visits[0]) + 1
+        nodes, alphas, sigmas = (a[: rows + 1] for a in (self.nodes, self.alphas, self.sigmas))
+        return replace(
+            self,
+            nodes=nodes,
+            rows=self.rows[:rows],
+            alphas=alphas,
+            sigmas=sigmas,
+            times=self.times[:rows],
+        )
+
     def with_provenance(self, provenance: Mapping[str, Any] | None) -> Plan:
         """Return the same plan with its record of origin replaced (a mapping) or removed."""
         return replace(self, provenance=provenance)
@@ -188,7 +250,7 @@ class Plan:
         # Copy through the constructor: it makes the arrays read-only.
         arrays = (self.nodes, self.rows, self.alphas, self.sigmas)
         names = (self.prediction, self.method, self.check, self.schedule, self.provenance)
-        return Plan, (*arrays, *names)
+        return Plan, (*arrays, *names, self.times)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Plan) and self._key() == other._key()
@@ -198,13 +260,14 @@ class Plan:
 
     def _key(self) -> tuple[object, ...]:
         """Return what ``==`` and `hash` use: all fields but the provenance."""
-        arrays = tuple(a.tobytes() for a in (self.nodes, self.rows, self.alphas, self.sigmas))
+        arrays = tuple(getattr(self, name).tobytes() for name in ARRAYS)
         return (*arrays, self.prediction, self.method, self.check, self.schedule)
 
     def __repr__(self) -> str:
         noise = "stochastic" if self.is_stochastic else "deterministic"
-        title = f"Plan {self.method}: {len(self)} network calls, {self.prediction}, {noise}"
-        return f"{title}\n{table(self.nodes, self.rows)}"
+        rows = "" if len(self) == self.calls else f" in {len(self)} rows"
+        title = f"Plan {self.method}: {self.calls} network calls{rows}, {self.prediction}, {noise}"
+        return f"{title}\n{table(self.nodes, self.rows, self.times)}"
 
     def describe(self) -> str:
         """Return the plan's table as text, and below it how the plan was made, if that is known."""
@@ -221,10 +284,7 @@ class Plan:
                 "prediction": self.prediction,
                 "check": self.check,
                 "schedule": None if self.schedule is None else self.schedule.to_dict(),
-                "nodes": self.nodes,
-                "alphas": self.alphas,
-                "sigmas": self.sigmas,
-                "rows": self.rows,
+                **{name: getattr(self, name) for name in ARRAYS},
                 **({} if self.provenance is None else {"provenance": self.provenance}),
             }
         )

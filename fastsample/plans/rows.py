@@ -1,22 +1,16 @@
-"""The thirteen coefficients of a sampler step, and the equations that they must fulfil.
+"""The fifteen coefficients of a sampler step, and what they are named.
 
 A row carries the sample x from level t to level s:
 
     m      = u + w (c - u)
     x0     = clamp(p x + q m, lo, hi)
     sd     = d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo)) / 2)
-    x_next = a x + b x0 + e m + c1 h1 + c2 h2 + sd z
+    x_next = a x + b x0 + e m + c1 h1 + c2 h2 + c3 h3 + c4 h4 + sd z
 
 c and u are the network's conditional and unconditional outputs, v is the half of the output that
-predicts the variance, h1 and h2 are the x0's of the two steps before, and z is standard normal
-noise. Without guidance m = c; without a learned variance sd = d.
-
-The laws follow when ``x = alpha_t x0 + sigma_t eps`` and a perfect network's output ``m = mx x0 +
-me eps`` are put into the formula:
-
-    x0 law          p alpha_t + q mx = 1             and  p sigma_t + q me = 0
-    mean law        a alpha_t + b + e mx + c1 + c2 = alpha_s
-    variance law    (a sigma_t + e me)^2 + sd^2 = sigma_s^2      with v = -1, so that lv_lo counts
+predicts the variance, h1 to h4 are the x0's of earlier rows, newest first, and z is standard normal
+noise. Without guidance m = c; without a learned variance sd = d. `fastsample.plans.laws` has the
+equations that the coefficients must fulfil.
 """
 
 from __future__ import annotations
@@ -40,6 +34,8 @@ COLUMNS: tuple[str, ...] = (
     "e",
     "c1",
     "c2",
+    "c3",
+    "c4",
     "d",
     "lv_lo",
     "lv_hi",
@@ -54,8 +50,8 @@ NEUTRAL: dict[str, float] = {
 }
 """The value of a column in samplers that do not use it."""
 
-TOLERANCE = 1e-12
-"""The largest allowed error of a law, relative to the summed magnitudes of its terms."""
+HISTORY: tuple[str, ...] = ("c1", "c2", "c3", "c4")
+"""The columns that weight the x0's of earlier rows, newest first."""
 
 Prediction: TypeAlias = Literal["epsilon", "x0", "v", "flow"]
 Check: TypeAlias = Literal["all", "mean", "none"]
@@ -142,7 +138,7 @@ def clip_bounds(function: str, clip: Clip) -> tuple[float, float]:
 
 
 def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
-    """Return step coefficients `(num_rows, 13)`: named columns as given, others without effect."""
+    """Return step coefficients `(num_rows, 15)`: named columns as given, others without effect."""
     values = {**NEUTRAL, **columns}
     return np.stack([np.broadcast_to(values[name], num_rows) for name in COLUMNS], axis=1).astype(
         np.float64
@@ -150,8 +146,8 @@ def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
 
 
 def check_columns(rows: FloatArray) -> None:
-    """Raise ValueError unless all values of `(K, 13)` rows are finite and in range."""
-    c = _columns(rows)
+    """Raise ValueError unless all values of `(K, 15)` rows are finite and in range."""
+    c = columns_of(rows)
     for name, values in c.items():
         bad = ~np.isfinite(values) & ~((name in ("lo", "hi")) & (values == NEUTRAL[name]))
         if np.any(bad):
@@ -170,49 +166,25 @@ def check_columns(rows: FloatArray) -> None:
     if np.any(c["d"] < 0):
         i = int(np.argmin(c["d"]))
         raise ValueError(f"Plan: rows must have d >= 0, got {c['d'][i]:g} in row {i}")
-    if c["c1"][0] or np.any(c["c2"][:2]):
-        raise ValueError(
-            "Plan: rows must not use an x0 from before the start, "
-            "got c1 in row 0 or c2 in rows 0 and 1"
-        )
 
 
-def _columns(rows: FloatArray) -> dict[str, FloatArray]:
-    """Return the columns of `(K, 13)` rows by name, each `(K,)`."""
-    return {name: rows[:, i] for i, name in enumerate(COLUMNS)}
+def calls_network(rows: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return the mask `(K',)` of the rows that read the network's output.
 
-
-def broken_law(
-    rows: FloatArray, prediction: Prediction, alphas: FloatArray, sigmas: FloatArray, check: Check
-) -> tuple[int, str, float] | None:
-    """Return (row, law, error) of the first broken law among those that `check` names, or None.
-
-    Args:
-        rows: `(K, 13)`.
-        prediction: the quantity that the network predicts.
-        alphas: `(K + 1,)` signal levels, before the first row and after each.
-        sigmas: `(K + 1,)` noise levels, before the first row and after each.
-        check: "all" laws, "mean" (all but the variance law), or "none".
+    A row reads it as the prediction (q or e is not 0) or as the variance of the noise it draws.
     """
-    if check == "none":
-        return None
-    c = _columns(rows)
-    alpha, sigma = alphas[:-1], sigmas[:-1]
-    mx, me = output_terms(prediction, alpha, sigma)
-    laws: list[tuple[str, list[FloatArray]]] = [
-        ("x0", [c["p"] * alpha, c["q"] * mx, -np.ones_like(alpha)]),
-        ("x0", [c["p"] * sigma, c["q"] * me]),
-        ("mean", [c["a"] * alpha, c["b"], c["e"] * mx, c["c1"], c["c2"], -alphas[1:]]),
-    ]
-    if check == "all":
-        from_x, from_output = c["a"] * sigma, c["e"] * me
-        drawn = c["d"] ** 2 * np.exp(c["lv_lo"])
-        cross = 2 * from_x * from_output
-        laws.append(("variance", [from_x**2, cross, from_output**2, drawn, -(sigmas[1:] ** 2)]))
-    for law, terms in laws:
-        error = np.abs(sum(terms))
-        broken = error > TOLERANCE * sum(np.abs(term) for term in terms)
-        if np.any(broken):
-            i = int(np.argmax(np.where(broken, error, 0.0)))
-            return i, law, float(error[i])
-    return None
+    c = columns_of(rows)
+    learned = (c["d"] != 0) & ((c["lv_lo"] != 0) | (c["lv_hi"] != 0))
+    return (c["q"] != 0) | (c["e"] != 0) | learned
+
+
+def history_length(row: npt.ArrayLike) -> int:
+    """Return the number of earlier x0's that one row `(15,)`, or any of `(K', 15)`, reads back."""
+    first = COLUMNS.index(HISTORY[0])
+    used = np.atleast_2d(np.asarray(row))[:, first : first + len(HISTORY)].any(0)
+    return int(np.max(np.flatnonzero(used), initial=-1)) + 1
+
+
+def columns_of(rows: FloatArray) -> dict[str, FloatArray]:
+    """Return the columns of `(K, 15)` rows by name, each `(K,)`."""
+    return {name: rows[:, i] for i, name in enumerate(COLUMNS)}

@@ -11,38 +11,43 @@ import numpy as np
 
 from fastsample._support.checks import FloatArray
 from fastsample._support.files import Format
-from fastsample.plans.rows import COLUMNS, NEUTRAL
+from fastsample.plans.rows import COLUMNS, HISTORY, NEUTRAL, calls_network, row_table
 
 PLAN = Format(
     "fastsample.plan",
-    2,
+    3,
     "Plan.from_json",
     "text must be a plan written by to_json",
     last_without_checksum=1,
 )
-ARRAYS = ("nodes", "alphas", "sigmas", "rows")
+ARRAYS = ("nodes", "alphas", "sigmas", "rows", "times")
+_NEW_COLUMNS = ("c3", "c4")  # which versions before 3 did not have
 _MEASURES = {"endpoint": "root mean square", "robust": "pseudo-Huber"}
-_KEYS = ("method", "prediction", "check", "schedule", "columns", *ARRAYS)
+_KEYS = ("method", "prediction", "check", "schedule", "columns", *ARRAYS[:-1])
 
 
-def table(nodes: FloatArray, rows: FloatArray) -> str:
+def table(nodes: FloatArray, rows: FloatArray, times: FloatArray) -> str:
     """Return a step's formula and, below it, an aligned table of the columns in use.
 
-    A plan of more than 12 rows is shortened in the middle.
+    A plan of more than 12 rows is shortened in the middle. The column "network" is shown if the
+    network takes other times than the nodes.
     """
+    moved = bool(np.any((times != nodes[:-1]) & calls_network(rows)))
     shown = [
         name
         for i, name in enumerate(COLUMNS)
         if name in ("p", "q", "a", "b") or np.any(rows[:, i] != NEUTRAL[name])
     ]
-    lines = [["row", "time", *shown]]
+    lines = [["row", "time", *(["network"] if moved else []), *shown]]
     steps = range(len(rows))
     for i in steps if len(rows) <= 12 else [*steps[:5], None, *steps[-5:]]:
         if i is None:
-            lines.append(["...", *[""] * (len(shown) + 1)])
+            lines.append(["...", *[""] * (len(lines[0]) - 1)])
             continue
         move = f"{nodes[i]:.6g} -> {nodes[i + 1]:.6g}"
-        lines.append([str(i), move, *(f"{rows[i, COLUMNS.index(name)]:.5g}" for name in shown)])
+        network = [f"{times[i]:.6g}"] if moved else []
+        values = (f"{rows[i, COLUMNS.index(name)]:.5g}" for name in shown)
+        lines.append([str(i), move, *network, *values])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         [_formula(shown), *("  ".join(map(str.rjust, line, widths)).rstrip() for line in lines)]
@@ -88,13 +93,21 @@ def decode(text: str) -> dict[str, Any]:
         missing = [name for name in _KEYS if name not in fields]
         if missing:
             raise ValueError(f"{missing} missing")
-        if tuple(fields["columns"]) != COLUMNS:
-            raise ValueError(f"columns must be {list(COLUMNS)}, got {fields['columns']}")
+        old = fields["version"] < 3
+        columns = [name for name in COLUMNS if not (old and name in _NEW_COLUMNS)]
+        if list(fields["columns"]) != columns:
+            raise ValueError(f"columns must be {columns}, got {fields['columns']}")
         decoded = {name: fields[name] for name in ("method", "prediction", "check", "schedule")}
         decoded["provenance"] = fields.get("provenance")
         for name in ("nodes", "alphas", "sigmas"):
             decoded[name] = np.array(fields[name], float)
-        decoded["rows"] = np.array([[float(x) for x in row] for row in fields["rows"]])
+        values: FloatArray = np.array([[float(x) for x in row] for row in fields["rows"]])
+        if values.ndim != 2 or values.shape[1] != len(columns):
+            raise ValueError(f"rows must hold {len(columns)} numbers each")
+        named = {name: values[:, i] for i, name in enumerate(columns)}
+        decoded["rows"] = row_table(len(values), **named)
+        if not old:
+            decoded["times"] = np.array(fields["times"], float)
         return decoded
 
 
@@ -105,7 +118,8 @@ def shown(text: str) -> str:
 
 def _formula(columns: list[str]) -> str:
     """Return a step's formula as text, with only those coefficients that the plan uses."""
-    terms = {"a": "a x", "b": "b x0", "e": "e m", "c1": "c1 h1", "c2": "c2 h2", "d": "d z"}
+    terms = {"a": "a x", "b": "b x0", "e": "e m", "d": "d z"}
+    terms.update({name: f"{name} h{n}" for n, name in enumerate(HISTORY, 1)})
     if "lv_hi" in columns:
         terms["d"] = "d exp((lv_lo + (v + 1)/2 (lv_hi - lv_lo))/2) z"
     x0 = "p x + q m"

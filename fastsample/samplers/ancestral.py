@@ -11,7 +11,7 @@ from fastsample._support.checks import check_vector
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Check, Clip, Prediction
-from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.samplers.compile import Last, compile_plan, grid_levels
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
 
@@ -21,6 +21,7 @@ def ancestral(
     grid: Grid,
     *,
     variance: Literal["small", "large", "learned_range"] | npt.ArrayLike = "small",
+    last: Last = "data",
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
@@ -38,33 +39,36 @@ def ancestral(
         variance: ``d^2`` of each row: "small" is the posterior's (beta-tilde), "large" is
             ``sigma_{t|s}^2`` (beta); "learned_range" interpolates the logarithms of the two by the
             second half v of the network's output (Nichol and Dhariwal, eq. 15; v in [-1, 1], not
-            clamped). An array `(K,)` of variances >= 0, noisiest first, must end with 0. All but
-            "small" break the variance law on purpose.
+            clamped). An array `(K,)` of variances >= 0, noisiest first, must be 0 in a row that
+            lands on data. All but "small" break the variance law on purpose.
+        last: where the last row lands: "data" (t = 0), "first" (t = 1, Stable Diffusion's
+            `set_alpha_to_one=False`) or a time; the grid's times at or below it are left out.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
         prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
-        A plan of K rows. Each draws noise but the last, which lands on x0.
+        A plan of K rows. Each draws noise, but not one that lands on data.
 
     Raises:
         ValueError: for a value out of range, a grid that starts above T, or an epsilon prediction
             where alpha is 0.
     """
-    alphas, sigmas = grid_levels("ancestral", schedule, grid)
+    levels = nodes, alphas, sigmas = grid_levels("ancestral", schedule, grid, last)
     pair = transition(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
-    d = np.zeros(len(grid))
-    lv_lo, lv_hi = np.zeros(len(grid)), np.zeros(len(grid))
+    rows = len(nodes) - 1
+    d, lv_lo, lv_hi = np.zeros((3, rows))
+    noisy = slice(rows - int(nodes[-1] == 0.0))  # the row that lands on data draws no noise
     check: Check = "mean"
     if isinstance(variance, str):
         if variance == "small":
-            d[:-1] = np.sqrt(pair.posterior_variance[:-1])
+            d[noisy] = np.sqrt(pair.posterior_variance[noisy])
             check = "all"
         elif variance == "large":
-            d[:-1] = np.sqrt(pair.variance[:-1])
+            d[noisy] = np.sqrt(pair.variance[noisy])
         elif variance == "learned_range":
-            d[:-1] = 1.0
-            lv_lo[:-1] = np.log(pair.posterior_variance[:-1])
-            lv_hi[:-1] = np.log(pair.variance[:-1])
+            d[noisy] = 1.0
+            lv_lo[noisy] = np.log(pair.posterior_variance[noisy])
+            lv_hi[noisy] = np.log(pair.variance[noisy])
         else:
             raise ValueError(
                 'ancestral: variance must be "small", "large", "learned_range" or an array, '
@@ -72,13 +76,13 @@ def ancestral(
             )
         name = f'"{variance}"'
     else:
-        d = _deviations(variance, len(grid))
+        d = _deviations(variance, rows, ends_at_data=nodes[-1] == 0.0)
         name = "array"
     share = (sigmas[1:] / sigmas[:-1]) ** 2
     return compile_plan(
         "ancestral",
         schedule,
-        grid.times,
+        levels,
         prediction=prediction,
         clip=clip,
         method=f"ancestral(variance={name})",
@@ -91,14 +95,16 @@ def ancestral(
     )
 
 
-def _deviations(variance: npt.ArrayLike, num_steps: int) -> npt.NDArray[np.float64]:
+def _deviations(
+    variance: npt.ArrayLike, num_steps: int, *, ends_at_data: bool
+) -> npt.NDArray[np.float64]:
     """Check the variances `(K,)` of the steps and return their square roots."""
     values = check_vector("ancestral", "variance", variance)
     if values.shape != (num_steps,):
         raise ValueError(f"ancestral: variance must have shape ({num_steps},), got {values.shape}")
     if np.any(values < 0):
         raise ValueError(f"ancestral: variance must not be negative, got {values.min():g}")
-    if values[-1] != 0.0:
+    if ends_at_data and values[-1] != 0.0:
         # This also catches an array in the wrong order.
         raise ValueError(
             "ancestral: variance must be 0 in the last step, which lands on x0, "

@@ -8,7 +8,7 @@ from fastsample._support.checks import check_bool, check_real
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction, check_prediction, eps_terms
-from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.samplers.compile import Last, Levels, compile_plan, grid_levels
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
 
@@ -19,6 +19,7 @@ def ddim(
     *,
     eta: float = 0.0,
     sigma_hat: bool = False,
+    last: Last = "data",
     clip: Clip = None,
     rederive: bool = True,
     prediction: Prediction = "epsilon",
@@ -36,6 +37,8 @@ def ddim(
         sigma_hat: draw the larger noise ``sigma_{t|s}`` around the mean of `eta=1` (appendix D.3),
             in every row but the last. It breaks the variance law on purpose. `eta` is not used
             then, and must be 0 or 1.
+        last: where the last row lands: "data" (t = 0), "first" (t = 1, Stable Diffusion's
+            `set_alpha_to_one=False`) or a time; the grid's times at or below it are left out.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
         rederive: take eps from the clipped x0, as improved-diffusion does; False keeps the
             network's own eps, as the DDIM repository and diffusers do. They differ only where
@@ -43,7 +46,7 @@ def ddim(
         prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
-        A plan of K rows. With eta > 0 each draws noise but the last, which lands on x0.
+        A plan of K rows. With eta > 0 each draws noise, but not one that lands on data.
 
     Raises:
         ValueError: for a value out of range, a grid that starts above T, or an epsilon prediction
@@ -55,12 +58,13 @@ def ddim(
     if sigma_hat and share not in (0.0, 1.0):
         raise ValueError(f"ddim: eta must be 0 or 1 with sigma_hat=True, got {share:g}")
     check_prediction("ddim", prediction)
-    alphas, sigmas = grid_levels("ddim", schedule, grid)
+    levels = nodes, alphas, sigmas = grid_levels("ddim", schedule, grid, last)
     alpha_t, sigma_t, alpha_s, sigma_s = alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:]
     pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
     share = 1.0 if sigma_hat else share
     d = np.sqrt(pair.variance) if sigma_hat else share * np.sqrt(pair.posterior_variance)
-    d[-1] = 0.0
+    if nodes[-1] == 0.0:
+        d[-1] = 0.0
     # This equals sqrt(sigma_s^2 - d^2), written so that it loses no digits for eta near 1.
     keep = sigma_s * np.sqrt((1.0 - share**2) + share**2 * pair.snr_ratio)
     if rederive:
@@ -72,7 +76,7 @@ def ddim(
     return compile_plan(
         "ddim",
         schedule,
-        grid.times,
+        levels,
         prediction=prediction,
         clip=clip,
         method=f"ddim({knobs})" if rederive else f"ddim({knobs}, rederive=False)",
@@ -111,13 +115,14 @@ def ddim_inversion(
     if len(grid) < 2:
         raise ValueError(f"ddim_inversion: grid must hold at least 2 steps, got {len(grid)}")
     nodes = grid.times[-2::-1]
-    alphas, sigmas = schedule.levels(nodes)
+    levels = Levels(nodes, *schedule.levels(nodes))
+    alphas, sigmas = levels.alphas, levels.sigmas
     # Take eps from the output: computing it from x and x0 would lose digits near the data.
     from_x, from_output = eps_terms("ddim_inversion", prediction, alphas[:-1], sigmas[:-1])
     return compile_plan(
         "ddim_inversion",
         schedule,
-        nodes,
+        levels,
         prediction=prediction,
         clip=None,
         method="ddim_inversion",

@@ -9,7 +9,7 @@ from fastsample._support.checks import FloatArray, check_bool
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction
-from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.samplers.compile import Last, compile_plan, grid_levels
 from fastsample.samplers.exponential import check_order, half_log_snr_steps, phi, step_ratios
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
@@ -23,6 +23,7 @@ def dpm_solver(
     stochastic: bool = False,
     lower_order_final: bool = True,
     corrected: bool = False,
+    last: Last = "data",
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
@@ -46,10 +47,12 @@ def dpm_solver(
         order: 1, 2 or 3, at most K; None is 2, or 1 for a single step.
         stochastic: solve the SDE, with noise in every row but the last; order 1 or 2. Order 1 is
             ancestral sampling with the small variance.
-        lower_order_final: below 15 rows, hold the row before the last to second order, as in the
-            authors' code and diffusers.
+        lower_order_final: below 15 rows, hold the last row to first order and the row before it to
+            second, as in the authors' code and diffusers.
         corrected: order 3 only: the whole second derivative, so that the error falls as the cube.
             The paper's code and diffusers do not do this.
+        last: where the last row lands: "data" (t = 0), "first" (t = 1, Stable Diffusion's
+            `set_alpha_to_one=False`) or a time; the grid's times at or below it are left out.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
         prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
@@ -60,8 +63,8 @@ def dpm_solver(
         ValueError: for a value out of range, an order above K, a grid that starts above T, or an
             epsilon prediction where alpha is 0.
     """
-    alphas, sigmas = grid_levels("dpm_solver", schedule, grid)
-    rows = len(grid)
+    levels = nodes, alphas, sigmas = grid_levels("dpm_solver", schedule, grid, last)
+    rows = len(nodes) - 1
     for name, value in (
         ("stochastic", stochastic),
         ("lower_order_final", lower_order_final),
@@ -72,8 +75,10 @@ def dpm_solver(
     if corrected and highest != 3:
         raise ValueError(f"dpm_solver: corrected must be False below order 3, got order {highest}")
     orders = np.minimum(highest, np.arange(1, rows + 1))
-    orders[-1] = 1
+    if nodes[-1] == 0.0:
+        orders[-1] = 1
     if lower_order_final and rows < 15:
+        orders[-1] = 1
         orders[-2:-1] = np.minimum(orders[-2:-1], 2)
 
     pair = transition(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
@@ -100,7 +105,7 @@ def dpm_solver(
     return compile_plan(
         "dpm_solver",
         schedule,
-        grid.times,
+        levels,
         prediction=prediction,
         clip=clip,
         method=f"dpm_solver({variant}order={highest})",

@@ -14,6 +14,7 @@ from fastsample.grids import makers
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction
+from fastsample.samplers.compile import Last
 from fastsample.samplers.ddim import ddim
 from fastsample.schedules.schedule import NoiseSchedule
 
@@ -28,6 +29,7 @@ def fastdpm(
     spacing: Spacing = "linear",
     kappa: float = 0.0,
     extended: bool = False,
+    last: Last = "data",
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
@@ -50,6 +52,8 @@ def fastdpm(
         extended: start at T where the authors' rule stops short of it: quadratic steps end at
             0.8 T, some linear ones at T - 1, and the variances of short chains (S < 9 linear, S <
             23 quadratic for the default schedule) are bounded before they reach alpha_bar(T).
+        last: where the last row lands: "data" (t = 0), "first" (t = 1, Stable Diffusion's
+            `set_alpha_to_one=False`) or a time; steps at or below it are left out.
         clip: bound on |x0| in data units, a pair (lo, hi), or None (the authors never clip).
         prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
@@ -71,7 +75,7 @@ def fastdpm(
         grid = steps_grid(schedule, num_steps, spacing, extended=extended)
     else:
         grid = var_grid(schedule, num_steps, spacing, extended=extended)
-    plan = ddim(schedule, grid, eta=share, clip=clip, prediction=prediction)
+    plan = ddim(schedule, grid, eta=share, last=last, clip=clip, prediction=prediction)
     knobs = f"{approximation}, {spacing}, kappa={share}{', extended=True' if extended else ''}"
     return replace(plan, method=f"fastdpm({knobs})")
 

@@ -46,6 +46,8 @@ class Method:
         deterministic: settings without noise that are worth trying for a model: `tune` starts from
             them and comparisons run them. Empty for a stochastic sampler.
         chooses_times: whether it takes a number of steps instead of a grid.
+        grid: the name of the grid that ``grid="auto"`` means for a model without a profile, by
+            measured errors.
     """
 
     make: Callable[..., Plan]
@@ -54,6 +56,7 @@ class Method:
     order: int = 1
     deterministic: tuple[Setting, ...] = ()
     chooses_times: bool = False
+    grid: str = "uniform"
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -98,6 +101,7 @@ METHODS: dict[str, Method] = {
             Setting("DPM-Solver++ 3M", {"order": 3}),
             Setting("DPM-Solver++ 3M", {"order": 3, "corrected": True}),
         ),
+        grid="power",
     ),
     "unipc": Method(
         unipc,
@@ -105,13 +109,14 @@ METHODS: dict[str, Method] = {
         "Zhao et al. 2023, arXiv:2302.04867",
         order=2,
         deterministic=(Setting("UniPC", {"order": 2}),),
+        grid="power",
     ),
 }
 
-DEFAULT_METHOD = "ddim"
-"""The method that ``method="auto"`` means for a model without tuned plans.
+DEFAULT_METHOD = "unipc"
+"""The method that ``method="auto"`` means for a model without tuned plans, by measured errors.
 
-A knob that only another method takes selects that method instead."""
+Knobs that it does not take, and one other method does, select that method instead."""
 
 
 def method_names() -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction
-from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.samplers.compile import Last, compile_plan, grid_levels
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -15,6 +15,7 @@ def shortcut(
     schedule: NoiseSchedule,
     grid: Grid,
     *,
+    last: Last = "data",
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
@@ -29,24 +30,26 @@ def shortcut(
     Args:
         schedule: noise levels; only alpha and sigma at the grid's times are read.
         grid: K times and the final 0. The paper's "K = 10" makes 11 network calls: K is 11 here.
+        last: where the last row lands: "data" (t = 0), "first" (t = 1, Stable Diffusion's
+            `set_alpha_to_one=False`) or a time; the grid's times at or below it are left out.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
         prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
     Returns:
-        A plan of K rows. Each draws noise but the last, which lands on x0.
+        A plan of K rows. Each draws noise, but not one that lands on data.
 
     Raises:
         ValueError: for a grid that starts above T, or an epsilon prediction where alpha is 0.
     """
-    alphas, sigmas = grid_levels("shortcut", schedule, grid)
+    levels = grid_levels("shortcut", schedule, grid, last)
     return compile_plan(
         "shortcut",
         schedule,
-        grid.times,
+        levels,
         prediction=prediction,
         clip=clip,
         method="shortcut",
-        a=np.zeros(len(grid)),
-        b=alphas[1:],
-        d=sigmas[1:],
+        a=np.zeros(len(levels.nodes) - 1),
+        b=levels.alphas[1:],
+        d=levels.sigmas[1:],
     )

@@ -7,7 +7,7 @@ import numpy as np
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction
-from fastsample.samplers.compile import compile_plan, grid_levels
+from fastsample.samplers.compile import Last, compile_plan, grid_levels
 from fastsample.samplers.exponential import check_order, half_log_snr_steps, phi, step_ratios
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
@@ -18,6 +18,7 @@ def unipc(
     grid: Grid,
     *,
     order: int | None = None,
+    last: Last = "data",
     clip: Clip = None,
     prediction: Prediction = "epsilon",
 ) -> Plan:
@@ -35,6 +36,8 @@ def unipc(
         schedule: noise levels; only alpha and sigma at the grid's times are read.
         grid: K times and the final 0.
         order: 1 or 2, at most K; None is 2, or 1 for a single step.
+        last: where the last row lands: "data" (t = 0), "first" (t = 1, Stable Diffusion's
+            `set_alpha_to_one=False`) or a time; the grid's times at or below it are left out.
         clip: bound on |x0| in data units, a pair (lo, hi), or None.
         prediction: the quantity that the network predicts: "epsilon", "x0", "v" or "flow".
 
@@ -45,8 +48,8 @@ def unipc(
         ValueError: for a value out of range, an order above K, a grid that starts above T, or an
             epsilon prediction where alpha is 0.
     """
-    alphas, sigmas = grid_levels("unipc", schedule, grid)
-    rows = len(grid)
+    levels = nodes, alphas, sigmas = grid_levels("unipc", schedule, grid, last)
+    rows = len(nodes) - 1
     highest = check_order("unipc", order, 2, rows)
     second = np.minimum(highest, np.arange(1, rows + 1)) == 2
     second[-1] = False
@@ -71,7 +74,7 @@ def unipc(
     return compile_plan(
         "unipc",
         schedule,
-        grid.times,
+        levels,
         prediction=prediction,
         clip=clip,
         method=f"unipc(order={highest})",

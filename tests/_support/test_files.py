@@ -154,7 +154,7 @@ def test_the_same_content_makes_the_same_bytes(kind, path):
 
 def test_plans_are_strict_and_readable(tmp_path):
     text = PLAN_OF_3.to_json()
-    assert text.startswith('{"format": "fastsample.plan", "version": 2, "columns": ["p", ')
+    assert text.startswith('{"format": "fastsample.plan", "version": 3, "columns": ["p", ')
     assert list(json.loads(text, parse_constant=pytest.fail))[-1] == "sha256"
     data = json.loads(fs.save_plans(tmp_path / "p.json", [PLAN_OF_3]).read_text())
     assert fs.Plan.from_json(json.dumps(data["plans"][0])) == PLAN_OF_3
@@ -300,8 +300,7 @@ def test_documents_that_are_too_long(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_a_schedule_of_too_many_steps(kind):
-    data = {**json.loads(PLAN_OF_2.to_json()), "version": 1}
-    del data["sha256"]
+    data = json.loads((OLD / "plan.json").read_text())
     data["schedule"] = {**getattr(fs.NoiseSchedule, kind)().to_dict(), "num_steps": 10**13}
     with pytest.raises(ValueError, match=r"num_steps.* must be at most 10000000, got 10000000000"):
         fs.Plan.from_json(json.dumps(data))
@@ -352,10 +351,16 @@ def test_an_old_plan():
     plan, said = fs.Plan.from_json(text), json.loads(text)
     assert said["version"] == 1
     assert plan.nodes.tolist() == said["nodes"]
-    assert plan.rows.tolist() == [[float(x) for x in row] for row in said["rows"]]
+    rows = [[float(x) for x in row] for row in said["rows"]]
+    assert plan.rows.tolist() == [[*row[:10], 0.0, 0.0, *row[10:]] for row in rows]
+    assert plan.times.tolist() == said["nodes"][:-1]
     assert (plan.schedule, plan.provenance) == (LINEAR, said["provenance"])
     assert fs.Plan.from_json(plan.to_json()) == plan
-    assert {**json.loads(plan.to_json()), "version": 1, "sha256": None} == {**said, "sha256": None}
+    new = json.loads(plan.to_json())
+    changed = ("version", "columns", "rows", "times", "sha256")
+    assert {k: v for k, v in new.items() if k not in changed} == {
+        k: v for k, v in said.items() if k not in changed
+    }
 
 
 def test_old_plans(tmp_path):
@@ -401,7 +406,10 @@ def folder(tmp_path) -> Path:
 def test_an_old_run_goes_on(folder):
     tensors = safetensors.torch.load_file(folder / "iteration-000000002.safetensors")
     assert bits(checkpoints.newest(folder).tensors) == bits(tensors)
-    run = trainer(folder=folder, resume=True, save_every=1)
+    with pytest.warns(
+        UserWarning, match=r"noise of version 2, got .* with version 1; the run goes on"
+    ):
+        run = trainer(folder=folder, resume=True, save_every=1)
     assert run.iteration == 2
     assert bits(run.updater.tensors()) == bits(tensors)
     run.run(3)

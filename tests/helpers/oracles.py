@@ -29,22 +29,31 @@ def noise_formula(steps: int) -> Array:
 
 def execute(plan, network: Callable[[Array, float], Array], x: Array, noise: Array) -> Array:
     """Run a plan row by row; network takes the plan's own time, `(2, ...)` outputs hold [m, v]."""
-    x0 = h1 = np.zeros_like(x)
+    samples = plan.nodes[0] > plan.nodes[-1]
+    earlier: list[Array] = []  # the x0's of rows with a network call since the last rise
     for k, (row, t) in enumerate(zip(plan.rows.tolist(), plan.times.tolist(), strict=True)):
-        p, q, lo, hi, _, a, b, e, c1, c2, d, lv_lo, lv_hi = row
-        m = network(x, t)
+        p, q, lo, hi, _, a, b, e, *c, d, lv_lo, lv_hi = row
+        calls = q != 0 or e != 0 or (d != 0 and (lv_lo != 0 or lv_hi != 0))
+        m = network(x, t) if calls else np.zeros_like(x)
         sd = d
         if m.ndim > x.ndim:
             m, v = m
             sd = d * np.exp((lv_lo + (v + 1) / 2 * (lv_hi - lv_lo)) / 2)
-        h1, h2 = x0, h1
         x0 = np.minimum(np.maximum(p * x + q * m, lo), hi)
-        x = a * x + b * x0 + e * m + c1 * h1 + c2 * h2 + sd * noise[k]
+        x = a * x + b * x0 + e * m
+        assert not any(c[len(earlier) :]), f"row {k} looks back further than there is history"
+        for weight, h in zip(c, earlier, strict=False):
+            x = x + weight * h
+        x = x + sd * noise[k]
+        if samples and plan.nodes[k + 1] > plan.nodes[k]:
+            earlier = []
+        elif calls:
+            earlier = [x0, *earlier][:4]
     return x
 
 
 def states(plan, network: Callable[[Array, float], Array], x: Array, noise: Array) -> Array:
-    """`(K + 1, ...)`: what the network is shown in each row of `execute`, and the result."""
+    """`(K + 1, ...)`: what the network is shown in each call of `execute`, and the result."""
     seen: list[Array] = []
 
     def spy(x: Array, t: float) -> Array:
@@ -295,7 +304,8 @@ def dpm_solver(
     for i in range(last + 1):
         models.append(denoise(x, i))
         highest = min(order, i + 1)
-        if i == last:
+        clean = sigmas[-1] == 0.0  # diffusers' final_sigmas_type="zero", or else "sigma_min"
+        if i == last and (clean or (lower_order_final and last + 1 < 15)):
             highest = 1
         elif i == last - 1 and lower_order_final and last + 1 < 15:
             highest = min(highest, 2)

@@ -82,28 +82,53 @@ OPERANDS: dict[str, set[str]] = {
     "guidance": {"uncond"},
     "history": {"h1"},
     "longer history": {"h1", "h2", "seeds"},
+    "longest history": {"h1", "h2", "h3", "h4"},
+    "draw": {"seeds", "draw"},
+    "draw per sample": {"seeds per sample", "draw per sample"},
     "learned, noise": {"learned", "noise"},
     "learned, seeds": {"learned", "seeds"},
     "learned, guidance": {"learned", "uncond", "seeds", "row per sample"},
-    "everything": {"learned", "uncond", "noise", "h1", "h2", "row per sample"},
+    "everything": {"learned", "uncond", "noise", "h1", "h2", "h3", "h4", "row per sample"},
+    "everything, generated": {
+        *("learned", "uncond", "h1", "h2", "h3", "h4"),
+        *("seeds per sample", "row per sample", "draw per sample"),
+    },
 }
 """Combinations of optional operands."""
 
 
 def table(**columns: float) -> Tensor:
-    """One row `(1, 13)` in float64; columns not given do nothing."""
+    """One row `(1, 15)` in float64; columns not given do nothing."""
     neutral = {"lo": -torch.inf, "hi": torch.inf, "w": 1.0}
     values = [columns.get(name, neutral.get(name, 0.0)) for name in COLUMNS]
     return torch.tensor([values], dtype=torch.float64)
 
 
+HISTORY = ("h1", "h2", "h3", "h4")
+POSITIONAL = (
+    *("x", "out", "rows", "row", "uncond", "seeds", "index", "draw", "noise"),
+    *HISTORY,
+)
+"""The operands of a step in the order of the operators' arguments."""
+WHOLE = {"rows", "row", "seeds", "index", "draw"}
+"""The operands that are no samples: tables and numbers, whatever the layout of x."""
+
 ROWS = torch.cat(
     [
-        table(p=1.7, q=-0.9, lo=-1.0, hi=1.0, w=2.5, a=0.6, b=0.5, e=-0.3, c1=-0.2, c2=0.1),
-        table(p=1.1, q=-0.4, w=-0.5, a=0.8, b=0.3, c1=0.4, c2=-0.1, d=0.7, lv_lo=-3.0, lv_hi=-1.0),
+        table(p=1.7, q=-0.9, lo=-1.0, hi=1.0, w=2.5, a=0.6, b=0.5, e=-0.3),
+        table(p=1.1, q=-0.4, w=-0.5, a=0.8, b=0.3, d=0.7, lv_lo=-3.0, lv_hi=-1.0),
         table(p=-0.3, q=0.8, lo=0.0, hi=2.0, w=7.5, a=-1.3, b=2.1, e=0.9, d=1.9, lv_lo=-9.0),
-        table(p=3.0, q=2.0, lo=-0.5, w=1.0, a=0.1, b=-0.7, c1=1.0, c2=1.0, d=1e-3, lv_hi=0.5),
+        table(p=3.0, q=2.0, lo=-0.5, w=1.0, a=0.1, b=-0.7, d=1e-3, lv_hi=0.5),
     ]
+)
+ROWS[:, COLUMNS.index("c1") : COLUMNS.index("c4") + 1] = torch.tensor(
+    [
+        [-0.2, 0.1, 0.25, -0.15],
+        [0.4, -0.1, -0.35, 0.05],
+        [0.0, 0.0, 0.0, 0.0],
+        [1.0, 1.0, -2.0, 1.0],
+    ],
+    dtype=torch.float64,
 )
 """Rows with and without clip, guidance, raw output, history and noise; row 0 draws none."""
 
@@ -134,9 +159,9 @@ def operands(
         return torch.randn(size, generator=generator).to(device, kind)
 
     rows = ROWS.clone()
-    for column, operand in (("c1", "h1"), ("c2", "h2")):
+    for n, operand in enumerate(HISTORY):
         if operand not in names:  # a row that looks back at nothing gives NaN
-            rows[:, COLUMNS.index(column)] = 0.0
+            rows[:, COLUMNS.index(f"c{n + 1}")] = 0.0
     given = {"x": normal(shape), "out": normal(wide), "rows": rows.to(device)}
     given["row"] = torch.tensor([row])
     if "row per sample" in names:
@@ -145,26 +170,35 @@ def operands(
         given["uncond"] = normal(wide)
     if "noise" in names:
         given["noise"] = normal(shape)
-    for name in ("h1", "h2"):
+    for name in HISTORY:
         if name in names:
             given[name] = normal(shape, high)
     if names & {"seeds", "seeds per sample"}:
         given["index"] = torch.arange(batch) * 3 + (1 << 33)
         many = "seeds per sample" in names
         given["seeds"] = torch.arange(batch) - 5 if many else torch.tensor([-(2**62) + 17])
+    if "draw" in names:
+        given["draw"] = torch.tensor([2**32 - 7])
+    if "draw per sample" in names:
+        given["draw"] = torch.arange(batch) * 1_000_003 + 2**31
     return {name: t.to(device) for name, t in given.items()}
 
 
 def laid_out(given: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     """The same operands in another layout; row table, numbers and seeds stay as they are."""
-    fixed = {"rows", "row", "seeds", "index"}
     change = LAYOUTS[layout]
-    return {name: t if name in fixed else change(t) for name, t in given.items()}
+    return {name: t if name in WHOLE else change(t) for name, t in given.items()}
+
+
+def positional(given: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
+    """The operands in the order of the operators' arguments, None for those left out."""
+    return tuple(given.get(name) for name in POSITIONAL)
 
 
 def sample_of(given: dict[str, Tensor], which: slice | Tensor) -> dict[str, Tensor]:
     """The operands of some samples of the batch."""
-    shared = {"rows"} | {name for name in ("row", "seeds") if given.get(name, ROWS).numel() == 1}
+    numbers = [name for name in ("row", "seeds", "draw") if name in given]
+    shared = {"rows"} | {name for name in numbers if given[name].numel() == 1}
     return {name: t if name in shared else t[which] for name, t in given.items()}
 
 

@@ -12,7 +12,15 @@ import torch
 import fastsample as fs
 from fastsample import ops
 from tests.helpers.step_oracle import forward_and_backward
-from tests.helpers.tensors import DTYPES, OPERANDS, laid_out, operands, same_bits, sample_of
+from tests.helpers.tensors import (
+    DTYPES,
+    OPERANDS,
+    WHOLE,
+    laid_out,
+    operands,
+    same_bits,
+    sample_of,
+)
 
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 EVERY_COMBINATION = pytest.mark.parametrize("combination", OPERANDS)
@@ -27,7 +35,10 @@ def assert_same(found, expected):
 
 
 @ALL_DTYPES
-@pytest.mark.parametrize("combination", ["plain", "seeds", "learned, guidance", "everything"])
+@pytest.mark.parametrize(
+    "combination",
+    ["plain", "seeds", "learned, guidance", "everything", "everything, generated"],
+)
 def test_threads(threads, combination, dtype):
     for layout in ("contiguous", "channels_last"):
         given = laid_out(operands(SHAPE, OPERANDS[combination], dtype), layout)
@@ -89,7 +100,7 @@ def test_instruction_sets_at_special_values(isa, combination, dtype):
     info = torch.finfo(dtype)
     specials = [0.0, -0.0, info.tiny, info.tiny * info.eps, info.max, torch.inf, torch.nan, 1.0]
     values = torch.tensor([s * sign for s in specials for sign in (1, -1)], dtype=torch.float64)
-    for name in given.keys() - {"rows", "row", "seeds", "index"}:
+    for name in given.keys() - WHOLE:
         t = given[name]
         chosen = values[torch.randint(len(values), t.shape)].to(t.dtype)
         # Any magnitude as well: rounding of the fused multiply-add is hardest far from 1.

@@ -15,9 +15,11 @@ from tests.helpers.step_oracle import assert_within, forward_and_backward, truth
 from tests.helpers.tensors import (
     CASES,
     DTYPES,
+    HISTORY,
     LAYOUTS,
     OPERANDS,
     SHAPES,
+    WHOLE,
     laid_out,
     offset,
     operands,
@@ -124,7 +126,7 @@ def test_special_values(combination, dtype):
     info = torch.finfo(dtype)
     specials = [0.0, info.tiny, info.tiny * info.eps, info.max, torch.inf, torch.nan, 1.0]
     values = torch.tensor(specials, dtype=torch.float64)
-    for name in given.keys() - {"rows", "row", "seeds", "index"}:
+    for name in given.keys() - WHOLE:
         t = given[name]
         chosen = values[torch.randint(len(values), t.shape)].to(t.dtype) * t.sign()
         spread = t * torch.exp2(torch.randint(-30, 30, t.shape).to(t.dtype))
@@ -134,7 +136,9 @@ def test_special_values(combination, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("combination", ["plain", "seeds", "row per sample", "everything"])
+@pytest.mark.parametrize(
+    "combination", ["plain", "seeds", "row per sample", "everything", "everything, generated"]
+)
 @pytest.mark.parametrize("shape", BIG)
 def test_more_than_one_wave(shape, combination, dtype):
     given = operands(BIG[shape], OPERANDS[combination], dtype)
@@ -147,10 +151,10 @@ def test_more_than_one_wave(shape, combination, dtype):
 
 @ALL_DTYPES
 def test_one_operand_off_its_boundary(dtype):
-    names = OPERANDS["everything"]
+    names = OPERANDS["everything"] | {"seeds", "draw"}
     given = moved(operands((3, 8, 32), names, dtype))
     expected = forward_and_backward(given)
-    for name in given.keys() - {"rows", "row"}:
+    for name in given.keys() - {"rows", "row", "draw"}:
         shifted = {**given, name: offset(given[name])}
         assert shifted[name].data_ptr() % 16 != 0
         for a, b in zip(forward_and_backward(shifted), expected, strict=True):
@@ -195,10 +199,10 @@ def test_more_elements_than_32_bits_count():
 
 
 @pytest.mark.parametrize(
-    "name", ["out", "rows", "row", "uncond", "noise", "h1", "h2", "seeds", "index"]
+    "name", ["out", "rows", "row", "uncond", "noise", *HISTORY, "seeds", "index", "draw"]
 )
 def test_an_operand_on_another_device(name):
-    given = operands((2, 3, 5), {"uncond", "noise", "h1", "h2", "seeds"})
+    given = operands((2, 3, 5), {"uncond", "noise", *HISTORY, "seeds", "draw"})
     with pytest.raises(ValueError, match=f"^step: {name} must be on cuda:0, got cpu$"):
         ops.step(**{**moved(given), name: given[name]})
     with pytest.raises(ValueError, match=f"^step: {name} must be on cpu, got cuda:0$"):

@@ -9,14 +9,16 @@ import torch
 
 from fastsample import ops
 from fastsample.ops import launch
+from fastsample.plans.rows import COLUMNS
+from tests.helpers.tensors import HISTORY, positional
 
 EMULATED = (-2, 0, 0)
 INF = float("inf")
 ROWS = torch.tensor(
     [
-        [1.2, -0.7, -1, 1, 1.5, 0.3, 0.8, 0.1, 0.2, -0.3, 0.4, -3, -1],
-        [1.1, -0.6, -INF, INF, 1, 0.5, 0.6, 0, 0, 0, 0, 0, 0],
-        [0.9, -0.4, -0.5, 2, 0, -0.3, 0.7, 0.2, 0, 0, 1, -2, 0.5],
+        [1.2, -0.7, -1, 1, 1.5, 0.3, 0.8, 0.1, 0.2, -0.3, 0.15, -0.05, 0.4, -3, -1],
+        [1.1, -0.6, -INF, INF, 1, 0.5, 0.6, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0.9, -0.4, -0.5, 2, 0, -0.3, 0.7, 0.2, 0, 0, 0, -0.6, 1, -2, 0.5],
     ],
     dtype=torch.float64,
 )
@@ -60,8 +62,7 @@ def tensors(shape, dtype, learned, channels_last):
         "out": new(wide),
         "uncond": new(wide),
         "noise": new(shape),
-        "h1": new(shape, exact),
-        "h2": new(shape, exact),
+        **{name: new(shape, exact) for name in HISTORY},
         "grad": new(shape),
         "grad_x0": new(shape, exact),
     }
@@ -76,18 +77,16 @@ def operands(given, row, wanted):
     if "own seeds" in wanted:
         found["seeds"], found["index"] = torch.arange(batch) * 977, torch.arange(batch)
     rows = ROWS.clone()
-    for column, name in ((8, "h1"), (9, "h2")):
+    for n, name in enumerate(HISTORY):
         if name not in wanted:  # a row that looks back at nothing gives NaN
-            rows[:, column] = 0.0
+            rows[:, COLUMNS.index("c1") + n] = 0.0
+    if "draw" in wanted:
+        found["draw"] = torch.tensor(2**31 + 9)
+    if "own draws" in wanted:
+        found["draw"] = torch.arange(batch) * 5 + 3
     if "own rows" in wanted:
         row = torch.arange(batch) % len(ROWS)
-    return (
-        given["x"],
-        given["out"],
-        rows,
-        row,
-        *(found.get(n) for n in ("uncond", "seeds", "index", "noise", "h1", "h2")),
-    )
+    return positional({**found, "x": given["x"], "out": given["out"], "rows": rows, "row": row})
 
 
 def both(monkeypatch, function):
@@ -106,7 +105,10 @@ COMBINATIONS = [
     ("uncond",),
     ("seeds", "uncond", "h1"),
     ("own seeds", "own rows", "h1", "h2"),
-    ("noise", "uncond", "h1", "h2", "own rows"),
+    ("noise", "uncond", "h1", "h2", "h3", "h4", "own rows"),
+    ("seeds", "draw"),
+    ("seeds", "own draws", "h3"),
+    ("own seeds", "own draws", "own rows", "uncond", *HISTORY),
 ]
 
 

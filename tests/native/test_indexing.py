@@ -131,8 +131,9 @@ def test_bad_arguments():
 @pytest.mark.parametrize(("batch", "size"), [(1, 2**31), (2**22, 2**11), (2**31, 1)])
 def test_launches_that_32_bits_cannot_count_are_refused(batch, size):
     # Device -2 runs a GPU's threads on the host. Refused before the addresses are followed.
-    step = (-2, 0, 0, 0, batch, size, 1, size, False, False, 16, 16, 0, 0, 0, 0, 16, 1, 16, False)
+    layout = (-2, 0, 0, 0, batch, size, 1, size, False)
+    step = (*layout, False, 16, 16, *[0] * 6, 16, 1, 16, False)
     with pytest.raises(ValueError, match="samples below 2\\*\\*31 elements"):
-        _native.step(*step, 0, False, 0, 16, 0)
+        _native.step(*step, 0, False, 0, 0, False, 16, 0)
     with pytest.raises(ValueError, match="split the batch"):
-        _native.fill_noise(*step[:9], 16, False, 16, 0, 16)
+        _native.fill_noise(*layout, 16, False, 16, 0, 16)

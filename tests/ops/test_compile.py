@@ -8,7 +8,7 @@ import torch
 import fastsample as fs
 from fastsample import ops
 from tests.helpers.networks import denoiser, halve
-from tests.helpers.tensors import OPERANDS, operands, table
+from tests.helpers.tensors import HISTORY, OPERANDS, operands, table
 
 STEPS = 20
 
@@ -144,10 +144,12 @@ def test_noise(device, backend):
 
 
 @_instantiates_functions
-@pytest.mark.parametrize("combination", ["plain", "guidance", "learned, seeds", "everything"])
+@pytest.mark.parametrize(
+    "combination", ["plain", "guidance", "learned, seeds", "everything", "everything, generated"]
+)
 def test_backward(device, combination):
     given = operands((2, 3, 5), OPERANDS[combination], device=device)
-    names = [n for n in ("x", "out", "uncond", "noise", "h1", "h2") if n in given]
+    names = [n for n in ("x", "out", "uncond", "noise", *HISTORY) if n in given]
 
     def loss(**operands):
         x_next, x0 = ops.step_x0(**operands)

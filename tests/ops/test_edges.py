@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 import fastsample as fs
 from fastsample import ops
 from fastsample.ops import launch, reference
-from tests.helpers.tensors import table
+from tests.helpers.tensors import HISTORY, table
 
 ROW = torch.tensor(0)
 
@@ -35,7 +35,7 @@ def test_exponential_from_underflow_to_overflow(emulated, monkeypatch):
     assert ((found - expected).abs() <= bound)[normal].all()
 
 
-@pytest.mark.parametrize("function", [ops.step, lambda *a, **k: reference.step(*a, *k.values())])
+@pytest.mark.parametrize("function", [ops.step, lambda *a, **k: reference.step_x0(*a, **k)[0]])
 def test_variance_that_a_row_does_not_use_is_not_touched(function):
     x = torch.ones(2, 3)
     out = torch.cat((x, torch.full_like(x, torch.inf)), 1)
@@ -49,13 +49,21 @@ def test_variance_that_a_row_does_not_use_is_not_touched(function):
     assert torch.equal(plain, wide)
 
 
-@pytest.mark.parametrize("column", ["c1", "c2"])
-def test_history_that_is_missing_shows(column):
+@pytest.mark.parametrize("emulated", [False, True])
+@pytest.mark.parametrize("missing", HISTORY)
+def test_history_that_is_missing_shows(missing, emulated, monkeypatch):
+    if emulated:
+        monkeypatch.setattr(launch, "device_arguments", lambda tensor: (-2, 0, 0))
     x = torch.ones(1, 2)
-    row = table(a=1.0, **{column: 0.5})
-    assert ops.step(x, x, row, ROW).isnan().all()
-    assert reference.step(x, x, row, ROW).isnan().all()
-    assert reference.step(x, x, row, torch.tensor(1)).isnan().all()  # outside the table
+    row = table(a=1.0, **{missing.replace("h", "c"): 0.5})
+    others = {name: x for name in HISTORY if name != missing}
+    for function in (ops.step_x0, reference.step_x0):
+        for given in ({}, others):
+            x_next, x0 = function(x, x, row, ROW, **given)
+            assert x_next.isnan().all()
+            assert not x0.isnan().any()  # it does not depend on earlier ones
+        assert torch.equal(function(x, x, row, ROW, **{missing: x})[0], torch.full_like(x, 1.5))
+        assert function(x, x, row, torch.tensor(1))[0].isnan().all()  # outside the table
 
 
 def test_reference_gradient_does_not_see_the_noise_of_a_quiet_row():

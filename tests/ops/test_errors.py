@@ -7,13 +7,13 @@ import torch
 
 import fastsample as fs
 from fastsample import _native, ops
-from tests.helpers.tensors import operands
+from tests.helpers.tensors import HISTORY, operands
 
 SHAPE = (2, 3, 4, 5)
 
 
 def good(**changes):
-    given = operands(SHAPE, {"uncond", "noise", "h1", "h2", "seeds"})
+    given = operands(SHAPE, {"uncond", "noise", *HISTORY, "seeds", "draw"})
     return {**given, **changes}
 
 
@@ -54,20 +54,20 @@ BAD_STEPS = {
     "rows of another width": (
         {"rows": zeros(5, 12, dtype=torch.float64)},
         ValueError,
-        r"rows must be a table \(K, 13\), got \(5, 12\)$",
+        r"rows must be a table \(K, 15\), got \(5, 12\)$",
     ),
     "one row as a vector": (
-        {"rows": zeros(13, dtype=torch.float64)},
+        {"rows": zeros(15, dtype=torch.float64)},
         ValueError,
-        r"rows must be a table \(K, 13\), got \(13,\)$",
+        r"rows must be a table \(K, 15\), got \(15,\)$",
     ),
     "float32 rows": (
-        {"rows": zeros(5, 13)},
+        {"rows": zeros(5, 15)},
         TypeError,
         r"rows must be torch\.float64, got torch\.float32$",
     ),
     "rows elsewhere": (
-        {"rows": zeros(5, 13, dtype=torch.float64, device="meta")},
+        {"rows": zeros(5, 15, dtype=torch.float64, device="meta")},
         ValueError,
         "rows must be on cpu, got meta$",
     ),
@@ -85,6 +85,26 @@ BAD_STEPS = {
         {"row": zeros(1, dtype=torch.int64, device="meta")},
         ValueError,
         "row must be on cpu, got meta$",
+    ),
+    "too many draws": (
+        {"draw": zeros(3, dtype=torch.int64)},
+        ValueError,
+        r"draw must have one element or one per sample \(2,\), got \(3,\)$",
+    ),
+    "a table of draws": (
+        {"draw": zeros(2, 1, dtype=torch.int64)},
+        ValueError,
+        r"draw must have one element or one per sample \(2,\), got \(2, 1\)$",
+    ),
+    "a floating draw": (
+        {"draw": zeros(1)},
+        TypeError,
+        r"draw must be torch\.int64, got torch\.float32$",
+    ),
+    "draw elsewhere": (
+        {"draw": zeros(1, dtype=torch.int64, device="meta")},
+        ValueError,
+        "draw must be on cpu, got meta$",
     ),
     "index without seeds' batch": (
         {"index": torch.arange(3)},
@@ -115,7 +135,7 @@ BAD_STEPS = {
     ),
 }
 
-for _name in ("uncond", "noise", "h1", "h2"):
+for _name in ("uncond", "noise", *HISTORY):
     BAD_STEPS |= {
         f"{_name} of another dtype": (
             {_name: zeros(*SHAPE, dtype=torch.float64)},
@@ -233,8 +253,8 @@ def test_unknown_instruction_set():
 def test_unknown_dtype_code():
     x = torch.zeros(4)
     pointer = x.data_ptr()
-    rows, row = torch.zeros(1, 13, dtype=torch.float64), torch.tensor([0])
-    arguments = (-1, 0, 1, 99, 1, 4, 1, 4, False, False, pointer, pointer, 0, 0, 0, 0)
-    table = (rows.data_ptr(), 1, row.data_ptr(), False, 0, False, 0, pointer, 0)
+    rows, row = torch.zeros(1, 15, dtype=torch.float64), torch.tensor([0])
+    arguments = (-1, 0, 1, 99, 1, 4, 1, 4, False, False, pointer, pointer, *[0] * 6)
+    table = (rows.data_ptr(), 1, row.data_ptr(), False, 0, False, 0, 0, False, pointer, 0)
     with pytest.raises(ValueError, match="unknown dtype code"):
         _native.step(*arguments, *table)

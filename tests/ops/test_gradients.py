@@ -8,9 +8,18 @@ import torch
 from fastsample import ops
 from fastsample.ops import reference
 from tests.helpers.step_oracle import assert_within, coefficients, sizes, widened
-from tests.helpers.tensors import DTYPES, OPERANDS, SHAPES, laid_out, operands, runnable
+from tests.helpers.tensors import (
+    DTYPES,
+    HISTORY,
+    OPERANDS,
+    SHAPES,
+    laid_out,
+    operands,
+    positional,
+    runnable,
+)
 
-DIFFERENTIABLE = ("x", "out", "uncond", "noise", "h1", "h2")
+DIFFERENTIABLE = ("x", "out", "uncond", "noise", *HISTORY)
 EVERY_COMBINATION = pytest.mark.parametrize("combination", OPERANDS)
 
 
@@ -67,7 +76,7 @@ def gradient_sizes(wide, grad, grad_x0):
     share = c["w"] if "uncond" in wide else 1.0
     found = {"x": c["p"] * through + c["a"] * grad.abs(), "out": share * m}
     found["uncond"] = (1 + c["w"]) * m
-    found |= {"h1": c["c1"] * grad.abs(), "h2": c["c2"] * grad.abs()}
+    found |= {name: c[f"c{n}"] * grad.abs() for n, name in enumerate(HISTORY, 1)}
     found["noise"] = size["deviation"] * grad.abs()
     if wide["out"].shape != wide["x"].shape:
         # d sd / dv = sd (lv_hi - lv_lo) / 4; generated noise adds its own 2e-6.
@@ -128,12 +137,12 @@ def test_equals_autograd_through_the_reference(device, shape, layout, combinatio
 
 def test_reference_backward_is_the_kernel_backward(device):
     given = operands((2, 3, 7), OPERANDS["everything"], torch.float64, device)
-    arguments = [given.get(n) for n in ("x", "out", "rows", "row", "uncond", "seeds", "index")]
-    arguments += [given.get(n) for n in ("noise", "h1", "h2")]
+    arguments = positional(given)
     grad = torch.randn_like(given["x"])
     for grad_x0 in (None, torch.randn_like(grad)):
         ours = torch.ops.fastsample.step_backward(grad, grad_x0, *arguments)
         theirs = reference.step_backward(grad, grad_x0, *arguments)
+        assert len(ours) == len(theirs) == len(DIFFERENTIABLE)
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 

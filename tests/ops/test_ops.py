@@ -11,26 +11,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastsample import _native, ops
 from fastsample.ops import reference
+from fastsample.plans.rows import COLUMNS
 from tests.helpers.step_oracle import assert_within, truth, widened
 from tests.helpers.tensors import (
     CASES,
     DTYPES,
+    HISTORY,
     OPERANDS,
     ROWS,
     SHAPES,
     channels_last,
     laid_out,
     operands,
+    positional,
     runnable,
     table,
 )
-
-POSITIONAL = ("x", "out", "rows", "row", "uncond", "seeds", "index", "noise", "h1", "h2")
-
-
-def positional(given):
-    return tuple(given.get(name) for name in POSITIONAL)
-
 
 # ---- registration ----
 
@@ -82,16 +78,17 @@ def test_meta_and_fake_tensors_only_have_shapes():
 def test_a_null_pointer_is_an_error():
     # (device, stream, threads, dtype, batch, size, channels, pixels, channels_last), then pointers.
     layout = (-1, 0, 1, 0, 1, 4, 1, 4, False)
-    step = (*layout, False, *[0] * 7, 1, 0, False, 0, False, 0)
+    # Nine addresses, the count of rows, its number; then those of seeds, index and draw.
+    step = (*layout, False, *[0] * 9, 1, 0, False, 0, False, 0, 0, False)
     with pytest.raises(ValueError, match="without storage"):
         _native.step(*step, 0, 0)
     with pytest.raises(ValueError, match="without storage"):
-        _native.step_backward(*step, *[0] * 8)
+        _native.step_backward(*step, *[0] * 10)
     with pytest.raises(ValueError, match="without storage"):
         _native.fill_noise(*layout, 0, False, 0, 5, 0)
     empty = (*layout[:5], 0, *layout[6:], *step[9:])
     _native.step(*empty, 0, 0)
-    _native.step_backward(*empty, *[0] * 8)
+    _native.step_backward(*empty, *[0] * 10)
 
 
 # ---- values ----
@@ -136,7 +133,7 @@ def test_keeps_the_memory_format(device):
 
 
 def test_one_row_per_sample(device):
-    names = OPERANDS["learned, guidance"] | {"h1", "h2"}
+    names = OPERANDS["learned, guidance"] | {"h1", "h2", "h3", "h4", "draw per sample"}
     given = operands((7, 4, 33), names, device=device)
     together = ops.step_x0(**given)
     for i in range(7):
@@ -233,11 +230,10 @@ def test_the_documented_equivalent_is_one(device):
     assert all(line.startswith("    ") for line in lines if line)
     code = compile(textwrap.dedent(block), "the docstring of step", "exec")
     for combination in ("plain", "noise", "guidance", "everything"):
-        names = OPERANDS[combination] - {"learned", "h1", "h2", "row per sample"}
+        names = OPERANDS[combination] - {"learned", *HISTORY, "row per sample"}
         for row in runnable(names):
             given = operands((3, 4, 9), names, torch.float64, device, row)
-            columns = ("p", "q", "lo", "hi", "w", "a", "b", "e", "c1", "c2", "d")
-            scope = dict(zip(columns, given["rows"][row].tolist(), strict=False))
+            scope = dict(zip(COLUMNS, given["rows"][row].tolist(), strict=True))
             scope |= {name: given.get(name) for name in ("x", "out", "uncond", "noise")}
             exec(code, {}, scope)
             expected = truth(given)

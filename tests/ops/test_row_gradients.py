@@ -9,7 +9,17 @@ import fastsample as fs
 from fastsample import ops
 from fastsample.ops import reference
 from fastsample.plans.rows import COLUMNS
-from tests.helpers.tensors import CASES, DTYPES, OPERANDS, SHAPES, laid_out, operands, runnable
+from tests.helpers.tensors import (
+    CASES,
+    DTYPES,
+    HISTORY,
+    OPERANDS,
+    SHAPES,
+    laid_out,
+    operands,
+    positional,
+    runnable,
+)
 
 EVERY_COMBINATION = pytest.mark.parametrize("combination", OPERANDS)
 
@@ -41,7 +51,7 @@ def smooth(given, number):
     free = {"p", "q", "a", "b", "e"}
     free |= {n for n in ("lo", "hi") if abs(row[n]) < torch.inf}
     free |= {"w"} if "uncond" in given else set()
-    free |= {c for c, h in (("c1", "h1"), ("c2", "h2")) if h in given}
+    free |= {f"c{n}" for n, name in enumerate(HISTORY, 1) if name in given}
     if row["d"] != 0:
         free.add("d")
         if given["out"].shape != given["x"].shape and (row["lv_lo"] or row["lv_hi"]):
@@ -180,7 +190,8 @@ def test_rows_on_the_device_keep_their_dtype_and_zeros():
     found = gradient(given, *cotangents(given))
     assert found.shape == given["rows"].shape
     assert (found[1:] == 0).all()  # rows that the step did not take
-    unused = [COLUMNS.index(name) for name in ("w", "c1", "c2", "d", "lv_lo", "lv_hi")]
+    names = ("w", "c1", "c2", "c3", "c4", "d", "lv_lo", "lv_hi")
+    unused = [COLUMNS.index(name) for name in names]
     assert (found[:, unused] == 0).all()
 
 
@@ -194,6 +205,5 @@ def test_a_row_outside_the_table_gives_nan():
 def test_opcheck(device, combination):
     given = operands((2, 3, 8), OPERANDS[combination], device=device)
     grad, grad_x0 = cotangents(given)
-    names = ("x", "out", "rows", "row", "uncond", "seeds", "index", "noise", "h1", "h2")
-    arguments = (grad, grad_x0, *(given.get(name) for name in names))
+    arguments = (grad, grad_x0, *positional(given))
     torch.library.opcheck(torch.ops.fastsample.row_gradients.default, arguments)

@@ -10,6 +10,7 @@ import pytest
 from fastsample import grids
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import COLUMNS, NEUTRAL, row_table
+from fastsample.plans.text import ARRAYS, PLAN
 from fastsample.samplers.ancestral import ancestral
 from fastsample.samplers.ddim import ddim, ddim_inversion
 from fastsample.schedules.schedule import NoiseSchedule
@@ -39,10 +40,10 @@ def test_row_law(sampler, schedule, prediction):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_corrupted_coefficient_is_caught(sampler, prediction):
     plan = SAMPLERS[sampler](MILD, MILD_GRID, prediction)
-    for column in ("p", "q", "a", "b", "e", "c1", "c2", "d"):
+    for column in ("p", "q", "a", "b", "e", "c1", "c2", "c3", "c4", "d"):
         for i in range(len(plan)):
             last = i == len(plan) - 1
-            if column == "d" and not last and (plan.check != "all" or not plan.rows[i, 10]):
+            if column == "d" and not last and (plan.check != "all" or not plan.column("d")[i]):
                 continue  # no law fixes d, or the law is quadratic around d = 0
             blind = plan.check != "all" or not plan.rows[i, COLUMNS.index("a")]
             if column == "e" and not last and blind and prediction == "epsilon":
@@ -75,10 +76,13 @@ def test_history():
     rows[1:, COLUMNS.index("c1")] += 0.25
     two = Plan(DDIM.nodes, rows, DDIM.alphas, DDIM.sigmas, check="mean")
     assert (two.needs_history, two.order) == (1, 2)
-    rows[2:, COLUMNS.index("b")] -= 0.5
-    rows[2:, COLUMNS.index("c2")] += 0.5
-    three = Plan(DDIM.nodes, rows, DDIM.alphas, DDIM.sigmas, check="mean")
-    assert (three.needs_history, three.order) == (2, 3)
+    for n in (2, 3, 4):  # row n is the first that has n earlier x0's
+        rows[n:, COLUMNS.index("b")] -= 0.5
+        rows[n:, COLUMNS.index(f"c{n}")] += 0.5
+        more = Plan(DDIM.nodes, rows, DDIM.alphas, DDIM.sigmas, check="mean")
+        assert (more.needs_history, more.order) == (n, n + 1)
+        assert f"c{n} h{n}" in repr(more)
+        assert Plan.from_json(more.to_json()) == more
 
 
 def test_guidance_and_clip():
@@ -112,7 +116,7 @@ def test_is_a_value():
     assert hash(copy) == hash(DDIM)
     assert DDIM.with_clip(1.0) != DDIM
     assert DDIM != "ddim"
-    for array in (DDIM.rows, DDIM.nodes, DDIM.alphas, DDIM.sigmas, DDIM.column("a")):
+    for array in (*(getattr(DDIM, name) for name in ARRAYS), DDIM.column("a")):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0.0
 
@@ -190,27 +194,30 @@ LARGE = ancestral(LINEAR, grids.uniform(1000, 1000), variance="large")
         (lambda: with_entry(0, "c1", 0.1), ValueError,
          "rows must not use an x0 from before the start"),
         (lambda: with_entry(1, "c2", 0.1), ValueError,
-         "rows must not use an x0 from before the start"),
+         "^Plan: rows must not use an x0 from before the start or before a rise of the nodes, "
+         "got c2 in row 1, which has 1 earlier ones$"),
+        (lambda: with_entry(3, "c4", 0.1), ValueError,
+         "got c4 in row 3, which has 3 earlier ones$"),
         (lambda: with_entry(9, "d", 0.1), ValueError,
          r"rows\[-1\] must draw no noise \(d = 0\), got d = 0.1"),
         (lambda: with_entry(9, "a", 0.1), ValueError,
          r"rows\[-1\] must land on x0 .* got a = 0.1, e = 0"),
         (lambda: with_entry(9, "e", 0.1), ValueError,
          r"rows\[-1\] must land on x0 .* got a = 0, e = 0.1"),
-        (scaled_levels, ValueError, r"must end at 1 and 0 \(clean data\), got 0.99 and 0"),
+        (scaled_levels, ValueError, r"must end at 1 and 0 \(clean data\), got 0.99 and 0; "
+         r'end at the node of these levels, or pass check="none"$'),
         (lambda: rebuilt(nodes=DDIM.nodes[None]), ValueError,
-         r"nodes must have shape \(K \+ 1,\), got \(1, 11\)"),
+         r"nodes must have shape \(K' \+ 1,\), got \(1, 11\)"),
         (lambda: rebuilt(nodes=DDIM.nodes[:1]), ValueError,
-         r"nodes must have shape \(K \+ 1,\), got \(1,\)"),
+         r"nodes must have shape \(K' \+ 1,\), got \(1,\)"),
         (lambda: rebuilt(nodes=DDIM.nodes[1:]), ValueError,
-         r"rows must have shape \(9, 13\) for 10 nodes, got \(10, 13\)"),
+         r"rows must have shape \(9, 15\) for 10 nodes, got \(10, 15\)"),
         (lambda: rebuilt(sigmas=DDIM.sigmas[1:]), ValueError, r"sigmas must have shape \(11,\)"),
-        (lambda: rebuilt(nodes=DDIM.nodes + 1), ValueError,
-         "nodes must decrease to 0, got 1 at the end"),
         (lambda: rebuilt(nodes=DDIM.nodes - 1), ValueError,
-         "nodes must be strictly decreasing to 0, or"),
-        (lambda: rebuilt(nodes=np.zeros(11)), ValueError,
-         "nodes must be strictly decreasing to 0, or"),
+         r"^Plan: nodes must not be negative, got \[999. .* -1.\]$"),
+        (lambda: rebuilt(nodes=np.full(11, 5.0)), ValueError,
+         r"^Plan: nodes must fall from row to row, and may rise only in rows without a network "
+         r"call \(q = e = 0\), got 5 then 5 in row 0 of \[5. 5. 5. ... 5. 5. 5.\]$"),
         (lambda: rebuilt(nodes=np.full(11, np.nan)), ValueError, "nodes must be finite, got nan"),
         (lambda: rebuilt(alphas=-DDIM.alphas), ValueError, "alphas must not be negative, got"),
         (lambda: rebuilt(rows=DDIM.rows.astype(np.float32)), TypeError,
@@ -256,13 +263,17 @@ def test_check_none_accepts_tuned_rows():
 
 def test_neutral_row_does_nothing_but_guide():
     assert row_table(1)[0].tolist() == [NEUTRAL[name] for name in COLUMNS]
-    assert row_table(2, a=3.0, d=[0, 1]).shape == (2, 13)
+    assert row_table(2, a=3.0, d=[0, 1]).shape == (2, 15)
 
 
 def edited(**changes) -> str:
-    """As version 1, which has no checksum."""
-    data = {**json.loads(DDIM.to_json()), "version": 1, "sha256": ..., **changes}
-    return json.dumps({key: value for key, value in data.items() if value is not ...})
+    """DDIM's text with other entries, and the checksum of what it then holds.
+
+    An Ellipsis removes an entry; a `sha256` is kept as given.
+    """
+    data = {**json.loads(DDIM.to_json()), "sha256": ..., **changes}
+    data = {key: value for key, value in data.items() if value is not ...}
+    return json.dumps(data) if "sha256" in changes else PLAN.to_text(data)
 
 
 def edited_rows(value: object) -> str:
@@ -279,14 +290,22 @@ def edited_rows(value: object) -> str:
         ("[" * 100_000, r"got '\[\[.*' \(cut off, or no JSON: "),
         ("[1, 2]", r"got '\[1, 2\]' \(no .format.: .fastsample.plan. in it\)$"),
         ('{"format": "other"}', r'\(no "format": "fastsample.plan" in it\)$'),
-        (edited(version=3), r"\(version 3, made by a newer fastsample; upgrade to read it\)$"),
-        (edited(version=2), r"\(damaged: its checksum is not that of its content\)$"),
+        (edited(version=4), r"\(version 4, made by a newer fastsample; upgrade to read it\)$"),
+        *(
+            (edited(version=version, sha256=None), r"\(damaged: its checksum is not that of its ")
+            for version in (2, 3)
+        ),
         (edited(sha256="0"), r"\(damaged: its checksum is not that of its content\)$"),
+        (edited(times=[1.0]), r"Plan: times must have shape \(10,\) for 11 nodes, got \(1,\)"),
+        (edited(times=[0.0] * 10), "Plan: times must be above 0 where the network is called"),
+        (edited(times=None), "Plan: times must"),
+        (edited(version=2), r"columns must be \['p', .* 'c2', 'd', .*\], got \['p', .* 'c4', 'd'"),
         (edited(version=None), r"\(version None\)$"),
         (edited(version=True), r"\(version True\)$"),
         (edited(version=0), r"\(version 0\)$"),
         (edited(columns=list("pq")), "columns must be"),
-        (edited(rows=[[1.0]]), r"Plan: rows must have shape"),
+        (edited(rows=[[1.0]]), "rows must hold 15 numbers each"),
+        (edited(rows=json.loads(DDIM.to_json())["rows"][1:]), r"Plan: rows must have shape"),
         (edited(rows=[1.0]), "'float' object is not iterable"),
         (edited(rows=[[1.0], [1.0, 2.0]]), "inhomogeneous shape"),
         (edited(rows={"a": 1}), "could not convert string to float: 'a'"),
@@ -299,7 +318,7 @@ def edited_rows(value: object) -> str:
         (edited_rows("inf"), "Plan: rows must be finite in column p"),
         (edited_rows(None), ".* not 'NoneType'"),
         *(
-            (edited(**{key: ...}), rf"\['{key}'\] missing")
+            (edited(**{key: ...}), rf"\[?'{key}'\]? missing")
             for key in json.loads(DDIM.to_json()) if key not in ("format", "version", "sha256")
         ),
     ],

@@ -22,7 +22,7 @@ from tests.helpers.refusals import MODEL, START, check_refusal, refusals, sample
 K = 12  # FastDPM's variances reach T without a warning
 GRID = grids.uniform(1000, K)
 PLANS = {
-    name: partial(method.make, LINEAR, K if method.chooses_times else GRID)
+    name: partial(method.make, LINEAR, K if method.chooses_times else GRIDS[method.grid](LINEAR, K))
     for name, method in METHODS.items()
 }
 # Other values than the default, with what they need beside them.
@@ -35,6 +35,7 @@ KNOBS = {
     "spacing": [{"spacing": "quadratic"}],
     "kappa": [{"kappa": 0.6}],
     "extended": [{"spacing": "quadratic", "extended": True}],
+    "last": [{"last": "first"}, {"last": 20.0}],
     "order": [{"order": 1}],
     "stochastic": [{"stochastic": True}],
     "lower_order_final": [{"order": 3, "lower_order_final": False}],
@@ -85,9 +86,9 @@ def test_a_sampler_is_a_function_and_one_entry(monkeypatch, capsys, tmp_path):
     entry = Method(toy, "a toy", "nobody, arXiv:0000.00000", deterministic=(Setting("Toy"),))
     monkeypatch.setitem(METHODS, "toy", entry)
     monkeypatch.delitem(fs.__dict__, "toy", raising=False)
-    same = fs.sample(MODEL, 5, method="ddim")
-    assert torch.equal(fs.sample(MODEL, 5, method="toy", lean=0.25), same)
-    assert torch.equal(fs.sample(MODEL, 5, lean=0.25), same)  # its knob selects it
+    same = fs.sample(MODEL, 5, method="ddim", seed=0)
+    assert torch.equal(fs.sample(MODEL, 5, method="toy", lean=0.25, seed=0), same)
+    assert torch.equal(fs.sample(MODEL, 5, lean=0.25, seed=0), same)  # its knob selects it
     assert fs.toy is toy  # type: ignore[attr-defined]
     monkeypatch.delitem(fs.__dict__, "toy")
     assert '| `"toy"`, `fs.toy` | a toy | `lean=0.5` | nobody' in table()
@@ -118,7 +119,7 @@ def test_the_table_lists_every_method_with_its_knobs_and_source():
         assert dict(listed) == defaults
         assert method.source.count("arXiv:") >= 1
         assert getattr(fs, method.make.__name__) is method.make
-    assert "| none |" in lines[list(METHODS).index("shortcut")]
+    assert '| `last="data"` |' in lines[list(METHODS).index("shortcut")]
 
 
 # ---- from arguments to the plan
@@ -166,20 +167,19 @@ def test_methods_take_grids_by_name_or_as_they_are(method, grid):
 def test_learned_variances_run_under_every_method():
     wide = denoiser(halve_wide, 2, 3, variance="learned_range")
     for method in METHODS:
-        got = fs.sample(wide, K, method=method)
-        assert torch.equal(got, fs.sample(MODEL, K, method=method)) == (method != "ancestral")
+        got, narrow = (fs.sample(model, K, method=method, seed=0) for model in (wide, MODEL))
+        assert torch.equal(got, narrow) == (method != "ancestral")
 
 
-# ---- times drawn from the seed
+# ---- times drawn from a seed of their own
 
 
 @pytest.mark.parametrize("method", WITH_GRIDS)
-def test_random_times_are_those_of_the_seed(method):
-    def told(seed, batch=2):
+def test_random_times_are_those_of_the_grid_seed(method):
+    def told(grid_seed, batch=2):
         spy = Spy(halve)
-        got = fs.sample(
-            denoiser(spy, 3), K, method=method, grid="random", seed=seed, num_samples=batch
-        )
+        options = {"grid": "random", "grid_seed": grid_seed, "seed": 1, "num_samples": batch}
+        got = fs.sample(denoiser(spy, 3), K, method=method, **options)
         return got, [float(t[0]) + 1 for t in spy.told]
 
     small, times = told(5)
@@ -194,7 +194,8 @@ def test_random_times_are_those_of_the_seed(method):
 def test_random_times_of_a_continuous_schedule():
     spy = Spy(halve)
     flow = fs.NoiseSchedule.flow()
-    fs.sample(denoiser(spy, 3, schedule=flow, prediction="flow", time="fraction"), 5, grid="random")
+    model = denoiser(spy, 3, schedule=flow, prediction="flow", time="fraction")
+    fs.sample(model, 5, grid="random", grid_seed=0)
     expected = grids.random(1.0, 5, 0).times[:-1]
     assert [float(t[0]) for t in spy.told] == pytest.approx(expected.tolist(), rel=1e-6)
 
@@ -207,9 +208,13 @@ WRONG = {
     "not its knob": (
         sample(method="unipc", kappa=0.5),
         ValueError,
-        rf"sample: kappa {LEFT_OUT} method=\"unipc\", got 0\.5; its knobs are \['order'\]",
+        rf"sample: kappa {LEFT_OUT} method=\"unipc\", got 0\.5; its knobs are \['order', 'last'\]",
     ),
-    "no knobs": (sample(method="shortcut", eta=0.5), ValueError, "got 0.5; its knobs are none"),
+    "one knob": (
+        sample(method="shortcut", eta=0.5),
+        ValueError,
+        r"got 0\.5; its knobs are \['last'\]",
+    ),
     "method": (
         sample(method="euler"),
         ValueError,
@@ -242,16 +247,15 @@ TIMES = {
         TypeError,
         "must be an integer, got '9'",
     ),
-    "seeds": (
-        sample(grid="random", seed=[1, 2]),
+    "no grid seed": (
+        sample(grid="random", seed=1),
         ValueError,
-        r'grid must not be "random" without one seed for the whole batch; pass steps=grids\.random',
+        '^sample: grid_seed must be given with grid="random", got None; it determines the times$',
     ),
-    "one seed in a list": (sample(grid="random", seed=[1]), ValueError, "without one seed"),
-    "no seed": (
+    "no grid seed to invert": (
         lambda: fs.invert(MODEL, START, 4, grid="random"),
         ValueError,
-        'invert: grid must not be "random" without one seed',
+        '^invert: grid_seed must be given with grid="random", got None; it determines the times$',
     ),
 }
 WITH_PLAN = {

@@ -113,10 +113,10 @@ def test_variance_shrinks_as_the_recursion_says(schedule, deviation):
 
 
 def test_samples_have_that_variance():
-    """Through `sample`, on the times that a seed draws: fresh noise in every row."""
+    """Through `sample`, on random times: fresh noise in every row."""
     deviation, seed = 0.6, 5
     model = Gaussian(LINEAR, 0.0, deviation).denoiser(4)
-    options = {"method": "shortcut", "grid": "random", "seed": seed}
+    options = {"method": "shortcut", "grid": "random", "grid_seed": seed, "seed": seed}
     got = fs.sample(model, 11, num_samples=5000, **options).double()
     grid = grids.random(1000, 11, seed)
     w = shares(LINEAR, grid.times[:-1], deviation)

@@ -1,0 +1,141 @@
+"""The short way to the kernels, around torch's dispatcher, for plain tensors outside of tracing.
+
+The dispatcher costs half of an operator's time on the host. A call that no gradient, no transform,
+no mode and no compiler can see does not need it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastsample import _native
+from fastsample.ops.dtypes import DTYPE_CODES, history_dtype
+from fastsample.ops.launch import CHANNELS_LAST, device_arguments
+from fastsample.plans.history import HistorySlots
+
+_C = torch._C  # pyright: ignore[reportPrivateUsage]  # these states have no public names
+_num_dispatch_modes = _C._len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
+_num_function_modes = _C._len_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+_transform = _C._functorch.peek_interpreter_stack  # pyright: ignore
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Return whether kernels may be called on these tensors without torch's dispatcher.
+
+    The caller has seen to it that no gradient is asked for.
+    """
+    if torch.compiler.is_compiling():  # first, since dynamo cannot trace what follows
+        return False
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) is not Tensor or not (tensor.is_cpu or tensor.is_cuda)
+        ):
+            return False
+    return not (_num_dispatch_modes() or _num_function_modes()) and _transform() is None
+
+
+class DirectSteps:
+    """Runs the rows of a plan on one batch in place, with kernel arguments made once per run.
+
+    Args:
+        x: samples `(B, *shape)` for which `can_run` holds; every row overwrites them.
+        rows: plan table `(K', 15)`.
+        numbers: row numbers `(K',)`, int64.
+        slots: where the rows keep the x0 estimates that later rows read.
+        seeds: seeds of generated noise, or None.
+        index: sample indices `(B,)`, with `seeds`.
+        noise: explicit noise `(K', B, *shape)` in the dtype of `x`, or None.
+
+    Attributes:
+        x: the samples.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        rows: Tensor,
+        numbers: Tensor,
+        slots: HistorySlots,
+        seeds: Tensor | None = None,
+        index: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> None:
+        self.x, self._noise, self._slots = x, noise, slots
+        dtype = history_dtype(x)
+        self._buffers = [torch.empty_like(x, dtype=dtype) for _ in range(slots.count)]
+        self._kept = (rows, numbers, seeds, index)  # their addresses are used
+        shape = x.shape
+        batch, channels = shape[0], shape[1]
+        size = x.numel() // batch if batch else 0
+        contiguous = x.is_contiguous()
+        self._channels = channels
+        self._format = torch.contiguous_format if contiguous else CHANNELS_LAST[x.dim()]
+        self._half = batch * size * x.element_size()  # bytes of the output for B samples
+        self._x = x.data_ptr()
+        self._prefix = (
+            *(*device_arguments(x), DTYPE_CODES[x.dtype], batch, size, channels),
+            *(size // channels if channels else 0, not contiguous),
+        )
+        self._table = (rows.data_ptr(), rows.shape[0])
+        self._first_number = numbers.data_ptr()
+        self._identity = (0, False, 0, 0, False)
+        if seeds is not None and index is not None:
+            self._identity = (seeds.data_ptr(), seeds.numel() != 1, index.data_ptr(), 0, False)
+        addresses = [*(buffer.data_ptr() for buffer in self._buffers), 0]  # the last is slot -1
+        self._history = None
+        if self._buffers:
+            self._history = [
+                (addresses[h1], addresses[h2], addresses[h3], addresses[h4], addresses[write])
+                for (h1, h2, h3, h4), write in zip(slots.reads, slots.writes, strict=True)
+            ]
+
+    @staticmethod
+    def can_run(x: Tensor) -> bool:
+        """Return whether the kernel may be called directly on these samples.
+
+        The caller has seen to it that no gradient is asked for.
+        """
+        if not is_plain(x):
+            return False
+        if x.is_contiguous():
+            return True
+        fmt = CHANNELS_LAST.get(x.dim())
+        return fmt is not None and x.is_contiguous(memory_format=fmt)
+
+    def step(self, k: int, out: Tensor, uncond: Tensor | None = None, guided: bool = False) -> None:
+        """Run row k on the samples.
+
+        Args:
+            k: number of the row.
+            out: checked output of the network in the samples' dtype: for B samples, or, `guided`,
+                for 2 B, unconditional half first.
+            uncond: unconditional output, if it is a tensor of its own.
+            guided: whether `out` holds both halves.
+        """
+        if not out.is_contiguous(memory_format=self._format):
+            out = out.contiguous(memory_format=self._format)
+        conditional, unconditional, given = out.data_ptr(), 0, 0
+        learned = out.shape[1] != self._channels
+        if guided:
+            unconditional = conditional
+            conditional += 2 * self._half if learned else self._half
+        elif uncond is not None:
+            uncond = uncond.contiguous(memory_format=self._format)
+            unconditional = uncond.data_ptr()
+        noise = None
+        if self._noise is not None:
+            noise = self._noise[k].contiguous(memory_format=self._format)
+            given = noise.data_ptr()
+        h1, h2, h3, h4, x0 = self._history[k] if self._history else (0, 0, 0, 0, 0)
+        _native.step(
+            *self._prefix,
+            learned,
+            *(self._x, conditional, unconditional, given, h1, h2, h3, h4),
+            *self._table,
+            self._first_number + 8 * k,
+            False,
+            *self._identity,
+            self._x,
+            x0,
+        )
