@@ -57,7 +57,7 @@ class Trial:
         """Draw the samples that deterministic samplers converge to, and return their distances."""
         schedule = self.model.denoiser.schedule
         grid = fs.grids.uniform(int(schedule.T), steps)
-        self.limit = fs.sample(self.model.denoiser, grid, start=self.start)
+        self.limit = fs.sample(self.model.denoiser, grid, method="ddim", start=self.start)
         return self.judge(self.limit)
 
     def run(self, entry: Contestant, steps: int) -> dict[str, Any]:

@@ -139,10 +139,12 @@ class Judge:
 
 def judged(judge: Judge, model: fs.Denoiser, steps: Any, **options: Any) -> dict[str, float]:
     """Return the mean distances over the sampling seeds, which all arms share."""
-    distances = [
-        judge(fs.sample(model, steps, num_samples=SAMPLES, seed=seed, **options))
-        for seed in SAMPLING_SEEDS
-    ]
+    distances: list[dict[str, float]] = []
+    for seed in SAMPLING_SEEDS:
+        if options.get("grid") == "random":
+            options["grid_seed"] = seed
+        x = fs.sample(model, steps, num_samples=SAMPLES, seed=seed, **options)
+        distances.append(judge(x))
     return {name: sum(one[name] for one in distances) / len(distances) for name in distances[0]}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import fastsample as fs
+from fastsample.ops.draws import NOISE_VERSION
 
 _BURST, _WARM_UP = 8, 2  # calls in a burst, of which some only warm up
 
@@ -84,6 +85,7 @@ def facts(device: torch.device) -> dict[str, object]:
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
         "fastsample": fs.build_info(),
+        "noise": NOISE_VERSION,
     }
     if device.type == "cuda":
         result["gpu"] = torch.cuda.get_device_name(device)

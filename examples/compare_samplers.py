@@ -18,8 +18,10 @@ import fastsample as fs
 from fastsample.plots.images import save_grid
 
 ROWS: dict[str, dict] = {
-    "ddim": {},
-    "ddim, log_snr": {"grid": "log_snr"},
+    "tuned plan, if there is one": {},
+    "ddim": {"method": "ddim", "grid": "uniform"},
+    "ddim, log_snr": {"method": "ddim", "grid": "log_snr"},
+    "unipc": {"method": "unipc"},
     "fastdpm, steps": {"method": "fastdpm"},
     "fastdpm, variances": {"method": "fastdpm", "approximation": "var", "extended": True},
     "dpm++ 2M, log_snr": {"method": "dpm++", "grid": "log_snr"},
@@ -42,7 +44,7 @@ def main() -> None:
     model, columns = fs.load("digits"), 12
     cond = None if options.digit is None else {"y": [options.digit] * columns}
     arguments = {"num_samples": columns, "seed": options.seed, "cond": cond}
-    target = fs.sample(model, 500, **arguments)
+    target = fs.sample(model, 500, method="ddim", **arguments)
     drawn = []
     for name, knobs in ROWS.items():
         x = fs.sample(model, options.steps, **arguments, **knobs)

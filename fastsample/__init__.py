@@ -44,7 +44,9 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with what
     from fastsample.sampling.interpolate import interpolate as interpolate
     from fastsample.sampling.invert import invert as invert
     from fastsample.sampling.loop import Step as Step
+    from fastsample.sampling.noise import new_seed as new_seed
     from fastsample.sampling.sample import sample as sample
+    from fastsample.sampling.sampler import Sampler as Sampler
     from fastsample.schedules.schedule import NoiseSchedule as NoiseSchedule
     from fastsample.tuning.tune import tune as tune
 
@@ -70,7 +72,9 @@ _MODULES = {
     "sampling.interpolate": ("interpolate",),
     "sampling.invert": ("invert",),
     "sampling.loop": ("Step",),
+    "sampling.noise": ("new_seed",),
     "sampling.sample": ("sample",),
+    "sampling.sampler": ("Sampler",),
     "schedules.schedule": ("NoiseSchedule",),
     "tuning.tune": ("tune",),
 }

@@ -21,11 +21,10 @@ def demo(options: argparse.Namespace) -> int:
     """Draw a hundred digits into an image; returns the exit status."""
     model = fs.load("digits", device=options.device)
     labels = list(range(10)) * 10  # The image has a column per digit.
-    seconds, calls, images = _timed(
-        model, options, num_samples=len(labels), cond={"y": torch.tensor(labels)}
-    )
+    sampler = fs.Sampler(model, options.steps)
+    seconds, images = _timed(sampler, options, cond={"y": torch.tensor(labels)})
     path = save_grid(images, options.out, columns=10, scale=6)
-    print(f"{len(labels)} digits, {calls} network calls, {seconds:.2f} s: {path}")
+    print(f"{len(labels)} digits, {sampler.plan.calls} network calls, {seconds:.2f} s: {path}")
     return 0
 
 
@@ -48,16 +47,21 @@ def sample(options: argparse.Namespace) -> int:
             raise ValueError(f"sample: eta must be given once, got {knobs['eta']} as a knob too")
         knobs["eta"] = options.eta
     model = fs.load(options.model, device=options.device)
-    seconds, calls, samples = _timed(
+    sampler = fs.Sampler(
         model,
-        options,
-        num_samples=options.num,
+        options.steps,
         method=options.method,
         grid=options.grid,
-        sample_index=options.index,
+        grid_seed=options.seed if options.grid == "random" else None,
         guidance=options.guidance,
-        cond=None if options.label is None else {"y": options.label},
         **knobs,
+    )
+    seconds, samples = _timed(
+        sampler,
+        options,
+        num_samples=options.num,
+        sample_index=options.index,
+        cond=None if options.label is None else {"y": options.label},
     )
     if suffix == ".npy":
         path = options.out.resolve()
@@ -65,34 +69,17 @@ def sample(options: argparse.Namespace) -> int:
         np.save(path, samples.float().cpu().numpy())
     else:
         path = save_grid(samples, options.out, columns=max(1, round(options.num**0.5)), scale=6)
-    print(f"{options.num} samples, {calls} network calls, {seconds:.2f} s: {path}")
+    print(f"{options.num} samples, {sampler.plan.calls} network calls, {seconds:.2f} s: {path}")
     return 0
 
 
-def _timed(
-    model: fs.Denoiser, options: argparse.Namespace, **arguments: Any
-) -> tuple[float, int, Tensor]:
-    """Sample once, and return (seconds, network calls, samples).
-
-    The calls are counted, because some grids have more or fewer times than was asked for.
-    """
-    rows: list[int] = []
-
-    def count_row(step: fs.Step) -> None:
-        rows.append(step.row)
-
+def _timed(sampler: fs.Sampler, options: argparse.Namespace, **batch: Any) -> tuple[float, Tensor]:
+    """Sample once, and return (seconds, samples)."""
     start = time.perf_counter()
-    samples = fs.sample(
-        model,
-        options.steps,
-        seed=options.seed,
-        progress=not options.quiet,
-        callback=count_row,
-        **arguments,
-    )
+    samples = sampler(seed=options.seed, progress=not options.quiet, **batch)
     if samples.is_cuda:
         torch.cuda.synchronize(samples.device)
-    return time.perf_counter() - start, len(rows), samples
+    return time.perf_counter() - start, samples
 
 
 def info(options: argparse.Namespace) -> int:

@@ -83,7 +83,7 @@ class AtTimes:
 
     @cached_property
     def rows(self) -> FloatArray:
-        """A row of coefficients per time, `(n, 13)`, with which `ops.step` returns x0 itself."""
+        """A row of coefficients per time, `(n, 15)`, with which `ops.step` returns x0 itself."""
         p, q = x0_terms(self._function, self.denoiser.prediction, self.alpha, self.sigma)
         low, high = self._bounds
         return row_table(len(self.times), p=p, q=q, lo=low, hi=high, w=self._scale, b=1.0)

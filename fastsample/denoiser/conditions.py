@@ -13,6 +13,7 @@ from torch import Tensor
 from fastsample.denoiser.leaves import (
     Index,
     broadcast_entry,
+    cloned,
     doubled,
     entry_count,
     repeated,
@@ -68,10 +69,13 @@ class Conditions:
         device: torch.device | None = None,
     ) -> None:
         self._function, self.batch = function, batch
+        self._cond: Any = {}
+        self._uncond: Any = None
+        self.guided = uncond is not None
+        if cond is None and uncond is None:  # the usual call
+            return
         self._cond = normalised(function, "cond", {} if cond is None else cond, device)
         self._check_batch("cond", self._cond)
-        self.guided = uncond is not None
-        self._uncond = None
         if uncond is not None:
             tree = normalised(function, "uncond", uncond, device)
             self._uncond = map_leaves(lambda leaf: broadcast_entry(leaf, self.batch), tree)
@@ -203,6 +207,29 @@ class Conditions:
         unconditional, conditional = output.chunk(2)
         return conditional, unconditional
 
+    def signature(self) -> tuple[object, ...]:
+        """Return what two batches must share for one CUDA graph to serve both.
+
+        It names the arguments with the shapes and dtypes of tensors, and the values of all else.
+        """
+        parts: list[object] = [self.guided]
+        for path, leaf in leaves(self.arguments, ""):
+            tensors = [(tuple(t.shape), t.dtype) for t in tensors_in(leaf)]
+            parts.append((path, *tensors) if tensors else (path, repr(leaf)))
+        return tuple(parts)
+
+    def cloned(self) -> Conditions:
+        """Return conditions whose `arguments` have memory of their own, for `copy_from`."""
+        other = self._with(self._cond, self._uncond, self.batch)
+        other.__dict__["arguments"] = map_leaves(cloned, self.arguments)
+        return other
+
+    def copy_from(self, other: Conditions) -> None:
+        """Overwrite the tensors in `arguments` with those of conditions of equal `signature`."""
+        pairs = zip(_argument_tensors(self), _argument_tensors(other), strict=True)
+        for mine, theirs in pairs:
+            mine.copy_(theirs)
+
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor in the conditions, to find out whether one requires grad."""
         for tree in (self._cond, self._uncond):
@@ -219,3 +246,9 @@ class Conditions:
             return leaf
 
         return map_leaves(expanded, tree)
+
+
+def _argument_tensors(conditions: Conditions) -> Iterator[Tensor]:
+    """Yield every tensor among the network's arguments."""
+    for _, leaf in leaves(conditions.arguments, ""):
+        yield from tensors_in(leaf)

@@ -136,6 +136,21 @@ class Denoiser:
                 "move the model first"
             )
 
+    def device_and_dtype(
+        self, function: str, device: torch.device | None
+    ) -> tuple[torch.device, torch.dtype]:
+        """Return the device of samples, by default the model's, and the dtype that they have there.
+
+        Raises:
+            ValueError: a device other than the module's.
+        """
+        tensor = _first_tensor(self.model)
+        if tensor is None:
+            return device or self.device, torch.float32
+        if device is not None and device != tensor.device:
+            self.check_device(function, device)
+        return tensor.device, tensor.dtype
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the network's first floating parameter; float32 when it has none."""

@@ -85,24 +85,28 @@ def plans_by_length(model: Any, plans: Mapping[int, Plan] | Iterable[Plan]) -> d
 
     Raises:
         TypeError: other things than plans.
-        ValueError: a plan that does not fit the model, draws noise or is guided, or two plans of
-            one length.
+        ValueError: a plan that does not fit the model, draws noise, is guided or ends part way, or
+            two plans of equally many network calls.
     """
     by_length: dict[int, Plan] = {}
     for steps, plan in _with_lengths(plans):
         if not isinstance(plan, Plan):
             raise TypeError(f"with_plans: plans must be Plans, got {type(plan).__name__}")
-        if steps not in (None, len(plan)) or len(plan) in by_length:
+        if steps not in (None, plan.calls) or plan.calls in by_length:
             raise ValueError(
-                f"with_plans: plans must be one of each length, got {steps or 'another'} for "
-                f"one of {len(plan)} steps"
+                f"with_plans: plans must be one of each number of network calls, got "
+                f"{steps or 'another'} for one of {plan.calls}"
             )
-        for rule, broken in (("deterministic", plan.is_stochastic), ("unguided", plan.is_guided)):
+        for rule, broken in (
+            ("deterministic", plan.is_stochastic),
+            ("unguided", plan.is_guided),
+            ("complete (end at data)", plan.nodes[-1] != 0.0),
+        ):
             if broken:
                 raise ValueError(
-                    f"with_plans: plans must be {rule}, got {plan.method} of {len(plan)} steps"
+                    f"with_plans: plans must be {rule}, got {plan.method} of {plan.calls} calls"
                 )
-        by_length[len(plan)] = check_plan("with_plans", "plans", model, plan)
+        by_length[plan.calls] = check_plan("with_plans", "plans", model, plan)
     return by_length
 
 

@@ -72,6 +72,15 @@ def unwrapped(leaf: Any) -> Any:
     return leaf.value if isinstance(leaf, Shared) else leaf
 
 
+def cloned(leaf: Any) -> Any:
+    """Return the leaf with every tensor in it copied to memory of its own."""
+    if isinstance(leaf, Tensor):
+        return leaf.contiguous().clone()
+    if isinstance(leaf, list):
+        return [map_leaves(cloned, entry) for entry in leaf]
+    return leaf
+
+
 def tensors_in(leaf: Any) -> Iterator[Tensor]:
     """Yield every tensor in a leaf."""
     if isinstance(leaf, Tensor):

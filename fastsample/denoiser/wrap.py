@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from fastsample.denoiser.denoiser import Denoiser, checked_shape
@@ -45,9 +46,15 @@ def as_denoiser(model: Any, shape: Sequence[int] | None, schedule: Any, function
         )
     if shape is None:
         raise ValueError(f"{function}: shape must be given for a bare callable, got None")
-    schedule = NoiseSchedule.linear() if schedule is None else schedule
+    schedule = _default_schedule() if schedule is None else schedule
     stepless = isinstance(schedule, NoiseSchedule) and schedule.num_steps is None
     return Denoiser(model, schedule, shape, time="fraction" if stepless else "index")
+
+
+@cache
+def _default_schedule() -> NoiseSchedule:
+    """Return the schedule of a bare callable, one object so that its plans are remembered."""
+    return NoiseSchedule.linear()
 
 
 def check_denoiser(function: str, denoiser: Any) -> None:

@@ -22,6 +22,7 @@ from fastsample.denoiser.fit import check_variance
 from fastsample.denoiser.wrap import check_denoiser
 from fastsample.grids.grid import Grid
 from fastsample.likelihood.bound import posterior_table, prior_bits_per_dim, vlb_terms
+from fastsample.ops.draws import BITS_PER_DIM_DRAW
 from fastsample.plans.rows import Clip, Variance, clip_bounds
 from fastsample.sampling.noise import make_identity
 from fastsample.sampling.resolve import make_grid
@@ -167,7 +168,9 @@ def bits_per_dim(
             terms = torch.empty(len(times), batch, dtype=torch.float64)
             for k in range(len(times)):
                 if noise is None:
-                    eps = ops.noise(*identity, denoiser.shape, draw=k, dtype=torch.float64)
+                    eps = ops.noise(
+                        *identity, denoiser.shape, draw=BITS_PER_DIM_DRAW + k, dtype=torch.float64
+                    )
                 else:
                     eps = noise[k, count : count + batch].to(x0_wide)
                     check_tensor("noise", eps, tuple(x0_wide.shape), eps.dtype, eps.device, name)

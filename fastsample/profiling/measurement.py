@@ -14,6 +14,7 @@ from fastsample.denoiser.at_times import AtTimes
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
+from fastsample.ops.draws import PROFILE_DRAW
 from fastsample.ops.dtypes import history_dtype
 from fastsample.plans.rows import eps_terms, x0_terms
 from fastsample.profiling.statistics import Settings, learned_nodes, log_scales
@@ -63,7 +64,7 @@ class Measurement:
     ) -> dict[str, FloatArray]:
         """Return the network's errors at each time, summed over a batch `(B, *shape)`, by name."""
         clean = x0.to(self._dtype)
-        eps = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
+        eps = ops.noise(*identity, self.denoiser.shape, draw=PROFILE_DRAW, dtype=self._dtype)
         table = eps.new_empty(len(self.times), self._width, dtype=torch.float64)
         for k in range(len(self.times)):
             x = torch.add(clean * float(self.alpha[k]), eps, alpha=float(self.sigma[k]))
@@ -112,7 +113,7 @@ class Measurement:
         The trajectories are those of Song et al. 2021 (arXiv:2010.02502), eq. 12 with eta = 0.
         """
         n = len(self.times)
-        x = ops.noise(*identity, self.denoiser.shape, dtype=self._dtype)
+        x = ops.noise(*identity, self.denoiser.shape, draw=PROFILE_DRAW + 1, dtype=self._dtype)
         states, estimates = x.new_empty(n + 1, *x.shape), x.new_empty(n, *x.shape)
         states[n] = x
 

@@ -15,6 +15,7 @@ from fastsample import ops
 from fastsample.denoiser.at_times import AtTimes
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.ops.draws import NOISE_VERSION, PROFILE_DRAW
 from fastsample.profiling.profile import Profile
 from fastsample.sampling.noise import make_identity
 
@@ -40,16 +41,17 @@ def run_origin(
         sample_index: global index of the first sample.
 
     Returns:
-        The index, a checksum of the first sample and a few numbers of the network's output, fit
-        for JSON.
+        The noise's version, the index, a checksum of the first sample and a few numbers of the
+        network's output, fit for JSON.
     """
     first = x0[:1]
     identity = make_identity("profile", 0, sample_index, 1, x0.device)
-    noise = ops.noise(*identity, denoiser.shape, dtype=torch.float32)
+    noise = ops.noise(*identity, denoiser.shape, draw=PROFILE_DRAW, dtype=torch.float32)
     model = AtTimes(denoiser, np.array([denoiser.schedule.T]), function="profile")
     output = model.output(noise, 0, conditions.part(0, first))[0].double().flatten()
     probe = [output.mean(), output.square().mean().sqrt(), *output[:4]]
     return {
+        "noise": NOISE_VERSION,
         "sample_index": sample_index,
         "data": hashlib.sha256(first.double().cpu().numpy().tobytes()).hexdigest(),
         "model": [float(value) for value in probe],
@@ -79,6 +81,11 @@ def load_or_create(empty: Profile, path: Path, trajectories: int) -> Profile:
             f"profile: save must be a file of the same run, got {path} ({error})"
         ) from None
     known = earlier.origin or {}
+    if known.get("noise", 1) != NOISE_VERSION:
+        raise ValueError(
+            f"profile: save must be a file with noise of version {NOISE_VERSION}, got {path} with "
+            f"version {known.get('noise', 1)}, of an earlier fastsample; remove it to begin again"
+        )
     for name in ("sample_index", "data"):
         if known.get(name) != origin[name]:
             raise ValueError(

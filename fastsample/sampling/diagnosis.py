@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -16,10 +17,20 @@ from fastsample.sampling.loop import Correct, run
 from fastsample.sampling.noise import Identity
 
 
-def progress_bar(progress: bool, plan: Plan | None) -> tqdm[NoReturn]:
-    """Return a bar that counts network calls; without a plan their total is unknown."""
-    total = None if plan is None else len(plan)
-    return tqdm(total=total, disable=not progress, desc="sampling", unit="call")
+@contextmanager
+def call_counter(
+    total: int | None, name: str = "sampling", *, show: bool = True
+) -> Generator[Callable[..., object] | None]:
+    """Show a progress bar of network calls inside the ``with`` block.
+
+    Yields:
+        A function that adds a number of calls, by default one; None if `show` is false.
+    """
+    if not show:
+        yield None
+        return
+    with tqdm(total=total, desc=name, unit="call") as bar:
+        yield bar.update
 
 
 def raise_first_bad_row(
@@ -60,7 +71,7 @@ def raise_first_bad_row(
 
     start = make_start().detach().clone()
     if not torch.isfinite(start).all():
-        argument = "start" if function == "sample" else "x0"
+        argument = "x0" if function == "invert" else "start"
         raise ValueError(f"{function}: {argument} must be finite, got {_bad_value(start)}")
     with torch.no_grad():
         run(

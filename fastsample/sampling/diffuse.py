@@ -11,8 +11,9 @@ from torch import Tensor
 from fastsample import ops
 from fastsample._support.checks import FloatArray, check_array
 from fastsample._support.tensors import check_tensor
+from fastsample.ops.draws import DIFFUSE_DRAW
 from fastsample.ops.dtypes import DTYPE_CODES, history_dtype
-from fastsample.sampling.noise import make_identity
+from fastsample.sampling.noise import as_seed, make_identity
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -21,15 +22,16 @@ def diffuse(
     schedule: NoiseSchedule,
     t: float | Sequence[float] | FloatArray | Tensor,
     *,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] | torch.Generator | None = None,
     sample_index: int | Sequence[int] | Tensor | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Add the noise of time t to data: ``x_t = alpha(t) x0 + sigma(t) eps``.
 
     Eq. (4) of Ho et al. 2020 (arXiv:2006.11239); at fractional t the fast forward process of
-    FastDPM (Kong and Ping 2021, arXiv:2106.00132). eps is the starting noise of the same sample
-    in `sample`: a function of (seed, sample index, element) alone. Differentiable in `x0`.
+    FastDPM (Kong and Ping 2021, arXiv:2106.00132). eps is a function of (seed, sample index,
+    element) alone, and independent of all noise that `sample` draws, also under an equal seed.
+    Differentiable in `x0`.
 
     Args:
         x0: data ``(B, *shape)``, floating.
@@ -66,13 +68,15 @@ def diffuse(
         raise TypeError(f"diffuse: noise must be a tensor, got {type(noise).__name__}")
     check_tensor("noise", noise, tuple(x0.shape), x0.dtype, x0.device, "diffuse")
     if noise is None:
-        identity = make_identity("diffuse", seed, sample_index, batch, x0.device)
+        identity = make_identity(
+            "diffuse", as_seed("diffuse", seed), sample_index, batch, x0.device
+        )
         if identity.index.shape[0] != batch or identity.seeds.shape[0] not in (1, batch):
             raise ValueError(
                 f"diffuse: seed and sample_index must be one number or one per sample ({batch},), "
                 f"got {identity.seeds.shape[0]} and {identity.index.shape[0]}"
             )
-        noise = ops.noise(identity.seeds, identity.index, x0.shape[1:], dtype=dtype)
+        noise = ops.noise(*identity, x0.shape[1:], draw=DIFFUSE_DRAW, dtype=dtype)
     alpha, sigma = (
         torch.as_tensor(level, dtype=dtype, device=x0.device).reshape(-1, *[1] * (x0.dim() - 1))
         for level in schedule.levels(times)

@@ -27,7 +27,14 @@ from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.ops.dtypes import history_dtype
 from fastsample.plans.plan import Plan
-from fastsample.plans.rows import COLUMNS, eps_terms, output_terms, row_table, x0_terms
+from fastsample.plans.rows import (
+    COLUMNS,
+    HISTORY,
+    eps_terms,
+    output_terms,
+    row_table,
+    x0_terms,
+)
 from fastsample.sampling.diagnosis import raise_first_bad_row
 from fastsample.sampling.fixed_point import fixed_point
 from fastsample.sampling.loop import run
@@ -44,7 +51,7 @@ def invert_exactly(
     conditions: Conditions,
     tolerance: float,
     max_iterations: int,
-    on_calls: Callable[[int], object],
+    on_calls: Callable[[int], object] | None,
 ) -> Tensor:
     """Return the x at a plan's noisiest time from which the plan reaches `x0`.
 
@@ -55,7 +62,7 @@ def invert_exactly(
         conditions: extra arguments of the network.
         tolerance: largest distance of the decoded samples from `x0` over all elements.
         max_iterations: iterations of each fixed point.
-        on_calls: called with numbers of network calls as they are made.
+        on_calls: called with numbers of network calls as they are made, if given.
 
     Returns:
         `(B, *shape)`: the attempt that decodes nearest to `x0`.
@@ -74,7 +81,8 @@ def invert_exactly(
     def network(y: Tensor, k: int) -> Tensor:
         with torch.inference_mode():
             output = denoiser.at_timestep(y, timesteps[k].expand(batch), conditions.arguments)
-        on_calls(1)
+        if on_calls:
+            on_calls(1)
         return output
 
     def decoded(z: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -88,7 +96,8 @@ def invert_exactly(
             inference=True,
             callback=lambda step: estimates.append(step.x0),
         )
-        on_calls(len(plan))
+        if on_calls:
+            on_calls(plan.calls)
         return x, estimates
 
     least, nearest = float("inf"), x0
@@ -155,7 +164,7 @@ def _sweep(
     x = x0
     for k in reversed(range(len(plan))):
         target = x.to(dtype)
-        for lag, column in ((1, "c1"), (2, "c2")):
+        for lag, column in enumerate(HISTORY, 1):
             weight = float(plan.column(column)[k])
             if weight and estimates:
                 target = target - weight * (estimates[k - lag] - estimates[k])
@@ -172,11 +181,11 @@ def _sweep(
 
 
 def _fixed_point_rows(plan: Plan) -> FloatArray:
-    """Return rows `(K, 13)` that map (x_t, output at x_t, x_s as h1) to the next guess of x_t."""
+    """Return rows `(K, 15)` that map (x_t, output at x_t, x_s as h1) to the next guess of x_t."""
     c = {name: plan.column(name) for name in COLUMNS}
     alpha, sigma = plan.alphas[:-1], plan.sigmas[:-1]
     mx, me = output_terms(plan.prediction, alpha, sigma)
-    x0_weight = c["a"] * alpha + c["b"] + c["e"] * mx + c["c1"] + c["c2"]
+    x0_weight = c["a"] * alpha + c["b"] + c["e"] * mx + sum(c[name] for name in HISTORY)
     eps_weight = c["a"] * sigma + c["e"] * me
     if np.any(x0_weight <= 0.0):
         k = int(np.argmin(x0_weight))

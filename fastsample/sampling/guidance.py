@@ -22,13 +22,14 @@ from fastsample.plans.rows import COLUMNS
 
 
 def interval_scales(
-    plan: Plan, guidance: float | Sequence[float], interval: Sequence[float] | None
+    function: str, plan: Plan, guidance: float | Sequence[float], interval: Sequence[float] | None
 ) -> FloatArray:
     """Return the guidance scale of each row ``(K,)``, which is 1 outside an interval of times.
 
     Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval" (arXiv:2404.07724).
 
     Args:
+        function: the caller's name, for messages.
         plan: the rows.
         guidance: one scale, or one per row.
         interval: times (low, high); rows that call the network at ``low < t <= high`` are guided.
@@ -37,25 +38,26 @@ def interval_scales(
     Raises:
         ValueError: another number of scales, or an interval that holds no time of the plan.
     """
-    scale = check_array("sample", "guidance", guidance)
+    scale = check_array(function, "guidance", guidance)
     if scale.shape not in ((), (len(plan),)):
         raise ValueError(
-            f"sample: guidance must be one number or one per row ({len(plan)},), "
+            f"{function}: guidance must be one number or one per row ({len(plan)},), "
             f"got shape {scale.shape}"
         )
     scales = np.array(np.broadcast_to(scale, (len(plan),)))
     if interval is not None:
-        ends = check_array("sample", "guidance_interval", interval)
+        ends = check_array(function, "guidance_interval", interval)
         if ends.shape != (2,) or not 0.0 <= ends[0] < ends[1]:
             raise ValueError(
-                "sample: guidance_interval must be two times (low, high) with 0 <= low < high, "
-                f"got {interval!r}"
+                f"{function}: guidance_interval must be two times (low, high) with 0 <= low < "
+                f"high, got {interval!r}"
             )
-        inside = (plan.times > ends[0]) & (plan.times <= ends[1])
+        nodes = plan.nodes[:-1]
+        inside = (nodes > ends[0]) & (nodes <= ends[1]) & plan.calls_network
         if not inside.any():
             raise ValueError(
-                "sample: guidance_interval must hold a time of the run, "
-                f"{plan.times[0]:g} to {plan.times[-1]:g}, got {interval!r}"
+                f"{function}: guidance_interval must hold a time of the run, "
+                f"{nodes[0]:g} to {nodes[-1]:g}, got {interval!r}"
             )
         scales[~inside] = 1.0
     return scales
@@ -65,6 +67,7 @@ class Correction:
     """Applies guidance rescaling and dynamic thresholding to the network's output, before a step.
 
     Args:
+        function: the caller's name, for messages.
         plan: the run's plan, with guidance and clip.
         rescale: weight phi in [0, 1] of guidance rescaling (Lin et al. 2023, arXiv:2305.08891,
             eqs. 15 and 16), which scales the guided output to the standard deviation of the
@@ -83,27 +86,29 @@ class Correction:
             rows that read the output directly.
     """
 
-    def __init__(self, plan: Plan, rescale: float = 0.0, threshold: float | None = None) -> None:
-        self._rescale = check_real("sample", "guidance_rescale", rescale, 0.0, 1.0)
+    def __init__(
+        self, function: str, plan: Plan, rescale: float = 0.0, threshold: float | None = None
+    ) -> None:
+        self._rescale = check_real(function, "guidance_rescale", rescale, 0.0, 1.0)
         self._rows = [dict(zip(COLUMNS, row, strict=True)) for row in plan.rows.tolist()]
         self._quantile = threshold
         self.plan = plan
         if threshold is None:
             return
-        self._quantile = check_real("sample", "threshold", threshold, 0.0, 1.0)
+        self._quantile = check_real(function, "threshold", threshold, 0.0, 1.0)
         if self._quantile == 0.0:
-            raise ValueError("sample: threshold must be above 0, got 0")
+            raise ValueError(f"{function}: threshold must be above 0, got 0")
         if np.any(plan.column("e")):
             raise ValueError(
-                "sample: threshold must go with rows that read the output through x0 alone (e = 0),"
-                f" got {plan.method}; pass rederive=True"
+                f"{function}: threshold must go with rows that read the output through x0 alone "
+                f"(e = 0), got {plan.method}; pass rederive=True"
             )
         low, high = plan.column("lo"), plan.column("hi")
         bad = ~np.isfinite(high) | (low != -high)
         if np.any(bad):
             k = int(np.argmax(bad))
             raise ValueError(
-                "sample: threshold must go with a clip bound on |x0|, the data's range, got "
+                f"{function}: threshold must go with a clip bound on |x0|, the data's range, got "
                 f"({low[k]:g}, {high[k]:g}); pass clip=1.0"
             )
         rows = np.array(plan.rows)

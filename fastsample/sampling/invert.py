@@ -17,7 +17,7 @@ from fastsample.denoiser.wrap import as_denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.samplers.ddim import ddim_inversion
-from fastsample.sampling.diagnosis import progress_bar, raise_first_bad_row
+from fastsample.sampling.diagnosis import call_counter, raise_first_bad_row
 from fastsample.sampling.exact_inversion import invert_exactly
 from fastsample.sampling.loop import run
 from fastsample.sampling.resolve import PlanRequest, resolve
@@ -41,10 +41,13 @@ def invert(
 ) -> Tensor:
     """Return the noise from which a deterministic sampler reaches the given data.
 
+    The plan is the one that `sample` runs with the same arguments, but without a clip range, which
+    would lose x0: ``sample(model, steps, start=invert(model, x0, steps), clip=None)`` comes near
+    `x0`, and nearer with more steps.
+
     Without a tolerance this is DDIM inversion (Song et al. 2021, arXiv:2010.02502, eq. 13 and
-    section 4.3) along the plan's times, for any rows: K - 1 network calls, each at the cleaner of
-    two times. ``sample(model, steps, start=invert(model, x0, steps), clip=None)`` comes near `x0`,
-    and nearer with more steps.
+    section 4.3) along the plan's times, whatever its rows: K - 1 network calls, each at the cleaner
+    of two times.
 
     With a tolerance each row is inverted exactly, by fixed points; see
     `fastsample.sampling.exact_inversion`. The result is sampled from again and compared with `x0`.
@@ -55,8 +58,7 @@ def invert(
         model: as for `sample`.
         x0: data ``(B, *shape)``, floating, on the model's device.
         steps: K >= 2, or the times of the sampling run to be inverted, or its deterministic plan.
-        method: as for `sample`, but a deterministic method with its knobs; "auto" is never a tuned
-            plan of the model.
+        method: as for `sample`, but a deterministic method with its knobs.
         grid: as for `sample`.
         tolerance: largest ``|x0 - sample(...)|`` over all elements, in data units. None is plain
             DDIM inversion, without a bound.
@@ -83,7 +85,8 @@ def invert(
         raise ValueError(f"invert: x0 must have shape (B, *shape), got {tuple(x0.shape)}")
     shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
     denoiser = as_denoiser(model, shape, schedule, "invert")
-    clip = "auto" if isinstance(steps, Plan) else None
+    # A model's own plan, like its clip range, serves only if it does not clip, which loses x0.
+    clip = "auto" if isinstance(steps, Plan) or denoiser.clip is None else None
     if isinstance(steps, Plan):
         _check_invertible(steps)
     plan = resolve("invert", denoiser, PlanRequest(steps, method, grid, clip, knobs)).plan
@@ -95,18 +98,14 @@ def invert(
         if bound <= 0.0:
             raise ValueError(f"invert: tolerance must be positive, got {bound:g}")
         limit = check_integer("invert", "max_iterations", max_iterations, 1)
-        with torch.no_grad(), progress_bar(progress, None) as bar:
+        with torch.no_grad(), call_counter(None, "inverting", show=progress) as count_calls:
             return invert_exactly(
-                denoiser, plan, x0.detach(), conditions, bound, limit, on_calls=bar.update
+                denoiser, plan, x0.detach(), conditions, bound, limit, on_calls=count_calls
             )
     if len(plan) < 2:
         raise ValueError(f"invert: steps must be at least 2, got {len(plan)}")
     upward = ddim_inversion(denoiser.schedule, Grid(plan.nodes), prediction=denoiser.prediction)
-    with torch.no_grad(), progress_bar(progress, upward) as bar:
-
-        def advance(*_: object) -> None:
-            bar.update()
-
+    with torch.no_grad(), call_counter(upward.calls, "inverting", show=progress) as count_call:
         x = run(
             denoiser,
             upward,
@@ -114,7 +113,7 @@ def invert(
             conditions=conditions,
             in_place=True,
             inference=True,
-            watch=advance,
+            count_call=count_call,
         )
         if not torch.isfinite(x).all():
             raise_first_bad_row(
@@ -136,6 +135,15 @@ def _check_invertible(plan: Plan) -> None:
         raise ValueError(f"invert: steps must be a deterministic plan, got {plan.method}")
     if plan.is_guided:
         raise ValueError("invert: steps must be a plan without guidance, got a guided one")
+    if not np.all(plan.calls_network):
+        raise ValueError(
+            "invert: steps must be a plan that calls the network in every row, got "
+            f"{plan.calls} calls in {len(plan)} rows"
+        )
+    if plan.nodes[-1] != 0.0:
+        raise ValueError(
+            f"invert: steps must be a plan that ends at data (t = 0), got t = {plan.nodes[-1]:g}"
+        )
     if np.any(np.isfinite(plan.column("lo")) | np.isfinite(plan.column("hi"))):
         raise ValueError(
             "invert: steps must be a plan that does not clip x0, which loses it, "

@@ -1,4 +1,4 @@
-"""The sampling loop, which runs any plan with one network call and one kernel per row."""
+"""The sampling loop, which runs any plan with at most one network call and one kernel per row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,9 @@ from fastsample import ops
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.plans.plan import Plan
+from fastsample.sampling.functional import FunctionalSteps
 from fastsample.sampling.noise import Identity
+from fastsample.sampling.program import Program
 
 Correct: TypeAlias = Callable[[int, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
@@ -25,37 +26,18 @@ class Step(NamedTuple):
     row: int
     """The number of the row that was just run; 0 is the noisiest."""
     time: float
-    """The time t at which the network was called (0 is data, T is noise)."""
+    """The time t that the network was called with (0 is data, T is noise)."""
     x: Tensor
     """The samples after the row, `(B, *shape)`."""
     x0: Tensor
-    """The row's x0 estimate `(B, *shape)`, in float32 or float64. Multistep plans read it
-    again in later rows: copy it before you change it."""
-
-
-class Tables(NamedTuple):
-    """Holds a plan's numbers on the device, so that the loop never waits for the host."""
-
-    rows: Tensor
-    """The rows `(K, 13)` in float64 (float32 where the device has no float64)."""
-    numbers: Tensor
-    """The row numbers 0..K-1 as int64 `(K,)`."""
-    timesteps: Tensor
-    """The timestep that the network takes in each row, `(K,)`."""
-
-
-def make_tables(denoiser: Denoiser, plan: Plan, device: torch.device) -> Tables:
-    """Copy a plan's rows, their numbers and the network's timesteps to a device."""
-    return Tables(
-        torch.as_tensor(np.array(plan.rows), dtype=ops.rows_dtype(device), device=device),
-        torch.arange(len(plan), device=device),
-        denoiser.network_times(plan.times, device),
-    )
+    """The row's x0 estimate `(B, *shape)`, in float32 or float64; in a row without a network call
+    that of the last call. Multistep plans read it again in later rows: copy it before you change
+    it."""
 
 
 def run(
     denoiser: Denoiser,
-    plan: Plan,
+    plan: Plan | Program,
     x: Tensor,
     *,
     identity: Identity | None = None,
@@ -68,22 +50,23 @@ def run(
     watch: Callable[[int, Tensor, Tensor], object] | None = None,
     callback: Callable[[Step], object] | None = None,
     correct: Correct | None = None,
+    count_call: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Run every row of a plan from `x` in ``len(plan)`` network calls; return the samples.
+    """Run every row of a plan from `x` in ``plan.calls`` network calls; return the samples.
 
     Sampling, the trainer's chain, the teacher and the candidates of tuning, and the trajectories of
     a profile all run here. Differentiable when gradients are enabled (unless `inference`).
 
     Args:
         denoiser: the model. A module's input is cast to its dtype, and its output back.
-        plan: the rows.
+        plan: the rows, or their `Program` on the device of `x`.
         x: starting samples `(B, *shape)` on the model's device.
         identity: seeds and indices for generated noise; may be None for deterministic plans or
             with `noise`.
-        noise: explicit noise `(K, B, *shape)` instead of generated noise.
+        noise: explicit noise `(K', B, *shape)` instead of generated noise.
         conditions: extra arguments of the network.
-        rows: coefficients `(K, 13)` on the device instead of the plan's, for gradients with respect
-            to them.
+        rows: coefficients `(K', 15)` on the device instead of the plan's, for gradients with
+            respect to them.
         history: number of earlier x0 that are kept for later rows; None is what the rows of `plan`
             need.
         in_place: overwrite `x` instead of allocating a tensor per row.
@@ -92,52 +75,57 @@ def run(
         callback: called with a `Step` after each row.
         correct: changes outputs before the kernel:
             ``(row, x, conditional, unconditional) -> (conditional, unconditional)``.
+        count_call: called after each network call, for a progress bar.
 
     Returns:
         Samples `(B, *shape)`.
     """
-    tables = make_tables(denoiser, plan, x.device)
+    program = plan if isinstance(plan, Program) else Program.of(denoiser, plan, x.device)
     conditions = conditions or Conditions("run", batch=x.shape[0], device=x.device)
-    table = tables.rows if rows is None else rows
-    # Read what depends on the plan alone before the loop, to keep the host's work per row short.
-    num_earlier = plan.needs_history if history is None else history
-    numbers, timesteps = tables.numbers.unbind(), tables.timesteps.unbind()
-    scales, times = plan.column("w").tolist(), plan.times.tolist()
+    if noise is not None or not program.is_stochastic:
+        identity = None  # with seeds, the kernel generates noise
+    if in_place and rows is None and not callback and ops.DirectSteps.can_run(x):
+        steps = ops.DirectSteps(
+            x, program.rows, program.numbers, program.slots, *(identity or (None, None)), noise
+        )
+        mode, network = (torch.inference_mode if inference else nullcontext), denoiser.at_timestep
+    else:
+        # The kernels run outside of inference mode, whose tensors callers could not use in a graph.
+        steps = FunctionalSteps(
+            program, x, identity, noise, rows, history, callback is not None, in_place
+        )
+        mode, network = nullcontext, denoiser.at_timestep
+        if inference:
+            network = torch.inference_mode()(network)
+    # Read what depends on the run alone before the loop, to keep the host's work per row short.
+    unguided, batch = conditions.conditional, x.shape[0]
+    timesteps = timesteps_of_pairs = program.batch_timesteps(batch)
+    if conditions.guided:
+        timesteps_of_pairs = program.batch_timesteps(2 * batch)
     dtype = denoiser.input_dtype(x.dtype)
-    # With seeds, the kernel generates noise, so deterministic plans pass none.
-    generates = identity is not None and noise is None and plan.is_stochastic
-    seeds, index = identity if generates and identity else (None, None)
-    earlier_x0: tuple[Tensor, ...] = ()
-    for k, number in enumerate(numbers):
-        # A row whose guidance scale is 1 needs no unconditional output.
-        row_conditions = conditions if scales[k] != 1.0 else conditions.conditional
-        network_input = row_conditions.doubled(x)
-        timestep = timesteps[k].expand(network_input.shape[0])
-        with torch.inference_mode() if inference else nullcontext():
-            output = denoiser.at_timestep(network_input, timestep, row_conditions.arguments, dtype)
-        del network_input
-        conditional, unconditional = row_conditions.split(output)
-        if correct:
-            conditional, unconditional = correct(k, x, conditional, unconditional)
-        operands = {
-            "uncond": unconditional,
-            "seeds": seeds,
-            "index": index,
-            "noise": None if noise is None else noise[k],
-            "h1": earlier_x0[0] if earlier_x0 else None,
-            "h2": earlier_x0[1] if len(earlier_x0) > 1 else None,
-        }
-        if num_earlier or callback:
-            x, x0 = ops.step_x0(x, conditional, table, number, **operands)
-            earlier_x0 = (x0, *earlier_x0)[:num_earlier]
-            if callback:
-                callback(Step(k, times[k], x, x0))
-        else:
-            target = x if in_place else None
-            x = ops.step(x, conditional, table, number, target=target, **operands)
-        if watch:
-            watch(k, output, x)
-        # Free the output before the next call: two at once would be the run's peak of memory.
-        x0 = None
-        del output, conditional, unconditional, operands
-    return x
+    guided_rows = program.guided
+    with mode():
+        for k, calls in enumerate(program.calls):
+            x = steps.x
+            output, unconditional, guided = x, None, False
+            if calls:
+                # A row whose guidance scale is 1 needs no unconditional output.
+                guided = conditions.guided and guided_rows[k]
+                inputs = conditions if guided else unguided
+                timestep = timesteps_of_pairs[k] if guided else timesteps[k]
+                output = network(inputs.doubled(x), timestep, inputs.arguments, dtype)
+                if inference and output.requires_grad:  # a network may return a parameter
+                    output = output.detach()
+                if count_call:
+                    count_call()
+                if correct:
+                    output, unconditional = correct(k, x, *inputs.split(output))
+                    guided = False
+            steps.step(k, output, unconditional, guided)
+            if callback and isinstance(steps, FunctionalSteps):
+                callback(Step(k, program.times[k], steps.x, steps.x0))
+            if watch:
+                watch(k, output, steps.x)
+            # Free the outputs before the next call: two at once would be the run's peak of memory.
+            del output, unconditional, x
+    return steps.x

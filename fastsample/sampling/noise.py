@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,22 +22,55 @@ class Identity(NamedTuple):
     """The global indices of the samples as int64 `(B,)`."""
 
 
+def new_seed() -> int:
+    """Return a fresh seed in [0, 2^63) from torch's CPU generator.
+
+    ``torch.manual_seed`` therefore determines it, as it determines all random numbers of PyTorch.
+    """
+    return _drawn(None)
+
+
+def as_seed(function: str, seed: Any) -> Any:
+    """Return the seed itself; a fresh one for None, and one drawn from a `torch.Generator`.
+
+    Args:
+        function: the caller's name, for messages.
+        seed: a 64-bit seed, one per sample, a generator, or None for `new_seed`.
+    """
+    if seed is None or isinstance(seed, torch.Generator):
+        if torch.compiler.is_compiling():  # a traced number would be the same in every call
+            return cast(Any, torch.compiler.disable(_drawn))(seed)  # pyright: ignore[reportUnknownMemberType]
+        return _drawn(seed)
+    return seed
+
+
+def _drawn(generator: torch.Generator | None) -> int:
+    """Return a seed drawn from a generator, by default torch's CPU generator."""
+    device = "cpu" if generator is None else generator.device
+    number = torch.randint(2**63 - 1, (), generator=generator, device=device)
+    return int(number)
+
+
 def agreed_batch(
-    num_samples: Any, start: Any, noise: Any, cond: Any, sample_index: Any, seed: Any
+    function: str, num_samples: Any, start: Any, noise: Any, cond: Any, sample_index: Any, seed: Any
 ) -> int:
-    """Return the number of samples on which the arguments of `sample` agree; 1 if none tells.
+    """Return the number of samples on which the arguments of a call agree; 1 if none tells.
 
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: arguments for different numbers of samples.
     """
+    if start is noise is cond is sample_index is None and isinstance(seed, int | None):
+        # The usual call: only `num_samples` can tell.
+        count = 1 if num_samples is None else num_samples
+        return check_integer(function, "num_samples", count, 0)
     sizes: dict[str, int | None] = {"num_samples": num_samples, "cond": batch_size_of(cond)}
     if num_samples is not None:
-        sizes["num_samples"] = check_integer("sample", "num_samples", num_samples, 0)
+        sizes["num_samples"] = check_integer(function, "num_samples", num_samples, 0)
     for name, tensor, axis in (("start", start, 0), ("noise", noise, 1)):
         if tensor is not None:
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"sample: {name} must be a tensor, got {type(tensor).__name__}")
+                raise TypeError(f"{function}: {name} must be a tensor, got {type(tensor).__name__}")
             if tensor.dim() > axis:
                 sizes[name] = tensor.shape[axis]
     for name, value in (("sample_index", sample_index), ("seed", seed)):
@@ -45,7 +78,7 @@ def agreed_batch(
             sizes[name] = len(value)
     known = {name: size for name, size in sizes.items() if size is not None}
     if len(set(known.values())) > 1:
-        raise ValueError(f"sample: num_samples must be one number, got {known}")
+        raise ValueError(f"{function}: num_samples must be one number, got {known}")
     return next(iter(known.values()), 1)
 
 
@@ -66,6 +99,10 @@ def make_identity(
         TypeError: seeds or indices that are no integers.
         ValueError: seeds or indices out of range, or of more than one axis.
     """
+    if sample_index is None and isinstance(seed, int):  # the usual call
+        bits = _as_int64(function, seed)
+        seeds = torch.tensor([bits], dtype=torch.int64, device=device)
+        return Identity(seeds, torch.arange(batch, device=device))
     if _is_sequence(seed) and np.ndim(seed) > 1:
         raise ValueError(f"{function}: seed must be a number or a vector, got {np.ndim(seed)} dims")
     many = np.ndim(seed) == 1

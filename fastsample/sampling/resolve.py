@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastsample._support.checks import check_integer
@@ -16,8 +15,7 @@ from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.fit import check_plan, check_variance
 from fastsample.grids import makers
 from fastsample.grids.grid import Grid
-from fastsample.grids.registry import DEFAULT_GRID, GRIDS, check_grid_name, noisiest
-from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.grids.registry import GRIDS, check_grid_name, noisiest
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
 from fastsample.samplers.registry import DEFAULT_METHOD, METHODS, check_method
@@ -36,12 +34,12 @@ class PlanRequest:
         grid: a name of `grids.registry`, "auto" or "random".
         clip: range that x0 is clamped to, or "auto" for the model's.
         knobs: further keyword arguments of the method.
-        seed: seed of the times of ``grid="random"``.
+        grid_seed: seed of the times of ``grid="random"``.
         guidance: classifier-free guidance scale, one or one per row; None is off.
         guidance_interval: times (low, high) between which rows are guided.
         guidance_rescale: weight of guidance rescaling.
         threshold: quantile of dynamic thresholding.
-        uncond: conditions that mean "no condition"; None is the model's.
+        default: the method that "auto" means without tuned plans and knobs of another method.
     """
 
     steps: Steps
@@ -49,12 +47,12 @@ class PlanRequest:
     grid: str = "auto"
     clip: Clip | Literal["auto"] = "auto"
     knobs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    seed: Any = None
+    grid_seed: int | None = None
     guidance: float | Sequence[float] | None = None
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
     threshold: float | None = None
-    uncond: Mapping[str, Any] | None = None
+    default: str = DEFAULT_METHOD
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,12 @@ class Resolved:
             from the caller.
         grid: the grid's name; "given" for times or a plan from the caller, "method" where the
             method chooses the times.
-        uncond: conditions that mean "no condition"; None without guidance.
         correct: changes outputs before the kernel; None without rescaling and thresholding.
     """
 
     plan: Plan
     method: str
     grid: str
-    uncond: Mapping[str, Any] | None = None
     correct: Correction | None = None
 
 
@@ -83,8 +79,9 @@ def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved
 
     The method "auto" is the first of these: the plan that was tuned for this model and number of
     steps, unless times, a grid, knobs, a clip, guidance or a threshold are requested; the one
-    method that takes the knobs; `DEFAULT_METHOD`. The grid "auto" is the best one for the model's
-    profile (`Denoiser.with_profile`), or `DEFAULT_GRID` without a profile.
+    method that takes the knobs; `PlanRequest.default`. The grid "auto" is the best one for the
+    model's profile (`Denoiser.with_profile`), or without a profile the method's own
+    (`samplers.registry.Method.grid`).
 
     Args:
         function: the caller's name, for messages.
@@ -95,17 +92,22 @@ def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved
         TypeError: an argument of the wrong type, or a knob that no method takes.
         ValueError: unknown names, knobs of another method, or a plan that does not fit the model.
     """
+    if request.grid_seed is not None and request.grid != "random":
+        raise ValueError(
+            f'{function}: grid_seed must be left out without grid="random", got '
+            f"{request.grid_seed!r}"
+        )
     unguided = _unguided(function, denoiser, request)
-    plan, uncond = _with_guidance(function, denoiser, unguided.plan, request)
+    plan = _with_guidance(function, unguided.plan, request)
     correct = None
     if request.guidance_rescale != 0.0 and not plan.is_guided:
         raise ValueError(
             f"{function}: guidance must be given with guidance_rescale, got no guided row"
         )
     if request.threshold is not None or request.guidance_rescale != 0.0:
-        correct = Correction(plan, request.guidance_rescale, request.threshold)
+        correct = Correction(function, plan, request.guidance_rescale, request.threshold)
         plan = correct.plan
-    return replace(unguided, plan=plan, uncond=uncond, correct=correct)
+    return replace(unguided, plan=plan, correct=correct)
 
 
 def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved:
@@ -117,7 +119,7 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
         plan = _tuned_plan(denoiser, request)
         if plan is not None:
             return Resolved(check_plan(function, "steps", denoiser, plan), "tuned", "given")
-        name = _method_for(function, request.knobs)
+        name = _method_for(function, request)
     method = check_method(function, name, request.knobs)
     options = dict(request.knobs)
     if "variance" in method.knobs:
@@ -126,9 +128,12 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
     options["clip"] = denoiser.clip_for(request.clip)
     options["prediction"] = denoiser.prediction
     if not method.chooses_times:
-        grid, label = make_grid(function, denoiser, request.steps, request.grid, request.seed)
+        grid, label = make_grid(
+            *(function, denoiser, request.steps, request.grid, request.grid_seed),
+            default=method.grid,
+        )
         return Resolved(method.make(denoiser.schedule, grid, **options), name, label)
-    even = request.grid in ("auto", DEFAULT_GRID)
+    even = request.grid in ("auto", "uniform")
     if not even or _are_times(request.steps):
         argument, rule, value = (
             ("steps", "be a number", request.steps)
@@ -172,11 +177,12 @@ def _tuned_plan(denoiser: Denoiser, request: PlanRequest) -> Plan | None:
         return None
 
 
-def _method_for(function: str, knobs: Mapping[str, Any]) -> str:
-    """Return the default method if it takes these keyword arguments, else the one that does."""
+def _method_for(function: str, request: PlanRequest) -> str:
+    """Return the default method if it takes the request's knobs, else the one that does."""
+    knobs, default = request.knobs, request.default
     candidates = [name for name, method in METHODS.items() if knobs.keys() <= method.knobs.keys()]
-    if DEFAULT_METHOD in candidates or not candidates:
-        return DEFAULT_METHOD  # if no method takes them, `check_method` raises later
+    if default in candidates or not candidates:
+        return default  # if no method takes them, `check_method` raises later
     if len(candidates) > 1:
         raise ValueError(
             f"{function}: method must be given with {sorted(knobs)}, which several methods take, "
@@ -190,7 +196,9 @@ def make_grid(
     denoiser: Denoiser,
     steps: Any,
     grid: str,
-    seed: Any = None,
+    grid_seed: int | None = None,
+    *,
+    default: str = "uniform",
     **objective: Any,
 ) -> tuple[Grid, str]:
     """Return the grid of a run, and the grid's name.
@@ -200,7 +208,8 @@ def make_grid(
         denoiser: the model.
         steps: the times themselves, or their number K.
         grid: how K times are spread: a name of `grids.registry`, "auto" or "random".
-        seed: seed of the times of ``grid="random"``.
+        grid_seed: seed of the times of ``grid="random"``.
+        default: the grid that "auto" means without a profile.
         **objective: options of `Profile.best_grid` for ``grid="auto"``.
 
     Returns:
@@ -213,7 +222,7 @@ def make_grid(
     schedule = denoiser.schedule
     check_grid_name(function, grid)
     if _are_times(steps):
-        if grid not in ("auto", DEFAULT_GRID):
+        if grid not in ("auto", "uniform"):
             raise ValueError(f"{function}: grid must be left out with given times, got {grid!r}")
         if isinstance(steps, Grid):
             return steps, "given"
@@ -223,15 +232,15 @@ def make_grid(
     if grid == "auto":
         profile = denoiser.profile
         best = None if profile is None else profile.best_grid(count, **objective)
-        return (best, "auto") if best else (GRIDS[DEFAULT_GRID](schedule, count), DEFAULT_GRID)
+        return (best, "auto") if best else (GRIDS[default](schedule, count), default)
     if grid != "random":
         return GRIDS[grid](schedule, count), grid
-    if np.ndim(seed) != 0 or seed is None:
+    if grid_seed is None:
         raise ValueError(
-            f'{function}: grid must not be "random" without one seed for the whole batch; '
-            "pass steps=grids.random(T, K, seed)"
+            f'{function}: grid_seed must be given with grid="random", got None; it determines the '
+            "times"
         )
-    return makers.random(noisiest(schedule), count, seed), grid
+    return makers.random(noisiest(schedule), count, grid_seed), grid
 
 
 def _are_times(steps: Any) -> bool:
@@ -241,39 +250,45 @@ def _are_times(steps: Any) -> bool:
     return isinstance(steps, (Grid, Sequence)) and not isinstance(steps, str)
 
 
-def _with_guidance(
-    function: str, denoiser: Denoiser, plan: Plan, request: PlanRequest
-) -> tuple[Plan, Mapping[str, Any] | None]:
-    """Return the plan with guidance scales, and the conditions that mean "no condition".
-
-    The conditions are None without guidance.
-    """
+def _with_guidance(function: str, plan: Plan, request: PlanRequest) -> Plan:
+    """Return the plan with the requested guidance scales."""
     scale, interval = request.guidance, request.guidance_interval
-    if scale is None and not plan.is_guided:
-        for name, value in (("uncond", request.uncond), ("guidance_interval", interval)):
-            if value is not None:
-                raise ValueError(f"{function}: guidance must be given with {name}, got None")
-        return plan, None
-    if scale is None and interval is not None:
+    if scale is not None:
+        return plan.with_guidance(interval_scales(function, plan, scale, interval))
+    if interval is not None and plan.is_guided:
         raise ValueError(
             f"{function}: guidance_interval must be left out with a guided Plan, got {interval!r}"
         )
-    if scale is not None:
-        plan = plan.with_guidance(interval_scales(plan, scale, interval))
-    uncond = denoiser.uncond if request.uncond is None else request.uncond
-    if uncond is None:
+    if interval is not None:
+        raise ValueError(f"{function}: guidance must be given with guidance_interval, got None")
+    return plan
+
+
+def unconditional(
+    function: str,
+    denoiser: Denoiser,
+    plan: Plan,
+    uncond: Mapping[str, Any] | None,
+    *,
+    asked: bool,
+) -> Mapping[str, Any] | None:
+    """Return the conditions that mean "no condition"; None without guidance.
+
+    Args:
+        function: the caller's name, for messages.
+        denoiser: the model.
+        plan: the plan to run.
+        uncond: the caller's; None is the model's.
+        asked: whether the caller asked for guidance, if only of scale 1.
+    """
+    if not asked and not plan.is_guided:
+        if uncond is not None:
+            raise ValueError(f"{function}: guidance must be given with uncond, got None")
+        return None
+    chosen = denoiser.uncond if uncond is None else uncond
+    if chosen is None:
         raise ValueError(
             f"{function}: uncond must be given with guidance, got None; it holds the keyword "
             "arguments that mean no condition"
-        )
-    return plan, uncond
-
-
-def make_dtype(dtype: torch.dtype | None, start: Any, denoiser: Denoiser) -> torch.dtype:
-    """Return the samples' dtype: `dtype`, else that of `start`, else the model's; check it."""
-    chosen = dtype or (start.dtype if isinstance(start, Tensor) else denoiser.dtype)
-    if chosen not in DTYPE_CODES:
-        raise TypeError(
-            f"sample: dtype must be one of {[str(known) for known in DTYPE_CODES]}, got {chosen}"
         )
     return chosen

@@ -89,7 +89,7 @@ class Runner:
                 )
             )
             halves = 2 if plan.is_guided else 1
-            self.calls += halves * len(x) * len(plan)
+            self.calls += halves * len(x) * plan.calls
         return torch.cat(results) if len(results) > 1 else results[0]
 
     def at_times(self, times: FloatArray) -> AtTimes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsample._support.checks import FloatArray
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
-from fastsample.samplers.compile import compile_plan
+from fastsample.samplers.compile import compile_plan, grid_levels
 from fastsample.tuning.baselines import solver_plans
 from fastsample.tuning.polish import polish_rows
 from fastsample.tuning.regression import FittedRun, Objective, distance, fit_rows
@@ -187,7 +187,7 @@ class Stages:
         return compile_plan(
             "tune",
             denoiser.schedule,
-            self._grid(positions).times,
+            grid_levels("tune", denoiser.schedule, self._grid(positions)),
             prediction=denoiser.prediction,
             clip=self.clip,
             method="tuned",

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsample import ops
 from fastsample._support.checks import FloatArray
 from fastsample.grids.grid import Grid
+from fastsample.ops.draws import TUNE_DRAW
 from fastsample.plans.rows import clip_bounds
 from fastsample.samplers.dpm_solver import dpm_solver
 from fastsample.sampling.loop import Step
@@ -64,7 +65,7 @@ class Teacher:
         denoiser = runner.denoiser
         index = torch.as_tensor(split.index)
         identity = make_identity("tune", seed, index, len(index), denoiser.device)
-        start = ops.noise(*identity, denoiser.shape, dtype=torch.float32)
+        start = ops.noise(*identity, denoiser.shape, draw=TUNE_DRAW, dtype=torch.float32)
         self.plan = dpm_solver(
             denoiser.schedule,
             Grid(np.append(times[::-1], 0.0)),

@@ -14,6 +14,7 @@ from fastsample._support.distributed import failing_together, process
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.wrap import check_denoiser
+from fastsample.ops.draws import NOISE_VERSION
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
 from fastsample.tuning.baselines import check_methods, maker_of, starting_grids
@@ -170,6 +171,7 @@ def tune(
         "clip": list(bound) if isinstance(bound, tuple) else bound,
         "guidance": scale,
         "seed": checked_seed,
+        "noise": NOISE_VERSION,
         "objective": objective,
     }
     return plan.with_provenance({**provenance, **report.to_dict()})

@@ -10,6 +10,7 @@ import torch
 
 import fastsample as fs
 from fastsample import grids
+from fastsample.grids.registry import GRIDS
 from fastsample.plans.rows import COLUMNS
 from fastsample.samplers.registry import METHODS
 from fastsample.sampling.guidance import dynamic_threshold
@@ -43,7 +44,13 @@ HIT = {ends: [ends[0] < t <= ends[1] for t in TIMES] for ends in ENDS}
 @pytest.mark.parametrize("scales", [[3.0] * 4, [2.0, -1.0, 0.0, 4.0]], ids=str)
 def test_rows_outside_the_interval_have_scale_1_and_cost_B(interval, scales):
     def guided(network, guidance, interval=None):
-        options = {"guidance": guidance, "guidance_interval": interval, "eta": 1.0, **GUIDED}
+        options = {
+            "guidance": guidance,
+            "guidance_interval": interval,
+            "eta": 1.0,
+            **GUIDED,
+            "seed": 0,
+        }
         return fs.sample(denoiser(network, *SHAPE), [*TIMES, 0], **options)
 
     spy, rows = Spy(labelled), HIT[interval]
@@ -56,8 +63,9 @@ def test_rows_outside_the_interval_have_scale_1_and_cost_B(interval, scales):
 
 def test_an_interval_replaces_the_scales_of_a_plan_if_given_with_another():
     plan = fs.ddim(LINEAR, grids.uniform(1000, 4)).with_guidance(9.0)
-    got = fs.sample(MODEL, plan, guidance=2.0, guidance_interval=(300, 600), **GUIDED)
-    assert torch.equal(got, fs.sample(MODEL, 4, guidance=[1.0, 1.0, 2.0, 1.0], **GUIDED))
+    got = fs.sample(MODEL, plan, guidance=2.0, guidance_interval=(300, 600), seed=0, **GUIDED)
+    options = {"guidance": [1.0, 1.0, 2.0, 1.0], "method": "ddim", "seed": 0, **GUIDED}
+    assert torch.equal(got, fs.sample(MODEL, 4, **options))
     with pytest.raises(ValueError, match="guidance_interval must be left out with a guided Plan"):
         fs.sample(MODEL, plan, guidance_interval=(300, 600), **GUIDED)
 
@@ -98,7 +106,7 @@ def quantile(q, bound):
 
 
 CASES = {
-    "ddim": {},
+    "ddim": {"method": "ddim"},
     "eta": {"eta": 0.7},
     "ancestral": {"method": "ancestral"},
     "learned": {"method": "ancestral", "variance": "learned_range"},
@@ -121,7 +129,8 @@ def compare(prediction, method, mix=None, guidance=None, imagen=None, clip=1.5, 
     got = fs.sample(model, 5, start=start, noise=noise, **given, **method, **options)
     knobs = {"clip": clip, "prediction": prediction, **method}
     chosen = METHODS[knobs.pop("method", "ddim")]
-    plan = chosen.make(LINEAR, 5 if chosen.chooses_times else grids.uniform(1000, 5), **knobs)
+    times = 5 if chosen.chooses_times else GRIDS[chosen.grid](LINEAR, 5)
+    plan = chosen.make(LINEAR, times, **knobs)
     plan = plan.with_guidance(1.0 if guidance is None else guidance)
     expected = by_hand(plan, network, start, noise, mix, imagen)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
@@ -136,8 +145,9 @@ def test_rescaling_is_that_of_diffusers(prediction, method, phi):
 
 def test_constant_outputs_are_not_rescaled():
     network = denoiser(lambda x, t, y: torch.ones_like(x) * per_sample(y, x), *SHAPE)
-    once = fs.sample(network, 3, guidance=2.0, guidance_rescale=0.7, **GUIDED)
-    assert torch.equal(once, fs.sample(network, 3, guidance=2.0, **GUIDED))
+    options = {"guidance": 2.0, "seed": 0, **GUIDED}
+    once = fs.sample(network, 3, guidance_rescale=0.7, **options)
+    assert torch.equal(once, fs.sample(network, 3, **options))
 
 
 # ---- dynamic thresholding
@@ -188,7 +198,7 @@ def test_thresholding_alone_and_with_the_rest(prediction, method):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_x0_is_within_the_bound(dtype):
     seen = []
-    options = {"shape": (64,), "threshold": 0.9, "clip": 0.3, "eta": 1.0, "dtype": dtype}
+    options = {"shape": (64,), "threshold": 0.9, "clip": 0.3, "eta": 1.0, "dtype": dtype, "seed": 0}
     got = fs.sample(halve, 4, num_samples=9, callback=seen.append, **options)
     assert got.dtype == dtype
     assert all(step.x0.abs().max() == torch.tensor(0.3) for step in seen)
@@ -223,7 +233,7 @@ BAD = {
 }
 BOUND = r"sample: threshold must go with a clip bound on \|x0\|, the data's range, got "
 GRAPH = r"graph must be False with .*guidance_rescale or threshold, got True"
-steered = partial(sample, MODEL, guidance=2.0, **GUIDED)
+steered = partial(sample, MODEL, method="ddim", guidance=2.0, **GUIDED)
 VALUES = {
     f"{name}={value}": (
         steered(**{name: value}),

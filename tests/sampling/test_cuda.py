@@ -21,9 +21,12 @@ SHAPE = (3, 9, 7)  # no multiple of a pack
 DELAY = 50_000_000  # clock cycles, about 30 ms: long enough for a wrong order to show
 
 METHODS = {
-    "ddim": {},
+    "default": {},
+    "ddim": {"method": "ddim"},
     "ddim eta=1": {"eta": 1.0, "clip": 1.0},
     "ancestral": {"method": "ancestral"},
+    "dpm++": {"method": "dpm++", "order": 3},
+    "dpm++ sde": {"method": "dpm++", "stochastic": True},
     "seed per sample": {"eta": 1.0, "seed": [3, 2**63 + 1, 5, 0]},
 }
 
@@ -94,7 +97,7 @@ def test_graph_with_guidance_and_learned_variance():
     expected = draw(CUDA, conditioned, **GUIDED)
     assert torch.equal(draw(CUDA, conditioned, graph=True, **GUIDED), expected)
     model = denoiser(halve_wide, *SHAPE, variance="learned_range")
-    options = {"num_samples": 3, "method": "ancestral", "device": CUDA}
+    options = {"num_samples": 3, "seed": 2, "method": "ancestral", "device": CUDA}
     expected = fs.sample(model, STEPS, **options)
     assert torch.equal(fs.sample(model, STEPS, graph=True, **options), expected)
 
@@ -109,12 +112,41 @@ def test_graph_leaves_the_start_alone():
 
 def test_graph_of_the_bundled_model():
     model = fs.load("digits", device=CUDA)
-    plain = fs.sample(model, STEPS, num_samples=8, eta=1.0)
-    graph = fs.sample(model, STEPS, num_samples=8, eta=1.0, graph=True)
+    options = {"num_samples": 8, "eta": 1.0, "seed": 0}
+    plain = fs.sample(model, STEPS, **options)
+    graph = fs.sample(model, STEPS, graph=True, **options)
     # cuDNN may choose other algorithms while capturing: a network's rounding, grown over the steps.
     torch.testing.assert_close(graph, plain, rtol=1e-2, atol=1e-2)
-    on_cpu = fs.sample(fs.load("digits"), STEPS, num_samples=8, eta=1.0)
+    on_cpu = fs.sample(fs.load("digits"), STEPS, **options)
     torch.testing.assert_close(plain.cpu(), on_cpu, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sampler_captures_once_and_replays_for_new_samples(name):
+    calls = []
+
+    def network(x, t, y):
+        calls.append(len(x))
+        return conditioned(x, t, y)
+
+    options = {"shape": SHAPE, "device": CUDA, **METHODS[name]}
+    seed = options.pop("seed", 11)
+    sampler = fs.Sampler(network, STEPS, graph=True, **options)
+    plain = fs.Sampler(conditioned, STEPS, **options)
+    for k in range(3):
+        seeds = [s + k for s in seed] if isinstance(seed, list) else seed + k
+        given = {"num_samples": 4, "seed": seeds, "cond": {"y": torch.arange(4.0) + k}}
+        assert torch.equal(sampler(**given), plain(**given))
+        assert len(calls) == 3  # twice to warm up, and once in the capture
+    given = {"num_samples": 3, "seed": 1, "cond": {"y": 2.0}}
+    assert torch.equal(sampler(**given), plain(**given))
+    assert len(calls) == 6
+
+
+def test_a_generator_on_the_gpu_gives_a_seed():
+    sampler = fs.Sampler(halve, 3, shape=SHAPE, device=CUDA, eta=1.0)
+    got = sampler(2, seed=torch.Generator(CUDA).manual_seed(4))
+    assert torch.equal(sampler(2, seed=sampler.seed), got)
 
 
 @pytest.mark.parametrize("in_place", [False, True])

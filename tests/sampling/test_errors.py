@@ -35,7 +35,7 @@ STEPS = {
     "above T": (
         sample(steps=[2000, 5, 0]),
         ValueError,
-        r"ddim: grid must start at or below T = 1000, got 2000",
+        r"unipc: grid must start at or below T = 1000, got 2000",
     ),
     "unknown grid": (
         sample(grid="even"),
@@ -104,12 +104,12 @@ KNOBS = {
         ValueError,
         r'sample: variance must not be "learned_range" for a model without one',
     ),
-    "clip": (sample(clip=-1.0), ValueError, r"ddim: clip must be positive, got -1"),
-    "clip text": (sample(clip="yes"), TypeError, r"ddim: clip must be a real number, got 'yes'"),
+    "clip": (sample(clip=-1.0), ValueError, r"unipc: clip must be positive, got -1"),
+    "clip text": (sample(clip="yes"), TypeError, r"unipc: clip must be a real number, got 'yes'"),
     "epsilon without signal": (
         bare(schedule=FLOW),
         ValueError,
-        r"ddim: prediction must determine x0 at every level, got 'epsilon' where alpha = 0",
+        r"unipc: prediction must determine x0 at every level, got 'epsilon' where alpha = 0",
     ),
     "graph on the CPU": (
         sample(graph=True),
@@ -119,7 +119,7 @@ KNOBS = {
     "graph and callback": (
         sample(graph=True, callback=print),
         ValueError,
-        r"sample: graph must be False with gradients, a callback, explicit noise, .*, got True",
+        r"sample: graph must be False with gradients, a callback, return_states, .*, got True",
     ),
     "graph and gradients": (
         sample(graph=True, start=START.clone().requires_grad_()),
@@ -187,7 +187,7 @@ SAMPLES = {
     "seed float": (sample(seed=1.0), TypeError, r"sample: seed must be an integer, got 1\.0"),
     "seed bool": (sample(seed=True), TypeError, r"sample: seed must be an integer, got True"),
     "seed bools": (sample(seed=[True, False]), TypeError, r"seed must be an integer, got True"),
-    "seed None": (sample(seed=None), TypeError, r"sample: seed must be an integer, got None"),
+    "seed text": (sample(seed="1"), TypeError, r"sample: seed must be an integer, got '1'"),
     "index below 0": (
         sample(sample_index=-1),
         ValueError,

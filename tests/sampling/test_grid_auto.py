@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import fastsample as fs
+from fastsample.samplers.registry import METHODS
 from tests.helpers.networks import denoiser, halve, model_b
 
 TIMES = [1, 5, *range(20, 1001, 20)]
@@ -24,8 +25,9 @@ def test_sample_takes_the_best_grid():
     best = model.profile.costs("trajectory").best_grid(5)
     assert model.profile.best_grid(5) == best != fs.grids.uniform(1000, 5)
     assert torch.equal(fs.sample(model, 5, grid="auto", seed=1), fs.sample(model, best, seed=1))
-    expected = fs.sample(model, best, method="dpm++", order=3)
-    assert torch.equal(fs.sample(model, 5, grid="auto", method="dpm++", order=3), expected)
+    options = {"method": "dpm++", "order": 3, "seed": 1}
+    expected = fs.sample(model, best, **options)
+    assert torch.equal(fs.sample(model, 5, grid="auto", **options), expected)
 
 
 def test_without_trajectories_the_reweighted_bound_chooses():
@@ -33,17 +35,22 @@ def test_without_trajectories_the_reweighted_bound_chooses():
     assert model.profile.best_grid(5) == model.profile.costs("mse").best_grid(5)
 
 
-def test_without_a_grid_of_that_budget_the_times_are_uniform():
-    uniform = torch.equal(
-        fs.sample(profiled(), len(TIMES) + 1, grid="auto"),
-        fs.sample(profiled(), len(TIMES) + 1),
-    )
-    assert uniform
+@pytest.mark.parametrize("method", METHODS)
+def test_without_a_grid_of_that_budget_the_times_are_the_methods(method):
+    grid = METHODS[method].grid
+    if METHODS[method].chooses_times:
+        grid = "uniform"
     model = denoiser(halve, 2, 3)
     assert model.profile is None
-    assert torch.equal(fs.sample(model, 4, grid="auto"), fs.sample(model, 4))
-    bare = {"shape": (2, 3)}
-    assert torch.equal(fs.sample(halve, 4, grid="auto", **bare), fs.sample(halve, 4, **bare))
+    for given, steps in ((profiled(), len(TIMES) + 1), (model, 4)):
+        named = fs.Sampler(given, steps, method=method, grid=grid).plan
+        assert fs.Sampler(given, steps, method=method, grid="auto").plan == named
+        assert fs.Sampler(given, steps, method=method).plan == named
+    bare = fs.Sampler(halve, 4, method=method, shape=(2, 3))
+    assert bare.plan == fs.Sampler(halve, 4, method=method, grid=grid, shape=(2, 3)).plan
+
+
+def test_a_model_may_give_up_its_profile():
     assert profiled().with_profile(None).profile is None
 
 
@@ -96,7 +103,9 @@ def test_the_digits_model_brings_its_profile():
     samples = {"num_samples": 24, "seed": 3}
     fine = fs.sample(model, 100, **samples)
     errors = {
-        grid: float((fs.sample(model, 5, grid=grid, **samples) - fine).square().mean().sqrt())
+        grid: float(
+            (fs.sample(model, 5, method="ddim", grid=grid, **samples) - fine).square().mean().sqrt()
+        )
         for grid in ("uniform", "auto")
     }
     assert errors["auto"] < 0.8 * errors["uniform"], errors

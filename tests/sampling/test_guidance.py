@@ -134,14 +134,14 @@ def test_conditions_of_any_shape_and_dtype():
 
 def test_the_models_own_uncond_is_the_default():
     model = denoiser(labelled, *SHAPE, uncond={"y": 7.0})
-    cond = {"y": [1.0, 2.0]}
-    own = fs.sample(model, 3, guidance=2.0, cond=cond)
-    assert torch.equal(own, fs.sample(model, 3, guidance=2.0, cond=cond, uncond={"y": 7.0}))
-    other = fs.sample(model, 3, guidance=2.0, cond=cond, uncond={"y": 0.0})
+    given = {"cond": {"y": [1.0, 2.0]}, "seed": 0}
+    own = fs.sample(model, 3, guidance=2.0, **given)
+    assert torch.equal(own, fs.sample(model, 3, guidance=2.0, uncond={"y": 7.0}, **given))
+    other = fs.sample(model, 3, guidance=2.0, uncond={"y": 0.0}, **given)
     assert not torch.equal(own, other)
     # Without guidance it is not used.
     assert torch.equal(
-        fs.sample(model, 3, cond=cond), fs.sample(denoiser(labelled, *SHAPE), 3, cond=cond)
+        fs.sample(model, 3, **given), fs.sample(denoiser(labelled, *SHAPE), 3, **given)
     )
 
 

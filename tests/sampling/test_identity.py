@@ -15,7 +15,8 @@ from tests.helpers.networks import LINEAR, denoiser, halve, halve_wide
 
 SHAPE = (3, 5, 7)  # 105 elements: no multiple of any vector width
 RUNS = {
-    "ddim": (halve, {"steps": 3}),
+    "default": (halve, {"steps": 3}),
+    "ddim": (halve, {"steps": 3, "method": "ddim"}),
     "ddim eta": (halve, {"steps": 4, "eta": 1.0}),
     "clipped": (halve, {"steps": 3, "eta": 0.5, "clip": 1.0}),
     "ancestral": (halve, {"steps": 3, "method": "ancestral"}),
@@ -77,14 +78,14 @@ def test_a_sequence_of_seeds_is_index_0_of_each(name):
 def test_memory_format_of_the_start_does_not_matter():
     start = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
     for name in RUNS:
-        plain = draw(name, start=start)
+        plain = draw(name, start=start, seed=2)
         for other in (
             start.to(memory_format=torch.channels_last),
             start.transpose(1, 3).contiguous().transpose(1, 3),
             torch.stack((start, start), dim=-1)[..., 0],
         ):
             assert not other.is_contiguous()
-            assert torch.equal(draw(name, start=other), plain)
+            assert torch.equal(draw(name, start=other, seed=2), plain)
             assert torch.equal(other, start)
 
 

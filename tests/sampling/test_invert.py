@@ -47,7 +47,7 @@ def test_encoding_and_decoding(case):
     model = denoiser(model_b(), 8)
     encoded = fs.invert(model, x0, grid)
     close(encoded[0], expected["x_at_level_K_minus_1"])
-    decoded = fs.sample(model, grid, start=encoded)
+    decoded = fs.sample(model, grid, start=encoded, method="ddim")
     close(decoded[0], expected["decoded_again_from_level_K_minus_1"])
 
 
@@ -56,7 +56,7 @@ def test_K_minus_1_calls_at_the_cleaner_times(steps):
     grid = steps if isinstance(steps, fs.Grid) else None
     grid = grid or (grids.uniform(1000, steps) if isinstance(steps, int) else fs.Grid(steps))
     spy = Spy(model_b())
-    fs.invert(denoiser(spy, 8), X0, steps)
+    fs.invert(denoiser(spy, 8), X0, steps, method="ddim")
     assert [float(t[0]) + 1 for t in spy.told] == grid.times[-2:0:-1].tolist()
     assert spy.modes == [(False, True)] * (len(grid) - 1)
 
@@ -64,8 +64,8 @@ def test_K_minus_1_calls_at_the_cleaner_times(steps):
 def test_decoding_comes_nearer_with_more_steps():
     errors = []
     for K in (10, 20, 40, 80):
-        encoded = fs.invert(model_b(), X0, K, shape=(8,))
-        decoded = fs.sample(model_b(), K, shape=(8,), start=encoded)
+        encoded = fs.invert(model_b(), X0, K, shape=(8,), method="ddim")
+        decoded = fs.sample(model_b(), K, shape=(8,), start=encoded, method="ddim")
         errors.append(float((decoded - X0).abs().max()))
     assert all(finer < 0.75 * coarser for coarser, finer in pairwise(errors))
 

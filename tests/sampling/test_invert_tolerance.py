@@ -242,9 +242,9 @@ PLANS_REFUSED = {
 OTHERS = {
     "method": (invert(method="euler"), ValueError, "invert: method must be one of .* got 'euler'"),
     "not its knob": (
-        invert(order=2),
+        invert(method="ddim", order=2),
         ValueError,
-        r"invert: method must be given with \['order'\], which several methods take",
+        r"invert: order must be left out with method=\"ddim\", got 2",
     ),
     "NaN": (
         lambda: fs.invert(lambda x, t: x * torch.nan, START, [9, 5, 0], tolerance=1e-3),

@@ -138,6 +138,7 @@ def test_sample_waits_once_after_the_last_call(options):
             5,
             shape=(3,),
             num_samples=2,
+            seed=0,
             **options,
         )
     assert reads.events[:5] == ["call"] * 5

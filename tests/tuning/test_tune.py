@@ -195,7 +195,7 @@ def tuned(**options):
         "length": (
             lambda: mixture().with_plans({4: fs.ddim(LINEAR, fs.grids.uniform(1000, 3))}),
             ValueError,
-            "with_plans: plans must be one of each length, got 4 for one of 3 steps",
+            "with_plans: plans must be one of each number of network calls, got 4 for one of 3",
         ),
         "kind": (lambda: mixture().with_plans([3]), TypeError, "plans must be Plans, got int"),
     },

@@ -87,7 +87,7 @@ def run_chain(
         cond: keyword arguments of the network for these samples.
     """
     differentiated = copy.copy(denoiser)
-    differentiated.model = _NetworkWithGradientPath(denoiser.model, path, len(plan))
+    differentiated.model = _NetworkWithGradientPath(denoiser.model, path, plan.calls)
     identity = make_identity(
         "FidelityLoss", streams.key("chain noise"), index, len(index), start.device
     )

@@ -15,6 +15,10 @@ from fastsample.sampling.resolve import PlanRequest, Steps, resolve
 from fastsample.training.fidelity.names import Start
 from fastsample.training.randomness import RandomStreams
 
+# What "auto" means for a model without tuned plans. Gradients that end at a row need rows that read
+# no earlier x0, and a chain may have a single row.
+_DEFAULT_METHOD = "ddim"
+
 
 @dataclass(frozen=True, eq=False)
 class ChainPlans:
@@ -105,6 +109,7 @@ class ChainPlans:
             grid,
             self.clip,
             {**self.knobs, **knobs},
-            streams.key("chain times"),
+            streams.key("chain times") if grid == "random" else None,
+            default=_DEFAULT_METHOD,
         )
         return resolve("FidelityLoss", denoiser, request).plan

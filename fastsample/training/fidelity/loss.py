@@ -205,7 +205,7 @@ class FidelityLoss:
         loss = self.discrepancy(
             samples, data, chain_cond.arguments, data_cond.arguments, streams.key("directions")
         )
-        return FidelityResult(loss, samples.detach(), data, plan, len(plan) * len(samples))
+        return FidelityResult(loss, samples.detach(), data, plan, plan.calls * len(samples))
 
     def plan(self, denoiser: Denoiser, streams: RandomStreams) -> Plan:
         """Return the sampler plan of one iteration."""

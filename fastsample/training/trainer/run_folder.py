@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from fastsample._support.checks import warn_user
 from fastsample._support.files import write_atomically
+from fastsample.ops.draws import NOISE_VERSION
 from fastsample.training.trainer import checkpoints
 from fastsample.training.trainer.checkpoints import Checkpoint
 
@@ -129,7 +131,16 @@ class RunFolder:
             self._log = RunLog(folder / LOG_NAME, first)
 
     def _check_settings(self, checkpoint: Checkpoint) -> None:
+        noise = checkpoint.notes["settings"].get("noise", 1)
+        if noise != NOISE_VERSION:
+            warn_user(
+                f"Trainer: folder should hold a run with noise of version {NOISE_VERSION}, got "
+                f"{self.folder} with version {noise}; the run goes on with other random numbers "
+                "than it would have had with the earlier fastsample"
+            )
         for name, value in self.settings.items():
+            if name == "noise":
+                continue
             stored = checkpoint.notes["settings"].get(name)
             if stored != value:
                 raise ValueError(

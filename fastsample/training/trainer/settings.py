@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.ops.draws import NOISE_VERSION
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training.trainer.data import Batches
 from fastsample.training.trainer.fidelity_term import FidelityTerm
@@ -29,6 +30,7 @@ def run_settings(
         "data": batches.count,
         "batch_size": batches.batch_size,
         "seed": batches.seed,
+        "noise": NOISE_VERSION,
         "loss": repr(loss),
         "optimizer": type(optimizer).__name__,
         "schedule": _schedule_text(denoiser.schedule),

@@ -210,7 +210,7 @@ class Trainer:
         model.model = network
         # Drop profile and tuned plans, which belong to the weights that they were made with.
         model.profile, model.plans = None, {}
-        return model.with_plans({len(plan): plan for plan in chains})
+        return model.with_plans({plan.calls: plan for plan in chains})
 
     # ---- the loop
 

@@ -1,0 +1,143 @@
+"""The class `Batch`: the checked arguments of one call of a sampler that belong to its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample import ops
+from fastsample._support.tensors import check_tensor
+from fastsample.denoiser.conditions import Conditions
+from fastsample.denoiser.denoiser import Denoiser
+from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.sampling.noise import Identity, agreed_batch, make_identity
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples to be drawn: where they start, their noise and their conditions.
+
+    Attributes:
+        denoiser: the model.
+        size: the number of samples B.
+        device: the device of the samples.
+        dtype: the dtype of the samples.
+        identity: seeds and global indices; None if no noise is generated.
+        conditions: extra arguments of the network.
+        start: x at the first node `(B, *shape)`, or None for generated noise.
+        noise: the noise of the rows `(K', B, *shape)`, or None for generated noise.
+        needs_grad: whether a gradient is asked for.
+    """
+
+    denoiser: Denoiser
+    size: int
+    device: torch.device
+    dtype: torch.dtype
+    identity: Identity | None
+    conditions: Conditions
+    start: Tensor | None
+    noise: Tensor | None
+    needs_grad: bool
+
+    @classmethod
+    def of(
+        cls,
+        function: str,
+        denoiser: Denoiser,
+        rows: int,
+        *,
+        num_samples: Any,
+        seed: Any,
+        sample_index: Any,
+        start: Tensor | None,
+        noise: Tensor | None,
+        cond: Mapping[str, Any] | None,
+        uncond: Mapping[str, Any] | None,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> Batch:
+        """Check the arguments of a call, and that they agree on the number of samples.
+
+        Args:
+            function: the caller's name, for messages.
+            denoiser: the model.
+            rows: the number of rows K' of the plan.
+            num_samples: as for `sample`, like the arguments that follow.
+            seed: seed or seeds; None if the run needs none.
+            sample_index: global indices, or the first one.
+            start: x at the first node.
+            noise: the noise of the rows.
+            cond: conditions.
+            uncond: conditions that mean "no condition"; None without guidance.
+            device: the device of the samples; None is the model's.
+            dtype: the dtype of the samples; None is that of `start`, else the model's.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: arguments out of range, or for different numbers of samples.
+        """
+        size = agreed_batch(function, num_samples, start, noise, cond, sample_index, seed)
+        place, natural = denoiser.device_and_dtype(function, device)
+        chosen = dtype or (natural if start is None else start.dtype)
+        check_dtype(function, chosen)
+        identity = None
+        if seed is not None or sample_index is not None:
+            first = 0 if seed is None else seed
+            identity = make_identity(function, first, sample_index, size, place)
+        conditions = Conditions(function, cond, uncond, size, place)
+        check_tensor("start", start, (size, *denoiser.shape), chosen, place, function)
+        check_tensor("noise", noise, (rows, size, *denoiser.shape), chosen, place, function)
+        inputs = [t for t in (start, noise, *conditions.tensors()) if t is not None]
+        if inputs and ops.has_tangent(inputs):
+            raise ValueError(
+                f"{function}: start, noise and conditions must have no forward-mode tangent, got "
+                "one; use reverse mode, or fastsample.sampling.loop.run"
+            )
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        return cls(denoiser, size, place, chosen, identity, conditions, start, noise, needs_grad)
+
+    def make_start(self) -> Tensor:
+        """Return the samples at the first node, which a run may overwrite."""
+        if self.start is None:
+            assert self.identity is not None, "a run that makes its start has a seed"
+            return ops.noise(*self.identity, self.denoiser.shape, dtype=self.dtype)
+        return self.start if self.needs_grad else self.start.detach().clone()
+
+    def parts(self, size: int | None) -> list[Batch]:
+        """Return batches of at most `size` samples that make up this one; None is one batch."""
+        if size is None or size >= self.size:
+            return [self]
+        return [
+            self._part(slice(first, min(first + size, self.size)))
+            for first in range(0, self.size, size)
+        ]
+
+    def _part(self, part: slice) -> Batch:
+        identity = None
+        if self.identity is not None:
+            seeds, index = self.identity
+            identity = Identity(seeds if seeds.shape[0] == 1 else seeds[part], index[part])
+        return Batch(
+            self.denoiser,
+            part.stop - part.start,
+            self.device,
+            self.dtype,
+            identity,
+            self.conditions.select(part),
+            None if self.start is None else self.start[part],
+            None if self.noise is None else self.noise[:, part],
+            self.needs_grad,
+        )
+
+
+def check_dtype(function: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of samples; TypeError unless the kernels compute with it."""
+    if dtype not in DTYPE_CODES:
+        raise TypeError(
+            f"{function}: dtype must be one of {[str(known) for known in DTYPE_CODES]}, got {dtype}"
+        )
+    return dtype

@@ -1,0 +1,339 @@
+"""The class `Sampler`: a sampler that is planned once and run many times."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastsample._support.checks import check_bool, check_integer, check_real
+from fastsample._support.tensors import make_device
+from fastsample.denoiser.wrap import as_denoiser
+from fastsample.plans.plan import Plan
+from fastsample.plans.rows import Clip
+from fastsample.sampling.batch import Batch, check_dtype
+from fastsample.sampling.diagnosis import call_counter, raise_first_bad_row
+from fastsample.sampling.graph import Graphs
+from fastsample.sampling.loop import Step, run
+from fastsample.sampling.noise import as_seed
+from fastsample.sampling.program import Program
+from fastsample.sampling.recent import Prepared, prepare
+from fastsample.sampling.resolve import PlanRequest, Steps, unconditional
+from fastsample.schedules.schedule import NoiseSchedule
+
+
+class Sampler:
+    """A sampler for one model, planned once and run many times, from several threads if need be.
+
+    The constructor takes what does not depend on the batch, a call takes the rest::
+
+        sampler = fs.Sampler(model, steps=10, guidance=3.0)
+        images = sampler(num_samples=16, seed=0)
+
+    `fastsample.sample` is this class in one call; its documentation describes the arguments. The
+    plan is that of the moment of construction: a profile or plans that the model is given later do
+    not change it.
+
+    Args:
+        model: as for `sample`, like all the arguments that follow.
+        steps: number of network calls, times, or a plan.
+        method: the sampler.
+        grid: how the times are spread.
+        grid_seed: seed of the times of ``grid="random"``.
+        shape: shape of one sample, for a bare callable.
+        schedule: noise schedule for a bare callable.
+        clip: range that x0 is clamped to.
+        guidance: classifier-free guidance scale.
+        guidance_interval: times between which rows are guided.
+        guidance_rescale: weight of guidance rescaling.
+        threshold: quantile of dynamic thresholding.
+        uncond: conditions that mean "no condition".
+        device: device of the samples.
+        dtype: dtype of the samples.
+        graph: replay CUDA graphs. A graph is captured in the first call with new shapes or dtypes
+            of samples or conditions, which runs the network twice more than the plan says; later
+            calls do not. The sampler keeps the memory of its graphs.
+        batch_size: samples per run; more are drawn in several runs, with the same results. None
+            runs all samples at once.
+        **knobs: further keyword arguments of the method.
+
+    Attributes:
+        denoiser: the model.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, or a plan that does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        steps: Steps = 10,
+        *,
+        method: str = "auto",
+        grid: str = "auto",
+        grid_seed: int | None = None,
+        shape: Sequence[int] | None = None,
+        schedule: NoiseSchedule | None = None,
+        clip: Clip | Literal["auto"] = "auto",
+        guidance: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        threshold: float | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        graph: bool = False,
+        batch_size: int | None = None,
+        **knobs: Any,
+    ) -> None:
+        request = PlanRequest(
+            steps,
+            method,
+            grid,
+            clip,
+            knobs,
+            grid_seed,
+            guidance,
+            guidance_interval,
+            guidance_rescale,
+            threshold,
+        )
+        self._set_up(
+            "Sampler", model, request, shape, schedule, uncond, device, dtype, graph, batch_size
+        )
+
+    @classmethod
+    def from_request(cls, name: str, *arguments: Any) -> Sampler:
+        """Return a sampler whose messages speak of the function `name`, for `sample`."""
+        sampler = cls.__new__(cls)
+        sampler._set_up(name, *arguments)
+        return sampler
+
+    def _set_up(
+        self,
+        name: str,
+        model: Any,
+        request: PlanRequest,
+        shape: Sequence[int] | None,
+        schedule: NoiseSchedule | None,
+        uncond: Mapping[str, Any] | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        graph: bool,
+        batch_size: int | None,
+    ) -> None:
+        """Check and resolve the arguments; `name` is the function that messages speak of."""
+        self._name, self._request = name, request
+        self.denoiser = as_denoiser(model, shape, schedule, name)
+        self._prepared = _prepared(name, self.denoiser, request)
+        self._uncond = unconditional(
+            name, self.denoiser, self.plan, uncond, asked=request.guidance is not None
+        )
+        self._device = make_device(name, device)
+        self._dtype = None if dtype is None else check_dtype(name, dtype)
+        self._graphs = Graphs() if check_bool(name, "graph", graph) else None
+        self._batch_size = (
+            None if batch_size is None else check_integer(name, "batch_size", batch_size, 1)
+        )
+        self._parts: dict[float, Prepared] = {}
+        self._last = threading.local()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that a call runs."""
+        return self._prepared.resolved.plan
+
+    @property
+    def seed(self) -> Any:
+        """The seed of this thread's last call: the one passed, or the fresh one that was drawn.
+
+        None before the first call, and after one that needed no random numbers.
+        """
+        return getattr(self._last, "seed", None)
+
+    def __repr__(self) -> str:
+        return f"Sampler of {self.denoiser!r}\n{self.plan!r}"
+
+    def __call__(
+        self,
+        num_samples: int | None = None,
+        *,
+        seed: int | Sequence[int] | torch.Generator | None = None,
+        sample_index: int | Sequence[int] | Tensor | None = None,
+        start: Tensor | None = None,
+        noise: Tensor | None = None,
+        cond: Mapping[str, Any] | None = None,
+        stop: float | None = None,
+        progress: bool = False,
+        callback: Callable[[Step], object] | None = None,
+        return_states: bool = False,
+    ) -> Tensor:
+        """Draw samples.
+
+        Args:
+            num_samples: as for `fastsample.sample`, like all the arguments that follow.
+            seed: seed of the noise, one per sample, or a generator; None draws a fresh one.
+            sample_index: global index of each sample, or of the first one.
+            start: x at the plan's first node.
+            noise: the noise of the rows.
+            cond: keyword arguments of the network.
+            stop: time above 0 at which to stop.
+            progress: show a progress bar.
+            callback: called after each row with a `Step`.
+            return_states: return all states of the run.
+
+        Returns:
+            ``(B, *shape)``; with `return_states` ``(K' + 1, B, *shape)``.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument out of range, shapes that do not fit, or a network that returns
+                NaN or infinity (the message names the row and time).
+        """
+        name = self._name
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{name}: callback must be callable, got {callback!r}")
+        check_bool(name, "return_states", return_states)
+        prepared = self._prepared if stop is None else self._until(stop)
+        plan, correct = prepared.resolved.plan, prepared.resolved.correct
+        if start is None or (noise is None and plan.is_stochastic):
+            seed = as_seed(name, seed)
+        elif isinstance(seed, torch.Generator):
+            seed = None  # nothing is drawn, so the generator stays as it is
+        batch = Batch.of(
+            name,
+            self.denoiser,
+            len(plan),
+            num_samples=num_samples,
+            seed=seed,
+            sample_index=sample_index,
+            start=start,
+            noise=noise,
+            cond=cond,
+            uncond=self._uncond,
+            device=self._device,
+            dtype=self._dtype,
+        )
+        self._last.seed = seed
+        if self._graphs and (
+            batch.needs_grad or callback or return_states or noise is not None or correct
+        ):
+            raise ValueError(
+                f"{name}: graph must be False with gradients, a callback, return_states, explicit "
+                "noise, guidance_rescale or threshold, got True"
+            )
+        program = prepared.program(self.denoiser, batch.device)
+        parts = batch.parts(self._batch_size)
+        if not progress:
+            results = [
+                self._run(prepared, program, part, callback, return_states) for part in parts
+            ]
+        else:
+            with call_counter(len(parts) * plan.calls) as count_call:
+                results = [
+                    self._run(prepared, program, part, callback, return_states, count_call)
+                    for part in parts
+                ]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=int(return_states))
+
+    def _run(
+        self,
+        prepared: Prepared,
+        program: Program,
+        batch: Batch,
+        callback: Callable[[Step], object] | None,
+        return_states: bool,
+        count_call: Callable[[], object] | None = None,
+    ) -> Tensor:
+        """Run the plan on one batch, and check that the result is finite."""
+        correct = prepared.resolved.correct
+        x = batch.make_start()
+        states = [x] if return_states else None
+
+        def after_row(step: Step) -> None:
+            if states is not None:
+                states.append(step.x)
+            if callback:
+                callback(step)
+
+        if self._graphs:
+            x = self._graphs.run(program, batch, x, count_call)
+        else:
+            x = run(
+                self.denoiser,
+                program,
+                x,
+                identity=batch.identity,
+                noise=batch.noise,
+                conditions=batch.conditions,
+                in_place=not batch.needs_grad,
+                inference=not batch.needs_grad,
+                callback=after_row if callback or return_states else None,
+                correct=correct,
+                count_call=count_call,
+            )
+        # The host waits for the device only here, after the loop.
+        if not is_finite(x.detach()):
+            raise_first_bad_row(
+                self.denoiser,
+                program.plan,
+                batch.make_start,
+                batch.identity,
+                batch.noise,
+                batch.conditions,
+                correct,
+                self._name,
+            )
+        return x if states is None else torch.stack(states)
+
+    def _until(self, stop: float) -> Prepared:
+        """Return the plan that ends at a time: the first rows of the whole plan, or one made anew.
+
+        Raises:
+            ValueError: a time that is not below the start, or where a given plan has no node.
+        """
+        time = check_real(self._name, "stop", stop, 0.0)
+        found = self._parts.get(time)
+        if found is None:
+            found = self._parts[time] = self._made_until(time)
+        return found
+
+    def _made_until(self, stop: float) -> Prepared:
+        resolved = self._prepared.resolved
+        if stop in resolved.plan.nodes[1:]:
+            return Prepared(replace(resolved, plan=resolved.plan.until(stop)))
+        if resolved.method in ("given", "tuned"):
+            raise ValueError(
+                f"{self._name}: stop must be a node of the plan, one of "
+                f"{resolved.plan.nodes[1:].tolist()}, got {stop:g}"
+            )
+        if not stop < resolved.plan.nodes[0]:
+            raise ValueError(
+                f"{self._name}: stop must be below the start at {resolved.plan.nodes[0]:g}, "
+                f"got {stop:g}"
+            )
+        request = replace(self._request, knobs={**self._request.knobs, "last": stop})
+        return _prepared(self._name, self.denoiser, request)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Return whether all elements are finite."""
+    # A sum is finite only if all its terms are, and cheaper than a mask of all elements.
+    wide = x.dtype if x.dtype.itemsize > 2 else torch.float32
+    return math.isfinite(x.sum(dtype=wide).item()) or bool(torch.isfinite(x).all())
+
+
+def _prepared(name: str, denoiser: Any, request: PlanRequest) -> Prepared:
+    """Return the prepared plan of a request, also while torch.compile traces the caller."""
+    # torch.compile cannot trace NumPy code. `prepare` is not disabled by a decorator, because that
+    # would import torch's compiler, which takes 2 s, whenever this module is imported.
+    untraced: Any = prepare
+    if torch.compiler.is_compiling():
+        untraced = torch.compiler.disable(prepare)  # pyright: ignore[reportUnknownMemberType]
+    return untraced(name, denoiser, request)
