@@ -21,6 +21,9 @@ class CarriedProfile(Protocol):
     def best_grid(self, steps: int, **options: Any) -> Grid | None:
         """Return the best grid of `steps` network calls, or None."""
 
+    def sampling_grid(self, steps: int, order: int) -> Grid | None:
+        """Return the grid that is best for a sampler of an order, or None."""
+
 
 def check_profile(model: Any, profile: Any) -> CarriedProfile:
     """Return the profile; raise unless its schedule, shape, prediction, variance fit the model."""

@@ -8,17 +8,17 @@ from fastsample.grids.grid import Grid
 from fastsample.grids.makers import (
     ddim,
     diffusers,
-    karras,
-    log_snr,
     power,
     quadratic,
     random,
     respaced,
     uniform,
 )
+from fastsample.grids.scheduled import blended, karras, log_snr
 
 __all__ = [
     "Grid",
+    "blended",
     "ddim",
     "diffusers",
     "karras",

@@ -1,4 +1,4 @@
-"""Functions that make grids by published rules.
+"""Functions that make grids from T and a number of steps, by published rules.
 
 Each one reproduces the rounding of the code it names, since a time that is off by one makes another
 sampler. Integer times are the papers' steps 1..T; a trained network's timestep is the time minus 1.
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsample._support.checks import check_integer, check_real
 from fastsample.grids.grid import Grid
-from fastsample.schedules.schedule import NoiseSchedule
 
 
 def uniform(T: float, num_steps: int) -> Grid:
@@ -52,15 +50,13 @@ def quadratic(T: float, num_steps: int) -> Grid:
     if whole is None:
         return Grid(float(T) * np.square(np.arange(steps, -1, -1) / steps))
     square = steps * steps
-    return _distinct([(2 * whole * k * k + square) // (2 * square) for k in range(steps + 1)])
+    return distinct([(2 * whole * k * k + square) // (2 * square) for k in range(steps + 1)])
 
 
 def power(T: float, num_steps: int, exponent: float = 1.75) -> Grid:
     """Make a grid of K + 1 times ``T (k / K)^exponent``, k = K..0, denser near the data.
 
-    For integer T they are rounded to the nearest integer, and raised where they would repeat. Of
-    such grids, exponents from 1.5 to 2 gave multistep solvers the smallest errors on every model
-    measured (docs/choosing.md).
+    For integer T they are rounded to the nearest integer, and raised where they would repeat.
 
     Args:
         T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
@@ -70,47 +66,7 @@ def power(T: float, num_steps: int, exponent: float = 1.75) -> Grid:
     whole, steps = _budget("grids.power", T, num_steps)
     p = check_real("grids.power", "exponent", exponent, 1.0)
     real = float(T) * (np.arange(steps + 1) / steps) ** p
-    return Grid(real[::-1]) if whole is None else _distinct(np.floor(real + 0.5))
-
-
-def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
-    """Make a grid of K real times that are evenly spaced in log SNR, followed by 0.
-
-    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). The end points are those of `karras`.
-
-    Args:
-        schedule: noise levels.
-        num_steps: K, at least 1; at most T for a discrete schedule.
-    """
-    steps = _scheduled_budget("grids.log_snr", schedule, num_steps)
-    if steps == 1:
-        return Grid([schedule.T, 0.0])
-    high, low = _log_snr_ends(schedule)
-    return _from_log_snr(schedule, np.linspace(high, low, steps)[1:])
-
-
-def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
-    """Make a grid of K times, evenly spaced in ``(sigma / alpha)^(1 / rho)``, followed by 0.
-
-    Karras et al. 2022, "Elucidating the Design Space" (arXiv:2206.00364), eq. (5). The cleanest of
-    the K times is t = 1 for a discrete schedule (the network's timestep 0) and T / 1000 for a
-    continuous one. If alpha(T) = 0, where the log SNR is infinite, the spacing begins as far below
-    T, and the first time is T itself.
-
-    Args:
-        schedule: noise levels.
-        num_steps: K, at least 1; at most T for a discrete schedule.
-        rho: exponent, positive; 7 in the paper, larger puts more times near the data.
-    """
-    steps = _scheduled_budget("grids.karras", schedule, num_steps)
-    exponent = check_real("grids.karras", "rho", rho)
-    if exponent <= 0.0:
-        raise ValueError(f"grids.karras: rho must be positive, got {exponent:g}")
-    if steps == 1:
-        return Grid([schedule.T, 0.0])
-    scale = -0.5 / exponent
-    high, low = (math.exp(scale * end) for end in _log_snr_ends(schedule))
-    return _from_log_snr(schedule, np.log(np.linspace(high, low, steps)[1:]) / scale)
+    return Grid(real[::-1]) if whole is None else distinct(np.floor(real + 0.5))
 
 
 def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
@@ -244,7 +200,7 @@ def random(T: float, num_steps: int, seed: int) -> Grid:
     return Grid([float(T), *sorted(inner.tolist(), reverse=True), 0.0])
 
 
-def _distinct(times: Iterable[float]) -> Grid:
+def distinct(times: Iterable[float]) -> Grid:
     """Make the grid of rising whole times, each raised above the one before it if need be."""
     raised: list[float] = []
     for time in times:
@@ -265,29 +221,6 @@ def _integer_budget(name: str, T: int, num_steps: int) -> tuple[int, int]:
     """Check that T and the number of steps are integers, steps <= T, and return both."""
     whole = check_integer(name, "T", T, 1)
     return whole, check_integer(name, "num_steps", num_steps, 1, whole)
-
-
-def _scheduled_budget(name: str, schedule: NoiseSchedule, num_steps: int) -> int:
-    """Check the number of steps against the schedule's T, and return it."""
-    if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"{name}: schedule must be a NoiseSchedule, got {schedule!r}")
-    return check_integer(name, "num_steps", num_steps, 1, schedule.num_steps)
-
-
-def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
-    """Return the log SNRs (noisiest, cleanest) between which a grid's times are spread."""
-    T = schedule.T
-    unit = 1.0 if schedule.num_steps else T / 1000
-    high = float(schedule.log_snr(T))
-    if np.isneginf(high):
-        high = float(schedule.log_snr(T - unit))
-    return high, float(schedule.log_snr(unit))
-
-
-def _from_log_snr(schedule: NoiseSchedule, inner: npt.NDArray[Any]) -> Grid:
-    """Make the grid of T, the times at which the log SNR equals `inner`, and 0."""
-    times = schedule.time_at_log_snr(inner)
-    return Grid(np.concatenate(([schedule.T], times, [0.0])))
 
 
 def _parse(text: str, sections: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from fastsample.grids import makers
+from fastsample.grids import makers, scheduled
 from fastsample.grids.grid import Grid
 from fastsample.schedules.schedule import NoiseSchedule
 
@@ -13,8 +13,9 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
     "uniform": lambda schedule, steps: makers.uniform(noisiest(schedule), steps),
     "quadratic": lambda schedule, steps: makers.quadratic(noisiest(schedule), steps),
     "power": lambda schedule, steps: makers.power(noisiest(schedule), steps),
-    "log_snr": makers.log_snr,
-    "karras": makers.karras,
+    "blended": scheduled.blended,
+    "log_snr": scheduled.log_snr,
+    "karras": scheduled.karras,
     "leading": lambda schedule, steps: _diffusers(schedule, steps, "leading"),
     "trailing": lambda schedule, steps: _diffusers(schedule, steps, "trailing"),
     "linspace": lambda schedule, steps: _diffusers(schedule, steps, "linspace"),

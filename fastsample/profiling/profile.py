@@ -11,7 +11,7 @@ import numpy as np
 from fastsample._support.checks import FloatArray
 from fastsample.grids.grid import Grid
 from fastsample.planning.cost_table import CostTable, Objective
-from fastsample.planning.multistep_path import SecondOrderTable
+from fastsample.planning.multistep_path import MOST_TIMES, SecondOrderTable
 from fastsample.profiling.analytic_variance import analytic_variance
 from fastsample.profiling.file import FORMAT, settings_from_header, settings_to_header
 from fastsample.profiling.objectives import DecoderChoice, cost_table
@@ -114,6 +114,28 @@ class Profile(Statistics):
         if key not in self._tables:
             self._tables[key] = self.costs(objective, **options)
         return self._tables[key].best_grid(steps)
+
+    def sampling_grid(self, steps: int, order: int) -> Grid | None:
+        """Return the times that ``grid="auto"`` means for a sampler of this model.
+
+        A multistep sampler gets the times that are best for steps of second order; for more than
+        256 times, where that table would be too large, those of DDIM. Without trajectories it gets
+        none, because the objective "mse" chose worse times for it than its own grid.
+
+        Args:
+            steps: the number K of network calls.
+            order: the number of network outputs that the sampler combines in a step.
+
+        Returns:
+            The grid, or None if the sampler's own grid is better, or the profile has too few times.
+        """
+        if order == 1:
+            return self.best_grid(steps)
+        if self.default_objective != "trajectory":
+            return None
+        if len(self.times) <= MOST_TIMES:
+            return self.best_grid(steps, "trajectory", method="dpm++")
+        return self.best_grid(steps, "trajectory")
 
     @overload
     def costs(

@@ -101,7 +101,7 @@ METHODS: dict[str, Method] = {
             Setting("DPM-Solver++ 3M", {"order": 3}),
             Setting("DPM-Solver++ 3M", {"order": 3, "corrected": True}),
         ),
-        grid="power",
+        grid="blended",
     ),
     "unipc": Method(
         unipc,
@@ -109,7 +109,7 @@ METHODS: dict[str, Method] = {
         "Zhao et al. 2023, arXiv:2302.04867",
         order=2,
         deterministic=(Setting("UniPC", {"order": 2}),),
-        grid="power",
+        grid="blended",
     ),
 }
 

@@ -18,7 +18,7 @@ from fastsample.grids.grid import Grid
 from fastsample.grids.registry import GRIDS, check_grid_name, noisiest
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
-from fastsample.samplers.registry import DEFAULT_METHOD, METHODS, check_method
+from fastsample.samplers.registry import DEFAULT_METHOD, METHODS, Method, check_method
 from fastsample.sampling.guidance import Correction, interval_scales
 
 Steps: TypeAlias = int | Grid | Plan | Sequence[float]
@@ -130,7 +130,7 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
     if not method.chooses_times:
         grid, label = make_grid(
             *(function, denoiser, request.steps, request.grid, request.grid_seed),
-            default=method.grid,
+            method=method,
         )
         return Resolved(method.make(denoiser.schedule, grid, **options), name, label)
     even = request.grid in ("auto", "uniform")
@@ -198,7 +198,7 @@ def make_grid(
     grid: str,
     grid_seed: int | None = None,
     *,
-    default: str = "uniform",
+    method: Method | None = None,
     **objective: Any,
 ) -> tuple[Grid, str]:
     """Return the grid of a run, and the grid's name.
@@ -209,7 +209,7 @@ def make_grid(
         steps: the times themselves, or their number K.
         grid: how K times are spread: a name of `grids.registry`, "auto" or "random".
         grid_seed: seed of the times of ``grid="random"``.
-        default: the grid that "auto" means without a profile.
+        method: the sampler, which determines what "auto" means; None is best for `objective`.
         **objective: options of `Profile.best_grid` for ``grid="auto"``.
 
     Returns:
@@ -231,7 +231,13 @@ def make_grid(
     count = check_integer(function, "steps", steps, 1, schedule.num_steps)
     if grid == "auto":
         profile = denoiser.profile
-        best = None if profile is None else profile.best_grid(count, **objective)
+        if profile is None:
+            best = None
+        elif method is None:
+            best = profile.best_grid(count, **objective)
+        else:
+            best = profile.sampling_grid(count, method.order)
+        default = "uniform" if method is None else method.grid
         return (best, "auto") if best else (GRIDS[default](schedule, count), default)
     if grid != "random":
         return GRIDS[grid](schedule, count), grid

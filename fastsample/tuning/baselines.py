@@ -12,7 +12,7 @@ from fastsample.planning.multistep_path import MOST_TIMES
 from fastsample.plans.plan import Plan
 from fastsample.samplers.registry import METHODS
 
-_SPACINGS = ("uniform", "quadratic", "log_snr", "karras", "leading")
+_SPACINGS = ("uniform", "blended", "quadratic", "log_snr", "karras", "leading")
 
 
 def starting_grids(denoiser: Denoiser, steps: int) -> dict[str, Grid]:

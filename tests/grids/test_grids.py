@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsample import grids
+from fastsample.grids import registry
 from fastsample.grids.grid import Grid
 from fastsample.schedules.schedule import NoiseSchedule
 from tests.helpers.cases import GRIDS, INDEX_GRIDS, SCHEDULES, all_grids, noisiest
@@ -48,6 +49,44 @@ def test_integer_grids(budget, seed):
         expected.append(max(half_up(T * k * k / (K * K)), expected[-1] + 1))
     assert quad.times.tolist()[::-1] == expected
     assert chosen == grids.random(T, K, seed)
+
+
+@settings(deadline=None, max_examples=150)
+@given(budgets, st.floats(1.0, 8.0))
+def test_powers_of_integer_times(budget, exponent):
+    T, K = budget
+    times = grids.power(T, K, exponent).times
+    assert (len(times), times[0], times[-1]) == (K + 1, T, 0)
+    rising = times[::-1]
+    assert np.all(rising == np.round(rising))
+    real = T * (np.arange(K + 1) / K) ** exponent
+    # Two libraries may round a time half way between two integers to either.
+    nearest = np.abs(rising - real) <= 0.5 + 1e-9 * T
+    raised = (rising[1:] == rising[:-1] + 1) & (rising[1:] >= real[1:])
+    assert np.all(nearest[1:] | raised)
+    assert grids.power(T, K, 2.0).integer
+
+
+@settings(deadline=None, max_examples=60)
+@given(budgets)
+def test_powers_1_and_2_are_the_uniform_and_the_quadratic_grid(budget):
+    # But for times that lie half way between integers, where the power itself is rounded.
+    T, K = budget
+    for exponent, known in ((1.0, grids.uniform(T, K)), (2.0, grids.quadratic(T, K))):
+        assert np.abs(grids.power(T, K, exponent).times - known.times).max() <= 1.0
+    real = float(T)
+    np.testing.assert_allclose(grids.power(real, K, 1.0).times, grids.uniform(real, K).times)
+    np.testing.assert_allclose(grids.power(real, K, 2.0).times, grids.quadratic(real, K).times)
+
+
+def test_the_power_grid_of_a_name_has_the_default_exponent():
+    for schedule in (LINEAR, NoiseSchedule.flow(), NoiseSchedule.vdm()):
+        for K in (1, 4, 10):
+            named = registry.GRIDS["power"](schedule, K)
+            assert named == grids.power(noisiest(schedule), K)
+            even = registry.GRIDS["uniform"](schedule, K)
+            assert (named.times <= even.times).all()  # denser near the data
+    assert registry.GRIDS["power"](LINEAR, 10) != registry.GRIDS["uniform"](LINEAR, 10)
 
 
 @settings(deadline=None, max_examples=60)
@@ -231,6 +270,21 @@ def test_index_grids_only_for_discrete_schedules():
             lambda: grids.uniform("T", 1),
             TypeError,
             "grids.uniform: T must be a real number, got 'T'",
+        ),
+        (
+            lambda: grids.power(5, 6),
+            ValueError,
+            r"grids.power: num_steps must be in \[1, 5\]",
+        ),
+        (
+            lambda: grids.power(5, 3, 0.5),
+            ValueError,
+            r"grids.power: exponent must be .*1.*, got 0.5",
+        ),
+        (
+            lambda: grids.power(5, 3, "a"),
+            TypeError,
+            "grids.power: exponent must be a real number, got 'a'",
         ),
         (
             lambda: grids.quadratic(5, 6),

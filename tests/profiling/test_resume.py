@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import fastsample as fs
+from fastsample.profiling import measure as measuring
+from fastsample.profiling import resume
 from tests.helpers.networks import Spy, denoiser, halve
 from tests.helpers.profile_cases import TIMES, assert_same, levels
 from tests.helpers.refusals import check_refusal
@@ -146,3 +148,29 @@ def test_more_trajectories_than_samples_may_grow(tmp_path):
     path = tmp_path / "profile"
     measure(data=DATA[:8], trajectories=9, save=path)
     assert_same(measure(trajectories=20, save=path), measure(trajectories=20))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "not named"])
+def test_a_file_with_noise_of_another_version(tmp_path, monkeypatch, named):
+    path = tmp_path / "profile"
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "NOISE_VERSION", 1)
+        if not named:  # as files of version 1 were
+            original = resume.run_origin
+
+            def run_origin(*arguments, **options):
+                found = original(*arguments, **options)
+                del found["noise"]
+                return found
+
+            patch.setattr(measuring, "run_origin", run_origin)
+        measure(data=DATA[:8], save=path)
+    before = path.read_bytes()
+    check_refusal(
+        lambda: measure(save=path),
+        ValueError,
+        r"profile: save must be a file with noise of version 2, got .* with version 1, of an earlier",
+    )
+    assert path.read_bytes() == before
+    path.unlink()
+    assert_same(measure(save=path), measure())

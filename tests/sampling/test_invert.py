@@ -206,7 +206,7 @@ INVERT = {
     "plan": (
         lambda: fs.invert(MODEL, START, fs.ddim_inversion(LINEAR, grids.uniform(1000, 3))),
         ValueError,
-        r"invert: steps must end at 0, got ddim_inversion, which inverts",
+        r"invert: steps must be a plan that ends at data \(t = 0\), got t = 1000",
     ),
     "NaN data": (
         lambda: fs.invert(MODEL, START * torch.nan),

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import fastsample as fs
+from fastsample import ops
+from fastsample.ops.draws import NOISE_VERSION, TUNE_DRAW
 from fastsample.plans.files import load_plans, save_plans
+from fastsample.plans.rows import row_table
 from fastsample.tuning.regression import FittedRun, linear_combination
 from fastsample.tuning.search import nearest_positions, search_times
 from fastsample.tuning.split import Split
@@ -58,6 +61,7 @@ def test_the_report_says_what_was_chosen(objective):
     best = min(entries, key=lambda entry: entry["validation"])
     assert note["chosen"] == best["name"]
     assert note["samples"] == [72, 24]
+    assert note["noise"] == NOISE_VERSION
     assert 0 < note["runs"] <= SMALL["max_runs"] + 8
     text = plan.describe()
     assert repr(plan) in text
@@ -70,10 +74,11 @@ def test_the_error_it_states_is_the_plan_s():
     model = mixture()
     plan = fs.tune(model, 4, **SMALL)
     split = Split.of(96, torch.device("cpu"))
-    seeds = {"seed": 0, "sample_index": split.index[split.held_out].tolist()}
+    index = torch.as_tensor(split.index[split.held_out])
+    given = {"start": ops.noise(torch.tensor([0]), index, (2,), draw=TUNE_DRAW)}
     times = teacher_times(model.schedule, 32)
     teacher = fs.dpm_solver(model.schedule, fs.Grid([*times[::-1], 0.0]), order=3, corrected=True)
-    error = rmse(fs.sample(model, plan, **seeds), fs.sample(model, teacher, **seeds))
+    error = rmse(fs.sample(model, plan, **given), fs.sample(model, teacher, **given))
     chosen = [s for s in plan.provenance["stages"] if s["name"] == plan.provenance["chosen"]]
     assert error == pytest.approx(chosen[0]["validation"], rel=1e-3)
 
@@ -92,6 +97,29 @@ def test_without_rows_the_sampler_is_a_known_one():
     assert plan.check != "none"
     note = plan.provenance
     assert min(s["validation"] for s in note["stages"]) <= note["starts"][0]["validation"]
+
+
+def one_call_fewer_than_rows():
+    """Its first row calls no network: x0 of pure noise is taken to be 0."""
+    plan = fs.ddim(LINEAR, fs.Grid([1000, 600, 300, 0]))
+    rows = np.array(plan.rows)
+    rows[0] = row_table(1, a=plan.alphas[1] / plan.alphas[0])[0]
+    return fs.Plan(plan.nodes, rows, plan.alphas, plan.sigmas, "epsilon", "free", "none", LINEAR)
+
+
+def test_plans_are_stored_and_chosen_by_their_network_calls(tmp_path):
+    plan = one_call_fewer_than_rows()
+    assert (plan.calls, len(plan)) == (2, 3)
+    save_plans(tmp_path / "plans.json", [plan])
+    assert load_plans(tmp_path / "plans.json") == {2: plan}
+    model = mixture().with_plans([plan])
+    assert list(model.plans) == [2]
+    start = torch.randn(4, 2)
+    assert torch.equal(fs.sample(model, 2, start=start), fs.sample(model, plan, start=start))
+    assert fs.Sampler(model, 2).plan == plan
+    assert fs.Sampler(model, 3).plan != plan
+    with pytest.raises(ValueError, match="got 3 for one of 2"):
+        model.with_plans({3: plan})
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v", "flow"])
@@ -196,6 +224,11 @@ def tuned(**options):
             lambda: mixture().with_plans({4: fs.ddim(LINEAR, fs.grids.uniform(1000, 3))}),
             ValueError,
             "with_plans: plans must be one of each number of network calls, got 4 for one of 3",
+        ),
+        "part way": (
+            lambda: mixture().with_plans([fs.ddim(LINEAR, fs.grids.uniform(1000, 3), last=50)]),
+            ValueError,
+            r"with_plans: plans must be complete \(end at data\), got ddim.* of 3 calls",
         ),
         "kind": (lambda: mixture().with_plans([3]), TypeError, "plans must be Plans, got int"),
     },

@@ -13,6 +13,7 @@ from fastsample._support import files
 from fastsample._support.files import write_atomically
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import DiffusionLoss, FidelityLoss, Optimizer, VDMLoss
+from fastsample.training.trainer import settings
 from tests.helpers.networks import LINEAR
 from tests.helpers.training_cases import (
     Sometimes,
@@ -253,3 +254,18 @@ def test_lines_of_others_do_not_matter(tmp_path):
     assert log.read_text() == "".join(f"{line}\n" for line in foreign) + own
     part.run(3)
     assert log.read_text().splitlines()[-1].startswith('{"iteration": 2,')
+
+
+def test_a_run_with_noise_of_another_version_goes_on_with_a_warning(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(settings, "NOISE_VERSION", 1)
+        trainer(folder=tmp_path, save_every=2).run(4)
+    message = (
+        r"folder should hold a run with noise of version 2, got .* with version 1; the run goes"
+    )
+    with pytest.warns(UserWarning, match=message):
+        part = trainer(folder=tmp_path, resume=True, save_every=2)
+    part.run(6)
+    assert part.iteration == 6
+    again = trainer(folder=tmp_path, resume=True)  # what it has saved since is of this version
+    assert again.iteration == 6
