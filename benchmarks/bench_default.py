@@ -3,13 +3,13 @@
     python -m benchmarks.bench_default            # under ten minutes on two cores
     python -m benchmarks.bench_default --quick    # a few targets and calls, writes nothing
 
-The candidate is what `fs.sample` does by default: UniPC of order 2 on `grids.blended`. For each target of
-`benchmarks.default_targets` and number of calls K this prints its RMSE and that of DDIM on even
-times, divided by that of the best deterministic setting of diffusers. The RMSE is to the limit: a
-fine run from the same starting noise. The best setting is chosen for each cell by the very figure
-that is shown, among all settings that make at most K calls, which favours diffusers. The candidate
-was chosen on the targets that are marked so and on others like them, but on none of the rest.
-Writes benchmarks/results/default.json and default.md.
+The candidate is what `fs.sample` does by default: UniPC of order 2 on `grids.blended`. For each
+target of `benchmarks.default_targets` and number of calls K this prints its RMSE and that of DDIM
+on even times, divided by that of the best deterministic setting of diffusers. The RMSE is to the
+limit: a fine run from the same starting noise. The best setting is chosen for each cell by the very
+figure that is shown, among all settings that make at most K calls, which favours diffusers. The
+candidate was chosen on the targets that are marked so and on others like them, but on none of the
+rest. Writes benchmarks/results/default.json and default.md.
 """
 
 from __future__ import annotations
