@@ -79,6 +79,32 @@ def test_powers_1_and_2_are_the_uniform_and_the_quadratic_grid(budget):
     np.testing.assert_allclose(grids.power(real, K, 2.0).times, grids.quadratic(real, K).times)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("K", [1, 2, 7, 20])
+def test_blended_grids_read_a_clock_between_time_and_noise(name, K):
+    schedule = SCHEDULES[name]
+    for exponent, share in ((1.25, 0.5), (1.0, 0.0), (2.0, 1.0)):
+        times = grids.blended(schedule, K, exponent, share).times
+        assert (len(times), times[0], times[-1]) == (K + 1, schedule.T, 0.0)
+        if schedule.num_steps is None:
+            alpha, sigma = schedule.levels(times)
+            noise = sigma / (alpha + sigma)
+            clock = (1 - share) * times / schedule.T + share * noise / noise[0]
+            expected = (np.arange(K, -1, -1) / K) ** exponent
+            np.testing.assert_allclose(clock, expected, atol=2e-4)
+        else:
+            assert np.all(times == np.round(times))
+
+
+def test_blended_grids_that_are_others():
+    flow = NoiseSchedule.flow()
+    for K in (1, 5, 12):
+        found = grids.blended(flow, K)  # its share of noise is the time itself
+        np.testing.assert_allclose(found.times, grids.power(1.0, K, 1.25).times, atol=1e-9)
+        assert grids.blended(LINEAR, K, 1.0, 0.0) == grids.uniform(1000, K)
+        assert registry.GRIDS["blended"](LINEAR, K) == grids.blended(LINEAR, K)
+
+
 def test_the_power_grid_of_a_name_has_the_default_exponent():
     for schedule in (LINEAR, NoiseSchedule.flow(), NoiseSchedule.vdm()):
         for K in (1, 4, 10):
@@ -270,6 +296,16 @@ def test_index_grids_only_for_discrete_schedules():
             lambda: grids.uniform("T", 1),
             TypeError,
             "grids.uniform: T must be a real number, got 'T'",
+        ),
+        (
+            lambda: grids.blended(LINEAR, 1001),
+            ValueError,
+            r"grids.blended: num_steps must be in \[1, 1000\], got 1001",
+        ),
+        (
+            lambda: grids.blended(LINEAR, 5, 1.0, 1.5),
+            ValueError,
+            r"grids.blended: share must be in \[0, 1\], got 1.5",
         ),
         (
             lambda: grids.power(5, 6),

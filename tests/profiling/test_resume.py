@@ -169,7 +169,7 @@ def test_a_file_with_noise_of_another_version(tmp_path, monkeypatch, named):
     check_refusal(
         lambda: measure(save=path),
         ValueError,
-        r"profile: save must be a file with noise of version 2, got .* with version 1, of an earlier",
+        r"profile: save must be a file with noise of version 2, got .* with version 1, of an",
     )
     assert path.read_bytes() == before
     path.unlink()

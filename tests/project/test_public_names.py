@@ -14,10 +14,21 @@ from fastsample.samplers.registry import METHODS
 
 HERE = Path(__file__).parent
 PUBLIC = [
-    *("BitsPerDim", "CostTable", "Denoiser", "Grid", "NoiseSchedule", "Plan", "Profile", "Step"),
+    *("BitsPerDim", "CostTable", "Denoiser", "Grid", "NoiseSchedule", "Plan", "Profile"),
+    *("Sampler", "Step"),
     *("__version__", "ancestral", "best_path", "best_paths", "bits_per_dim", "build_info", "ddim"),
     *("ddim_inversion", "diffuse", "dpm_solver", "elbo_costs", "fastdpm", "grids", "interpolate"),
-    *("invert", "load", "load_plans", "profile", "sample", "save_plans", "shared", "shortcut"),
+    *(
+        "invert",
+        "load",
+        "load_plans",
+        "new_seed",
+        "profile",
+        "sample",
+        "save_plans",
+        "shared",
+        "shortcut",
+    ),
     "training",
     *("tune", "unipc"),
 ]

@@ -23,16 +23,29 @@ def profiled(**options):
 def test_sample_takes_the_best_grid():
     model = profiled()
     best = model.profile.costs("trajectory").best_grid(5)
+    second = model.profile.costs("trajectory", method="dpm++").best_grid(5)
     assert model.profile.best_grid(5) == best != fs.grids.uniform(1000, 5)
-    assert torch.equal(fs.sample(model, 5, grid="auto", seed=1), fs.sample(model, best, seed=1))
-    options = {"method": "dpm++", "order": 3, "seed": 1}
-    expected = fs.sample(model, best, **options)
-    assert torch.equal(fs.sample(model, 5, grid="auto", **options), expected)
+    assert second != best
+    for options, grid in (
+        ({}, second),  # multistep methods take the times that are best for steps of second order
+        ({"method": "dpm++", "order": 3}, second),
+        ({"method": "ddim"}, best),
+        ({"eta": 0.5}, best),
+        ({"method": "ancestral"}, best),
+    ):
+        options |= {"seed": 1}
+        expected = fs.sample(model, grid, **options)
+        assert torch.equal(fs.sample(model, 5, grid="auto", **options), expected)
+        assert torch.equal(fs.sample(model, 5, **options), expected)
 
 
 def test_without_trajectories_the_reweighted_bound_chooses():
     model = profiled(trajectories=0)
-    assert model.profile.best_grid(5) == model.profile.costs("mse").best_grid(5)
+    best = model.profile.costs("mse").best_grid(5)
+    assert model.profile.best_grid(5) == best
+    assert fs.Sampler(model, 5, method="ddim").plan == fs.Sampler(model, best, method="ddim").plan
+    own = METHODS["unipc"].grid
+    assert fs.Sampler(model, 5).plan == fs.Sampler(model, 5, grid=own).plan
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -67,8 +80,10 @@ def test_bits_per_dim_takes_the_grid_of_the_lowest_bound():
 def test_invert_takes_it_too():
     model = profiled().with_profile(profiled().profile)
     x0 = torch.rand(2, 2, 3) - 0.5
-    best = model.profile.best_grid(6)
-    assert torch.equal(fs.invert(model, x0, 6, grid="auto"), fs.invert(model, x0, best))
+    for options in ({}, {"method": "ddim"}):
+        times = fs.Sampler(model, 6, grid="auto", clip=None, **options).plan.nodes
+        expected = fs.invert(model, x0, times, **options)
+        assert torch.equal(fs.invert(model, x0, 6, grid="auto", **options), expected)
 
 
 def test_a_profile_leaves_the_model_alone():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import fastsample as fs
+from fastsample.grids.registry import GRIDS
 from fastsample.samplers.registry import METHODS
 from tests.helpers.networks import LINEAR, Spy, denoiser, halve, halve_wide, per_sample
 from tests.helpers.refusals import check_refusal, refusals
@@ -187,7 +188,8 @@ def test_the_plan_is_that_of_the_moment_of_construction():
 def test_its_plan_is_the_one_that_runs():
     spy = Spy(network)
     sampler = fs.Sampler(spy, 6, shape=SHAPE)
-    assert sampler.plan == fs.unipc(LINEAR, fs.grids.power(1000, 6), order=2)
+    times = GRIDS[METHODS["unipc"].grid](LINEAR, 6)
+    assert sampler.plan == fs.unipc(LINEAR, times, order=2)  # the default method
     sampler()
     assert [float(t[0]) + 1 for t in spy.told] == sampler.plan.times.tolist()
     assert repr(sampler.plan) in repr(sampler)
