@@ -50,6 +50,48 @@ void finish_streaming() {
 #endif
 }
 
+// Runs a row without noise that reads the `N` newest x0's, in one pass over the tile. `keeps` says
+// whether it writes its own x0, which may replace one that it reads.
+template <int N, bool keeps, typename T, typename M>
+void history_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* target) {
+  using F = arithmetic_t<T>;
+  const Row<F> row = view.row;
+  const T* x = view.x;
+  const F *h1 = view.history[0], *h2 = view.history[1];
+#pragma omp simd
+  for (int64_t i = 0; i < view.count; ++i) {
+    const F from = widen(x[i]), output = widen(m[i]);
+    const F x0 = clamped_x0(row, unclamped_x0(row, from, output));
+    F next = mean(row, from, x0, output);
+    if constexpr (N > 0) next = fused(row.c[0], h1[i], next);
+    if constexpr (N > 1) next = fused(row.c[1], h2[i], next);
+    if constexpr (keeps) x0_out[i] = x0;
+    target[i] = narrow<T>(next);
+  }
+}
+
+// Runs `history_tile` if the row is of its kind, which nearly all rows of multistep samplers are.
+template <typename T, typename M>
+bool try_history_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* target) {
+  const auto& h = view.history;
+  if (view.row.d != 0 || h[2] || h[3] || (h[1] && !h[0])) return false;
+  const auto run = [&](auto count) {
+    if (x0_out) {
+      history_tile<count(), true>(view, m, x0_out, target);
+    } else {
+      history_tile<count(), false>(view, m, x0_out, target);
+    }
+  };
+  if (h[1]) {
+    run(std::integral_constant<int, 2>{});
+  } else if (h[0]) {
+    run(std::integral_constant<int, 1>{});
+  } else {
+    run(std::integral_constant<int, 0>{});
+  }
+  return true;
+}
+
 template <typename T, typename M>
 void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* target,
                Buffers<T>& buffers) {
@@ -76,6 +118,7 @@ void step_tile(const View<T>& view, const M* m, arithmetic_t<T>* x0_out, T* targ
     });
     return;
   }
+  if (try_history_tile(view, m, x0_out, target)) return;
   F *next = buffers.next, *x0 = buffers.x0;
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {

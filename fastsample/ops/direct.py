@@ -36,10 +36,15 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 
 class DirectSteps:
-    """Runs the rows of a plan on one batch in place, with kernel arguments made once per run.
+    """Runs the rows of a plan on one batch, with kernel arguments made once per run.
+
+    Every row overwrites the samples; the first one may read them from another tensor.
 
     Args:
-        x: samples `(B, *shape)` for which `can_run` holds; every row overwrites them.
+        x: samples `(B, *shape)` for which `can_run` holds.
+        in_place: whether the rows overwrite `x` itself; otherwise they have a tensor of their own.
+        spare: buffers of an earlier run, which are used if they fit and replaced if not: on a CPU
+            the page faults of a large new buffer cost more than a row.
         rows: plan table `(K', 15)`.
         numbers: row numbers `(K',)`, int64.
         slots: where the rows keep the x0 estimates that later rows read.
@@ -48,7 +53,7 @@ class DirectSteps:
         noise: explicit noise `(K', B, *shape)` in the dtype of `x`, or None.
 
     Attributes:
-        x: the samples.
+        x: the samples after the last row that was run.
     """
 
     def __init__(
@@ -60,10 +65,13 @@ class DirectSteps:
         seeds: Tensor | None = None,
         index: Tensor | None = None,
         noise: Tensor | None = None,
+        *,
+        in_place: bool = True,
+        spare: list[Tensor] | None = None,
     ) -> None:
         self.x, self._noise, self._slots = x, noise, slots
-        dtype = history_dtype(x)
-        self._buffers = [torch.empty_like(x, dtype=dtype) for _ in range(slots.count)]
+        self._target = x if in_place else torch.empty_like(x)
+        self._buffers = _history_buffers(x, slots.count, [] if spare is None else spare)
         self._kept = (rows, numbers, seeds, index)  # their addresses are used
         shape = x.shape
         batch, channels = shape[0], shape[1]
@@ -72,7 +80,7 @@ class DirectSteps:
         self._channels = channels
         self._format = torch.contiguous_format if contiguous else CHANNELS_LAST[x.dim()]
         self._half = batch * size * x.element_size()  # bytes of the output for B samples
-        self._x = x.data_ptr()
+        self._from, self._to = x.data_ptr(), self._target.data_ptr()
         self._prefix = (
             *(*device_arguments(x), DTYPE_CODES[x.dtype], batch, size, channels),
             *(size // channels if channels else 0, not contiguous),
@@ -131,11 +139,30 @@ class DirectSteps:
         _native.step(
             *self._prefix,
             learned,
-            *(self._x, conditional, unconditional, given, h1, h2, h3, h4),
+            *(self._from, conditional, unconditional, given, h1, h2, h3, h4),
             *self._table,
             self._first_number + 8 * k,
             False,
             *self._identity,
-            self._x,
+            self._to,
             x0,
         )
+        self.x, self._from = self._target, self._to
+
+
+def _history_buffers(x: Tensor, count: int, spare: list[Tensor]) -> list[Tensor]:
+    """Return tensors for x0 estimates of `x`, and leave them in `spare`."""
+    dtype = history_dtype(x)
+    buffers = [
+        t
+        for t in spare
+        if t.shape == x.shape
+        and t.dtype == dtype
+        and t.stride() == x.stride()
+        and t.device == x.device
+    ]
+    buffers = buffers[:count]
+    while len(buffers) < count:
+        buffers.append(torch.empty_like(x, dtype=dtype))
+    spare[:] = buffers
+    return buffers

@@ -101,11 +101,11 @@ class Batch:
         return cls(denoiser, size, place, chosen, identity, conditions, start, noise, needs_grad)
 
     def make_start(self) -> Tensor:
-        """Return the samples at the first node, which a run may overwrite."""
+        """Return the samples at the first node; a run may overwrite those that were generated."""
         if self.start is None:
             assert self.identity is not None, "a run that makes its start has a seed"
             return ops.noise(*self.identity, self.denoiser.shape, dtype=self.dtype)
-        return self.start if self.needs_grad else self.start.detach().clone()
+        return self.start if self.needs_grad else self.start.detach()
 
     def parts(self, size: int | None) -> list[Batch]:
         """Return batches of at most `size` samples that make up this one; None is one batch."""

@@ -51,6 +51,7 @@ def run(
     callback: Callable[[Step], object] | None = None,
     correct: Correct | None = None,
     count_call: Callable[[], object] | None = None,
+    spare: list[Tensor] | None = None,
 ) -> Tensor:
     """Run every row of a plan from `x` in ``plan.calls`` network calls; return the samples.
 
@@ -76,6 +77,7 @@ def run(
         correct: changes outputs before the kernel:
             ``(row, x, conditional, unconditional) -> (conditional, unconditional)``.
         count_call: called after each network call, for a progress bar.
+        spare: buffers of an earlier run, see `fastsample.ops.DirectSteps`.
 
     Returns:
         Samples `(B, *shape)`.
@@ -84,9 +86,10 @@ def run(
     conditions = conditions or Conditions("run", batch=x.shape[0], device=x.device)
     if noise is not None or not program.is_stochastic:
         identity = None  # with seeds, the kernel generates noise
-    if in_place and rows is None and not callback and ops.DirectSteps.can_run(x):
+    if (in_place or inference) and rows is None and not callback and ops.DirectSteps.can_run(x):
+        tables = (program.rows, program.numbers, program.slots)
         steps = ops.DirectSteps(
-            x, program.rows, program.numbers, program.slots, *(identity or (None, None)), noise
+            x, *tables, *(identity or (None, None)), noise, in_place=in_place, spare=spare
         )
         mode, network = (torch.inference_mode if inference else nullcontext), denoiser.at_timestep
     else:

@@ -37,7 +37,7 @@ class Sampler:
 
     `fastsample.sample` is this class in one call; its documentation describes the arguments. The
     plan is that of the moment of construction: a profile or plans that the model is given later do
-    not change it.
+    not change it. On a CPU a sampler keeps the buffers in which a multistep method looks back.
 
     Args:
         model: as for `sample`, like all the arguments that follow.
@@ -143,6 +143,7 @@ class Sampler:
         )
         self._parts: dict[float, Prepared] = {}
         self._last = threading.local()
+        self._spare: list[list[Tensor]] = []  # history buffers, one list per concurrent run
 
     @property
     def plan(self) -> Plan:
@@ -265,6 +266,8 @@ class Sampler:
         if self._graphs:
             x = self._graphs.run(program, batch, x, count_call)
         else:
+            # Taken while the run lasts, so that no other run can use the same buffers.
+            spare = self._spare.pop() if self._spare else []
             x = run(
                 self.denoiser,
                 program,
@@ -272,12 +275,15 @@ class Sampler:
                 identity=batch.identity,
                 noise=batch.noise,
                 conditions=batch.conditions,
-                in_place=not batch.needs_grad,
+                in_place=batch.start is None and not batch.needs_grad,
                 inference=not batch.needs_grad,
                 callback=after_row if callback or return_states else None,
                 correct=correct,
                 count_call=count_call,
+                spare=spare,
             )
+            if x.is_cpu and spare:
+                self._spare.append(spare)
         # The host waits for the device only here, after the loop.
         if not is_finite(x.detach()):
             raise_first_bad_row(
