@@ -82,8 +82,8 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
     """Return the plan of a request, remembered if the same was asked for before.
 
     Whatever the plan depends on is compared: the arguments by value and type, the schedule, the
-    profile, a tuned plan and a time convention as objects. Requests with lists, arrays or tensors,
-    which may change, are resolved anew.
+    profile and a tuned plan as objects. Requests with lists, arrays or tensors, which may change,
+    and those of a model whose `time` is a function, are resolved anew.
 
     Args:
         function: the caller's name, for messages.
@@ -95,7 +95,8 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
         ValueError: see `resolve`.
     """
     r, knobs = request, request.knobs
-    if not isinstance(r.steps, (int, float, str, Plan, Grid)):  # lists and arrays may change
+    # Lists and arrays may change; a time function may be a method, which would keep a network alive.
+    if not (isinstance(r.steps, (int, float, str, Plan, Grid)) and isinstance(denoiser.time, str)):
         return Prepared(resolve(function, denoiser, request))
     values = (
         *(r.method, r.grid, r.clip, r.grid_seed, r.guidance, r.guidance_interval),
@@ -107,8 +108,11 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
     except TypeError:
         return Prepared(resolve(function, denoiser, request))
     steps = r.steps if isinstance(r.steps, (int, float, str)) else id(r.steps)
-    kept = (r.steps, denoiser.schedule, denoiser.profile, _tuned(denoiser, r.steps), denoiser.time)
-    key = (*(steps, type(r.steps), constants, *knobs, denoiser.shape), *map(id, kept[1:]))
+    kept = (r.steps, denoiser.schedule, denoiser.profile, _tuned(denoiser, r.steps))
+    key = (
+        *(steps, type(r.steps), constants, *knobs, denoiser.shape, denoiser.time),
+        *map(id, kept[1:]),
+    )
     return _PREPARED.get(key, lambda: Prepared(resolve(function, denoiser, request), kept=kept))
 
 

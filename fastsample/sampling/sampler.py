@@ -23,7 +23,7 @@ from fastsample.sampling.loop import Step, run
 from fastsample.sampling.noise import as_seed
 from fastsample.sampling.program import Program
 from fastsample.sampling.recent import Prepared, prepare
-from fastsample.sampling.resolve import PlanRequest, Steps, unconditional
+from fastsample.sampling.resolve import PlanRequest, Steps, shortened, unconditional
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -324,8 +324,8 @@ class Sampler:
                 f"{self._name}: stop must be below the start at {resolved.plan.nodes[0]:g}, "
                 f"got {stop:g}"
             )
-        request = replace(self._request, knobs={**self._request.knobs, "last": stop})
-        return _prepared(self._name, self.denoiser, request)
+        rows = int((resolved.plan.nodes[:-1] > stop).sum())
+        return _prepared(self._name, self.denoiser, shortened(self._request, rows, stop))
 
 
 def is_finite(x: Tensor) -> bool:
