@@ -11,7 +11,7 @@
 
 namespace fastsample {
 
-constexpr int philox_rounds = 10;
+constexpr uint32_t philox_rounds = 10;
 constexpr uint32_t philox_multiplier0 = 0xd2511f53u, philox_multiplier1 = 0xcd9e8d57u;
 constexpr uint32_t philox_increment0 = 0x9e3779b9u, philox_increment1 = 0xbb67ae85u;  // of the key
 
@@ -49,25 +49,38 @@ FS_HD Product multiply(uint32_t a, uint32_t b) {
 #endif
 }
 
+// Holds the keys of the ten rounds, which depend on the seed alone.
+struct RoundKeys {
+  uint32_t key0[philox_rounds], key1[philox_rounds];
+};
+
+FS_HD RoundKeys round_keys(uint32_t key0, uint32_t key1) {
+  RoundKeys keys;
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+  for (uint32_t round = 0; round < philox_rounds; ++round) {
+    keys.key0[round] = key0 + round * philox_increment0;
+    keys.key1[round] = key1 + round * philox_increment1;
+  }
+  return keys;
+}
+
+FS_HD RoundKeys round_keys(const Stream& stream) { return round_keys(stream.key0, stream.key1); }
+
 // Runs ten rounds of Philox4x32. cpu/philox.h holds the same rounds for many blocks at once.
-FS_HD Words philox(Words counter, uint32_t key0, uint32_t key1) {
+FS_HD Words philox(Words counter, const RoundKeys& keys) {
   Words r = counter;
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
-  for (int round = 0; round < philox_rounds; ++round) {
+  for (uint32_t round = 0; round < philox_rounds; ++round) {
     const Product product0 = multiply(philox_multiplier0, r.r0);
     const Product product1 = multiply(philox_multiplier1, r.r2);
-    r = {product1.high ^ r.r1 ^ key0, product1.low, product0.high ^ r.r3 ^ key1, product0.low};
-    key0 += philox_increment0;
-    key1 += philox_increment1;
+    r = {product1.high ^ r.r1 ^ keys.key0[round], product1.low,
+         product0.high ^ r.r3 ^ keys.key1[round], product0.low};
   }
   return r;
-}
-
-FS_HD Words philox(const Stream& stream, uint32_t block) {
-  return philox({block, stream.index_low, stream.index_high, stream.draw}, stream.key0,
-                stream.key1);
 }
 
 // Returns the upper or lower 16 bits of `word`, with `top` above them; one instruction on CUDA.
