@@ -13,10 +13,11 @@ the host.
 from fastsample.ops.apply import has_tangent, step, step_x0
 from fastsample.ops.dtypes import rows_dtype
 from fastsample.ops.native import build_info
-from fastsample.ops.normal_noise import START_DRAW, noise
+from fastsample.ops.normal_noise import NOISE_VERSION, START_DRAW, noise
 from fastsample.ops.sums import ElboSums, elbo_sums
 
 __all__ = [
+    "NOISE_VERSION",
     "START_DRAW",
     "ElboSums",
     "build_info",

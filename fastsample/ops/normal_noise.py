@@ -12,6 +12,14 @@ from fastsample.ops.checks import check_identity
 from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.ops.launch import CHANNELS_LAST
 
+NOISE_VERSION = 2
+"""The version of the function from (seed, sample index, draw, element) to a normal number.
+
+Results that depend on generated noise can be made again only under the same version. Version 1 was
+Box-Muller with an angle over the full turn. Version 2 takes an angle within an eighth of a turn and
+the quarter from two bits of the same word.
+"""
+
 START_DRAW = 0xFFFFFFFF
 """The value of `draw` that gives the starting noise x_T; draw k is the noise of row k."""
 
