@@ -21,7 +21,7 @@ namespace fastsample {
 // runs these thousands of times. `general` checks at run time which operands were passed.
 enum class Variant { plain, noisy, seeded, general };
 
-constexpr bool makes_noise(Variant variant) {
+FS_HD constexpr bool makes_noise(Variant variant) {
   return variant == Variant::noisy || variant == Variant::seeded;
 }
 
