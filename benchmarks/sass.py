@@ -28,8 +28,14 @@ TYPES = {
     "8BFloat16": ("bfloat16", 8),
     "7Float16": ("float16", 8),
 }
-VARIANTS = ("plain", "noisy", "general")
+VARIANTS = ("plain", "noisy", "seeded", "general")
 ACCESS = ("vector", "scalar", "channels_last")
+
+
+def noisy_width() -> int:
+    """Return the elements of 16 bits that a noisy kernel takes at once with vector accesses."""
+    source = (ROOT / "csrc/gpu/packs.h").read_text()
+    return int(re.search(r"constexpr int noisy_width = (\d+);", source).group(1))
 
 
 def find_nvdisasm() -> str:
@@ -56,9 +62,13 @@ def describe(mangled: str) -> tuple[str, int] | None:
     name, code, rest = match.groups()
     dtype, width = TYPES[code]
     variant = re.search(r"VariantE(\d)", rest)
+    variant = VARIANTS[int(variant.group(1))] if variant else ""
     access = ACCESS[int(re.search(r"AccessE(\d)", rest).group(1))]
-    width = 4 if access == "channels_last" else width
-    parts = [name, dtype, *([VARIANTS[int(variant.group(1))]] if variant else []), access]
+    if access == "channels_last":
+        width = 4
+    elif access == "vector" and width == 8 and variant in ("noisy", "seeded"):
+        width = noisy_width()
+    parts = [name, dtype, *([variant] if variant else []), access]
     return " ".join(parts), width
 
 

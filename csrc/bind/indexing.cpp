@@ -21,14 +21,22 @@ using Visit = std::array<int64_t, 3>;
 
 Pack pack_of(const Cut& cut, uint32_t item, int width) {
   if (cut.layout.channels_last) return channels_last_pack(cut, item);
-  return width == 4 ? contiguous_pack<4>(cut, item) : contiguous_pack<8>(cut, item);
+  switch (width) {
+    case 4:
+      return contiguous_pack<4>(cut, item);
+    case 8:
+      return contiguous_pack<8>(cut, item);
+    default:
+      return contiguous_pack<16>(cut, item);
+  }
 }
 
 // Returns the elements that each item (pack) of a launch visits, in the order of the pack.
 std::vector<std::vector<Visit>> pack_positions(int64_t batch, int64_t size, int64_t channels,
                                                int64_t pixels, bool channels_last, int width) {
-  if (width != 4 && (width != 8 || channels_last)) {
-    throw std::invalid_argument("pack_positions: width must be 4, or 8 for contiguous tensors");
+  if (width != 4 && ((width != 8 && width != 16) || channels_last)) {
+    throw std::invalid_argument(
+        "pack_positions: width must be 4, or 8 or 16 for contiguous tensors");
   }
   const Cut cut = Cut::of({batch, size, channels, pixels, channels_last}, width);
   std::vector<std::vector<Visit>> packs;

@@ -75,7 +75,7 @@ void register_step(py::module_& module) {
 
   module.def("philox", [](std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
     const Words words =
-        philox(Words{counter[0], counter[1], counter[2], counter[3]}, key[0], key[1]);
+        philox({counter[0], counter[1], counter[2], counter[3]}, round_keys(key[0], key[1]));
     return std::array<uint32_t, 4>{words.r0, words.r1, words.r2, words.r3};
   });
 }

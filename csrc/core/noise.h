@@ -1,5 +1,6 @@
 // Computes normal noise as a pure function of (key, sample index, draw, element), by Philox4x32-10
-// and Box-Muller.
+// and Box-Muller. NOISE_VERSION in fastsample/ops/normal_noise.py names this function: another one
+// would be another version.
 //
 // Philox: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". One call turns a
 // 128-bit counter and a 64-bit key into four words, which become the four normals of elements
@@ -11,7 +12,7 @@
 
 namespace fastsample {
 
-constexpr int philox_rounds = 10;
+constexpr uint32_t philox_rounds = 10;
 constexpr uint32_t philox_multiplier0 = 0xd2511f53u, philox_multiplier1 = 0xcd9e8d57u;
 constexpr uint32_t philox_increment0 = 0x9e3779b9u, philox_increment1 = 0xbb67ae85u;  // of the key
 
@@ -49,101 +50,125 @@ FS_HD Product multiply(uint32_t a, uint32_t b) {
 #endif
 }
 
+// Holds the keys of the ten rounds, which depend on the seed alone.
+struct RoundKeys {
+  uint32_t key0[philox_rounds], key1[philox_rounds];
+};
+
+FS_HD RoundKeys round_keys(uint32_t key0, uint32_t key1) {
+  RoundKeys keys;
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+  for (uint32_t round = 0; round < philox_rounds; ++round) {
+    keys.key0[round] = key0 + round * philox_increment0;
+    keys.key1[round] = key1 + round * philox_increment1;
+  }
+  return keys;
+}
+
+FS_HD RoundKeys round_keys(const Stream& stream) { return round_keys(stream.key0, stream.key1); }
+
 // Runs ten rounds of Philox4x32. cpu/philox.h holds the same rounds for many blocks at once.
-FS_HD Words philox(Words counter, uint32_t key0, uint32_t key1) {
+FS_HD Words philox(Words counter, const RoundKeys& keys) {
   Words r = counter;
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
-  for (int round = 0; round < philox_rounds; ++round) {
+  for (uint32_t round = 0; round < philox_rounds; ++round) {
     const Product product0 = multiply(philox_multiplier0, r.r0);
     const Product product1 = multiply(philox_multiplier1, r.r2);
-    r = {product1.high ^ r.r1 ^ key0, product1.low, product0.high ^ r.r3 ^ key1, product0.low};
-    key0 += philox_increment0;
-    key1 += philox_increment1;
+    r = {product1.high ^ r.r1 ^ keys.key0[round], product1.low,
+         product0.high ^ r.r3 ^ keys.key1[round], product0.low};
   }
   return r;
 }
 
-FS_HD Words philox(const Stream& stream, uint32_t block) {
-  return philox({block, stream.index_low, stream.index_high, stream.draw}, stream.key0,
-                stream.key1);
-}
+// ---- the normals: version 2 of the noise ----
+//
+// Two words make two normals by Box-Muller. One gives the radius, to a float's last digits at both
+// ends. The other gives an angle within an eighth of a turn; its two lowest bits choose which of
+// the four quarters the pair lies in, by a change of sign and of order. In exact arithmetic:
+//
+//   R = sqrt(-2 ln((r0 + 0.5) / 2^32)),  theta = pi/4 (int(r1) + 0.5) / 2^31
+//   along = R cos(theta), with the other sign if bit 0 of r1 is set;  across = R sin(theta)
+//   normals = (across, along) if bit 1 of r1 is set, else (along, across)
+//
+// int() reads a word as signed. The operations below and their order are a contract: each is
+// rounded once to float32, so that every back end gives the same bits.
 
-// Returns the upper or lower 16 bits of `word`, with `top` above them; one instruction on CUDA.
-FS_HD uint32_t upper_half(uint32_t word, uint32_t top) {
+FS_HD float signed_float(uint32_t word) { return static_cast<float>(static_cast<int32_t>(word)); }
+
+// Returns the mantissa of a float's bits, in [1, 2).
+FS_HD float mantissa(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
-  return __byte_perm(word, top, 0x5432);
+  uint32_t result;  // nvcc makes two instructions of this one
+  asm("lop3.b32 %0, %1, 0x007fffff, 0x3f800000, 0xea;" : "=r"(result) : "r"(bits));
+  return bits_float(result);
 #else
-  return (word >> 16) | (top << 16);
+  return bits_float((bits & 0x007fffffu) | 0x3f800000u);
 #endif
 }
 
-FS_HD uint32_t lower_half(uint32_t word, uint32_t top) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(word, top, 0x5410);
-#else
-  return (word & 0xffffu) | (top << 16);
-#endif
-}
-
-// Returns the Box-Muller radius sqrt(-2 ln u), u = (r + 0.5) / 2^32, to 1.2e-7 relative.
-// u = m 2^e with m in [2/3, 4/3); near u = 1 the distance 1 - u is taken from the integer, where it
-// is exact: a float that near 1 would leave the radius with no correct digit.
+// Returns R to 1.9e-7 relative. u = (r + 0.5) / 2^32 is 2^-e (1 - d/2) with d in [0, 1], so that
+// R^2 = 2 ln 2 e + d (2 ln 2 + g(d)), with g by Remez. `scale` is e + d times 2^23. In the upper
+// half of u, e is 0 and d is twice the distance to 1, which is taken from the integer, where it is
+// exact: a float that near 1 would leave the radius with no correct digit. In the lower half both
+// are read off the bits of a float.
 FS_HD float radius(uint32_t r) {
-  const bool near_one = r >= 0xaaaaaaabu;
-  const uint32_t distance = near_one ? ~r : r;
-  // distance + 0.5, rounded once: its halves become the mantissas of 2^39 + 65536 high and 2^23 +
-  // low, which costs fewer operations than conversions, on every machine.
-  const float high = bits_float(upper_half(distance, 0x5300u)) - 549755813888.0f;
-  const float low = bits_float(lower_half(distance, 0x4b00u)) - 8388607.5f;
-  const float value = high + low;
-  const uint32_t exponent = (float_bits(value) - 0x3f2aaaabu) & 0xff800000u;
-  const float fraction = bits_float(float_bits(value) - exponent) - 1.0f;
-  const float scale =
-      fused(static_cast<float>(static_cast<int32_t>(exponent)), 1.1920928955078125e-7f, -32.0f);
-  const float m = near_one ? value * -2.3283064365386963e-10f : fraction;
-  const float e = near_one ? 0.0f : scale;
-  // -2 ln(1 + m) = -2 m + m^2 (1 + m P(m)); P by Remez on |m| <= 1/3.
-  float p = 0.309657305f;
-  p = fused(p, m, -0.338183522f);
-  p = fused(p, m, 0.32823199f);
-  p = fused(p, m, -0.396634549f);
-  p = fused(p, m, 0.50013274f);
-  p = fused(p, m, -0.666724145f);
-  p = fused(p, m, 1.0f);
-  const float log1p = fused(m * m, p, -2.0f * m);
-  return root(fused(e, -1.38629436f, log1p));
+  const float value = signed_float(r) + 0.5f;
+  const uint32_t bits = float_bits(value);
+  const bool upper = value < 0.0f;
+  const float d = upper ? value * -4.6566128730773926e-10f : 2.0f - mantissa(bits);
+  const float scale = upper ? value * -0.00390625f : signed_float(0x4f800000u - bits);
+  float g = 0.00930846948f;
+  g = fused(g, d, -0.0170512907f);
+  g = fused(g, d, 0.0247161426f);
+  g = fused(g, d, 0.00228538504f);
+  g = fused(g, d, 0.0340541862f);
+  g = fused(g, d, 0.0829630718f);
+  g = fused(g, d, 0.250018418f);
+  g = fused(g, d, -0.386294514f);
+  return root(fused(scale, 1.65259166e-07f, g * d));
 }
 
 struct Pair {
   float first, second;
 };
 
-// Returns (cos, sin)(2 pi r / 2^32) to 6e-8, from the nearest quarter turn plus y/8 turn, |y| <= 1.
-FS_HD Pair turn(uint32_t r) {
-  const float y = static_cast<float>(static_cast<int32_t>(r << 2)) * 4.6566128730773926e-10f;
+// Returns the two numbers, in the other order if bit 1 of `r` is set.
+FS_HD Pair ordered(float first, float second, uint32_t r) {
+#if defined(__CUDA_ARCH__)
+  Pair pair;  // nvcc makes more instructions than a test and two selections
+  asm("{\n\t.reg .pred swap;\n\t.reg .b32 bit;\n\t"
+      "and.b32 bit, %4, 2;\n\tsetp.ne.u32 swap, bit, 0;\n\t"
+      "selp.f32 %0, %3, %2, swap;\n\tselp.f32 %1, %2, %3, swap;\n\t}"
+      : "=f"(pair.first), "=f"(pair.second)
+      : "f"(first), "f"(second), "r"(r));
+  return pair;
+#else
+  const bool swap = (r & 2u) != 0;
+  return {swap ? second : first, swap ? first : second};
+#endif
+}
+
+FS_HD Pair normal_pair(uint32_t r_radius, uint32_t r_angle) {
+  const float length = radius(r_radius);
+  // The angle is y pi/4. Its cosine, to 1.2e-7, and its sine / y are polynomials in y^2.
+  const float y = fused(signed_float(r_angle), 4.6566128730773926e-10f, 2.3283064365386963e-10f);
   const float s = y * y;
   float sine = -3.58774268e-05f;
   sine = fused(sine, s, 2.48987228e-03f);
   sine = fused(sine, s, -8.07453692e-02f);
   sine = fused(sine, s, 0.785398185f);
-  sine = sine * y;
   float cosine = -3.19163984e-04f;
   cosine = fused(cosine, s, 1.58504024e-02f);
   cosine = fused(cosine, s, -0.308424503f);
   cosine = fused(cosine, s, 1.0f);
-  const uint32_t quarter = r + 0x20000000u;  // bits 30 and 31: number of the nearest quarter turn
-  const bool swap = (quarter & 0x40000000u) != 0;
-  const uint32_t first = float_bits(swap ? sine : cosine) ^ ((quarter + 0x40000000u) & 0x80000000u);
-  const uint32_t second = float_bits(swap ? cosine : sine) ^ (quarter & 0x80000000u);
-  return {bits_float(first), bits_float(second)};
-}
-
-FS_HD Pair normal_pair(uint32_t r_radius, uint32_t r_angle) {
-  const float length = radius(r_radius);
-  const Pair direction = turn(r_angle);
-  return {length * direction.first, length * direction.second};
+  // The radius is positive: adding bit 0 at the place of the sign sets the sign.
+  const float along = bits_float(float_bits(length) + (r_angle << 31)) * cosine;
+  const float across = (length * y) * sine;
+  return ordered(along, across, r_angle);
 }
 
 }  // namespace fastsample

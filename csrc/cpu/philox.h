@@ -109,7 +109,7 @@ inline void philox_words(const Stream& stream, const Blocks& blocks, int64_t beg
       c3[u] = Lanes::all(stream.draw);
     }
     uint32_t key0 = stream.key0, key1 = stream.key1;
-    for (int round = 0; round < philox_rounds; ++round) {
+    for (uint32_t round = 0; round < philox_rounds; ++round) {
       const Lanes k0 = Lanes::all(key0), k1 = Lanes::all(key1);
       for (int u = 0; u < unroll; ++u) {
         const Lanes product0 = multiplier0.times(c0[u]), product1 = multiplier1.times(c2[u]);

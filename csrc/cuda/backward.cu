@@ -15,8 +15,7 @@ template <typename T, Access access>
 __global__ void __launch_bounds__(block_size)
     backward_kernel(const BackwardOperands b, const Cut cut) {
   CurrentRow<arithmetic_t<T>> row(b.forward);
-  for (uint32_t item = blockIdx.x * block_size + threadIdx.x; item < cut.items;
-       item += gridDim.x * block_size) {
+  for (uint32_t item = first_item(); item < cut.items; item += threads_of_grid()) {
     backward_pack<T, access>(b, cut, item, row);
   }
 }
@@ -26,12 +25,11 @@ __global__ void __launch_bounds__(block_size)
 void step_backward(const BackwardOperands& operands, const Target& target) {
   if (operands.forward.layout.empty()) return;
   launch("step_backward", target, [&](cudaStream_t stream) {
-    choose_backward(operands,
-                    [&](const BackwardOperands& b, const Cut& cut, auto type, auto access) {
-                      using T = typename decltype(type)::type;
-                      backward_kernel<T, access()>
-                          <<<grid_size(cut.items, target.device), block_size, 0, stream>>>(b, cut);
-                    });
+    choose_backward(
+        operands, [&](const BackwardOperands& b, const Cut& cut, auto type, auto access) {
+          using T = typename decltype(type)::type;
+          run_items<backward_kernel<T, access()>>(cut.items, target.device, stream, b, cut);
+        });
   });
 }
 

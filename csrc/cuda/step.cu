@@ -16,9 +16,9 @@ namespace {
 template <typename T, Variant variant, Access access>
 __global__ void __launch_bounds__(block_size) step_kernel(const StepOperands o, const Cut cut) {
   CurrentRow<arithmetic_t<T>> row(o);
-  for (uint32_t item = blockIdx.x * block_size + threadIdx.x; item < cut.items;
-       item += gridDim.x * block_size) {
-    step_pack<T, variant, access>(o, cut, item, row);
+  const RoundKeys keys = shared_keys<variant>(o);
+  for (uint32_t item = first_item(); item < cut.items; item += threads_of_grid()) {
+    step_pack<T, variant, access>(o, cut, item, row, keys);
   }
 }
 
@@ -27,12 +27,11 @@ __global__ void __launch_bounds__(block_size) step_kernel(const StepOperands o, 
 void step(const StepOperands& operands, const Target& target) {
   if (operands.layout.empty()) return;
   launch("step", target, [&](cudaStream_t stream) {
-    choose_step(operands,
-                [&](const StepOperands& o, const Cut& cut, auto type, auto variant, auto access) {
-                  using T = typename decltype(type)::type;
-                  step_kernel<T, variant(), access()>
-                      <<<grid_size(cut.items, target.device), block_size, 0, stream>>>(o, cut);
-                });
+    choose_step(
+        operands, [&](const StepOperands& o, const Cut& cut, auto type, auto variant, auto access) {
+          using T = typename decltype(type)::type;
+          run_items<step_kernel<T, variant(), access()>>(cut.items, target.device, stream, o, cut);
+        });
   });
 }
 

@@ -16,8 +16,9 @@ void step(const StepOperands& operands, const Target&) {
               [](const StepOperands& o, const Cut& cut, auto type, auto variant, auto access) {
                 using T = typename decltype(type)::type;
                 CurrentRow<arithmetic_t<T>> row(o);
+                const RoundKeys keys = shared_keys<variant()>(o);
                 for (uint32_t item = 0; item < cut.items; ++item) {
-                  step_pack<T, variant(), access()>(o, cut, item, row);
+                  step_pack<T, variant(), access()>(o, cut, item, row, keys);
                 }
               });
 }

@@ -13,12 +13,14 @@ using AccessTag = std::integral_constant<Access, value>;
 
 // Chooses how packs are read and written. `aligned_operands` says whether every operand allows
 // 16-byte accesses.
-template <typename T, typename Run>
+template <typename T, Variant variant = Variant::general, typename Run>
 void choose_access(const Layout& layout, bool aligned_operands, Run&& run) {
-  const auto with = [&](auto access) { run(Cut::of(layout, width_of<T, access()>), access); };
+  const auto with = [&](auto access) {
+    run(Cut::of(layout, width_of<T, access(), variant>), access);
+  };
   if (layout.channels_last) {
     with(AccessTag<Access::channels_last>{});
-  } else if (layout.size % pack_width<T> == 0 && aligned_operands) {
+  } else if (layout.size % width_of<T, Access::vector, variant> == 0 && aligned_operands) {
     with(AccessTag<Access::vector>{});
   } else {
     with(AccessTag<Access::scalar>{});
@@ -37,7 +39,7 @@ void choose_step(const StepOperands& operands, Run&& run) {
     using T = typename decltype(type)::type;
     const auto with = [&](auto tag) {
       constexpr Variant variant = tag();
-      choose_access<T>(o.layout, wide, [&](const Cut& cut, auto access) {
+      choose_access<T, variant>(o.layout, wide, [&](const Cut& cut, auto access) {
         // channels_last is always `general`: no other variant is compiled for it.
         if constexpr (variant == Variant::general || access() != Access::channels_last) {
           run(o, cut, type, VariantTag<variant>{}, access);
@@ -46,6 +48,8 @@ void choose_step(const StepOperands& operands, Run&& run) {
     };
     if (general) {
       with(VariantTag<Variant::general>{});
+    } else if (o.identity.seeds && o.identity.seed_per_sample) {
+      with(VariantTag<Variant::seeded>{});
     } else if (o.identity.seeds) {
       with(VariantTag<Variant::noisy>{});
     } else {

@@ -55,9 +55,10 @@ struct Cut {
   }
 };
 
-// One pack: `first` is its first element in C order, `count` how many of its W elements exist.
+// One pack: `item` is its number in the batch, `first` its first element in C order, `count` how
+// many of its W elements exist.
 struct Pack {
-  uint32_t sample, first, count;
+  uint32_t item, sample, first, count;
   uint32_t channel, pixel;  // channels_last: of the first element
 };
 
@@ -66,7 +67,7 @@ FS_HD Pack contiguous_pack(const Cut& cut, uint32_t item) {
   const uint32_t sample = cut.by_packs.divide(item);
   const uint32_t first = (item - sample * cut.packs) * width;
   const uint32_t left = static_cast<uint32_t>(cut.layout.size) - first;
-  return {sample, first, left < width ? left : width, 0, 0};
+  return {item, sample, first, left < width ? left : width, 0, 0};
 }
 
 FS_HD Pack channels_last_pack(const Cut& cut, uint32_t item) {

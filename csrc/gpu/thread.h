@@ -7,11 +7,6 @@
 
 namespace fastsample {
 
-// Names the operands that a step kernel is compiled for. `plain` takes x and out, `noisy` generated
-// noise too: few-step sampling runs these two thousands of times. `general` checks at run time
-// which operands were passed.
-enum class Variant { plain, noisy, general };
-
 // Keeps the row of a thread and its draw, which are read again only when they differ by sample.
 template <typename F>
 struct CurrentRow {
@@ -26,6 +21,17 @@ struct CurrentRow {
     row = load_row<F>(o.rows.table, o.rows.count, number, o.history);
   }
 };
+
+// Returns the round keys of a seed that the whole batch shares. They are made before a thread's
+// loop, so that ptxas finds them the same for all threads and keeps them in uniform registers.
+template <Variant variant>
+FS_HD RoundKeys shared_keys(const StepOperands& o) {
+  if constexpr (variant == Variant::noisy) {
+    return round_keys(o.identity.stream(0, 0));
+  } else {
+    return {};
+  }
+}
 
 // ---- parts that several kernels share; `halves` is 2 where out holds [prediction | v] ----
 
@@ -67,7 +73,7 @@ FS_HD void read_noise(const StepOperands& o, const Cut& cut, const Pack& pack, u
   constexpr bool general = variant == Variant::general;
   if (general && o.noise) {
     read<access, width, T>(o.noise, cut, pack, 1, 0, z);
-  } else if (variant == Variant::noisy || (general && o.identity.seeds)) {
+  } else if (makes_noise(variant) || (general && o.identity.seeds)) {
     make_noise(o.identity.stream(pack.sample, draw), pack, z);
   } else {
     FS_UNROLL
@@ -101,12 +107,12 @@ FS_HD void add_history(const StepOperands& o, const Row<F>& row, const Cut& cut,
 
 template <typename T, Variant variant, Access access>
 FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
-                     CurrentRow<arithmetic_t<T>>& current) {
+                     CurrentRow<arithmetic_t<T>>& current, const RoundKeys& keys) {
   using F = arithmetic_t<T>;
-  constexpr int width = width_of<T, access>;
+  constexpr int width = width_of<T, access, variant>;
   constexpr bool general = variant == Variant::general;
   const int halves = general && o.learned ? 2 : 1;
-  const Pack pack = pack_at<T, access>(cut, item);
+  const Pack pack = pack_at<T, access, variant>(cut, item);
   if (general && o.row_per_sample()) current.read(o, pack.sample);
   const Row<F>& row = current.row;
 
@@ -135,7 +141,11 @@ FS_HD void step_pack(const StepOperands& o, const Cut& cut, uint32_t item,
       FS_UNROLL
       for (int j = 0; j < width; ++j) deviation[j] = row.d;
     }
-    read_noise<T, variant, access>(o, cut, pack, current.draw, z);
+    if constexpr (variant == Variant::noisy) {
+      make_noise(o.identity.stream(pack.sample, current.draw), keys, pack, z);
+    } else {
+      read_noise<T, variant, access>(o, cut, pack, current.draw, z);
+    }
     FS_UNROLL
     for (int j = 0; j < width; ++j) next[j] = fused(deviation[j], z[j], next[j]);
   }

@@ -12,13 +12,14 @@ the host.
 
 from fastsample.ops.apply import has_tangent, step, step_x0
 from fastsample.ops.direct import DirectSteps, is_plain
-from fastsample.ops.draws import START_DRAW
+from fastsample.ops.draws import NOISE_VERSION, START_DRAW
 from fastsample.ops.dtypes import rows_dtype
 from fastsample.ops.native import build_info
 from fastsample.ops.normal_noise import noise
 from fastsample.ops.sums import ElboSums, elbo_sums
 
 __all__ = [
+    "NOISE_VERSION",
     "START_DRAW",
     "DirectSteps",
     "ElboSums",

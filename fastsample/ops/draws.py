@@ -12,10 +12,13 @@ START_DRAW = 0xFFFFFFFF
 """The starting noise x_T of a run. The rows of a run have their row numbers 0, 1, 2 ..."""
 
 NOISE_VERSION = 2
-"""The version of generated noise, which stored results name.
+"""The version of the function from (seed, sample index, draw, element) to a normal number.
 
-Version 1, before 0.2, had a full-turn Box-Muller transform and one set of draws for all
-purposes."""
+Results that depend on generated noise can be made again only under the same version, which stored
+ones name. Version 1 was Box-Muller with an angle over the full turn, and one set of draws for all
+purposes. Version 2 takes an angle within an eighth of a turn and the quarter from two bits of the
+same word.
+"""
 
 _BLOCK = 2**20
 

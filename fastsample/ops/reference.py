@@ -251,12 +251,20 @@ def _normal(seeds: Tensor, index: Tensor, shape: Sequence[int], draws: Tensor) -
 
 
 def _box_muller(r: Tensor, angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return two normals from two random words, one for the radius and one for the angle."""
+    """Return two normals from two random words, one for the radius and one for the angle.
+
+    This is version 2 of the noise, in the exact arithmetic that csrc/core/noise.h approximates.
+    """
     u = (r.to(dtype) + 0.5) * 2.0**-32
     distance = ((_MASK - r).to(dtype) + 0.5) * 2.0**-32  # 1 - u without cancellation
     radius = torch.sqrt(-2 * torch.where(u < 0.5, torch.log(u), torch.log1p(-distance)))
-    theta = angle.to(dtype) * (2 * torch.pi * 2.0**-32)
-    return radius * torch.cos(theta), radius * torch.sin(theta)
+    signed = torch.where(angle < 2**31, angle, angle - 2**32)
+    theta = (signed.to(dtype) + 0.5) * (torch.pi / 4 * 2.0**-31)  # within an eighth of a turn
+    along, across = radius * torch.cos(theta), radius * torch.sin(theta)
+    # The two lowest bits choose among the four quarters of the circle.
+    along = torch.where(angle & 1 != 0, -along, along)
+    swap = angle & 2 != 0
+    return torch.where(swap, across, along), torch.where(swap, along, across)
 
 
 def _coefficients(rows: Tensor, row: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -95,7 +95,7 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
         ValueError: see `resolve`.
     """
     r, knobs = request, request.knobs
-    # Lists and arrays may change; a time function may be a method, which would keep a network alive.
+    # Lists and arrays may change, and a time function may keep a network alive.
     if not (isinstance(r.steps, (int, float, str, Plan, Grid)) and isinstance(denoiser.time, str)):
         return Prepared(resolve(function, denoiser, request))
     values = (

@@ -129,6 +129,14 @@ def fidelity(**options: Any) -> FidelityLoss:
     return FidelityLoss(options.pop("steps", 3), **{"clip": (-2.0, 2.0), **options})
 
 
+def unsaturated() -> FidelityLoss:
+    """A fidelity loss whose chain has gradients from the first iteration on.
+
+    The network is untrained: between the bounds of `fidelity` nearly every sample ends at a bound.
+    """
+    return fidelity(clip=(-100.0, 100.0))
+
+
 def state(run: Trainer) -> dict[str, Tensor]:
     """Weights, average and moments."""
     return {name: value.detach().clone() for name, value in run.updater.tensors().items()}

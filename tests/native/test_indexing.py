@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastsample import _native
 
-WIDTHS = (4, 8)  # elements of a 16-byte pack: float32 and float64 use 4, 16-bit types 8
+WIDTHS = (4, 8, 16)  # elements of a pack: float32 and float64 use 4, 16-bit types 8 or 16
 
 light = settings(deadline=None, max_examples=100)
 sizes = st.integers(1, 70)
@@ -123,8 +123,8 @@ def test_division_by_every_small_divisor():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="divisor must be positive, got 0"):
         _native.divide([1], 0)
-    for width, channels_last in ((5, False), (8, True)):
-        with pytest.raises(ValueError, match="width must be 4, or 8 for contiguous tensors"):
+    for width, channels_last in ((5, False), (8, True), (16, True)):
+        with pytest.raises(ValueError, match="width must be 4, or 8 or 16 for contiguous tensors"):
             _native.pack_positions(1, 8, 2, 4, channels_last, width)
 
 

@@ -13,7 +13,16 @@ import torch
 import fastsample as fs
 from fastsample.training import CollapseWarning, FidelityTerm, Optimizer
 from tests.helpers.networks import LINEAR
-from tests.helpers.training_cases import Sometimes, Tiny, fidelity, points, state, trainer, weights
+from tests.helpers.training_cases import (
+    Sometimes,
+    Tiny,
+    fidelity,
+    points,
+    state,
+    trainer,
+    unsaturated,
+    weights,
+)
 
 NOT_FINITE = r"gradient of the diffusion loss was not finite in iteration [14]; it is left out"
 
@@ -113,7 +122,7 @@ def test_a_term_that_is_not_finite_beside_a_loss_that_is_not():
 
 
 def test_bfloat16_is_the_network_s_alone():
-    runs = [trainer(fidelity=fidelity(), precision=p) for p in (None, "bfloat16")]
+    runs = [trainer(fidelity=unsaturated(), precision=p) for p in (None, "bfloat16")]
     outputs = []
     hook = runs[1].network.second.register_forward_hook(lambda *call: outputs.append(call[2].dtype))
     samples = (

@@ -15,7 +15,15 @@ from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.training import FidelityTerm, Optimizer, VDMLoss
 from fastsample.training.trainer.scheduled_optimizer import LearningRate
 from tests.helpers.networks import LINEAR
-from tests.helpers.training_cases import fidelity, points, state, tiny, trainer, weights
+from tests.helpers.training_cases import (
+    fidelity,
+    points,
+    state,
+    tiny,
+    trainer,
+    unsaturated,
+    weights,
+)
 
 SGD = Optimizer(lr=1.0, clip=None, make=torch.optim.SGD)
 
@@ -42,13 +50,13 @@ def test_accumulation_is_one_batch_to_rounding():
 
 def test_terms_are_clipped_one_by_one_and_logged_before():
     one, run = moved()
-    both, with_term = moved(fidelity=FidelityTerm(fidelity(), clip=1e9))
+    both, with_term = moved(fidelity=FidelityTerm(unsaturated(), clip=1e9))
     two, line = both - one, with_term.history[0]
     assert line["norm"] == pytest.approx(float(one.norm()), rel=1e-10)
     assert line["fidelity_norm"] == pytest.approx(float(two.norm()), rel=1e-10)
     assert run.history[0]["norm"] == line["norm"]
     clipped, run = moved(
-        fidelity=FidelityTerm(fidelity(), weight=0.5, clip=line["fidelity_norm"] / 3),
+        fidelity=FidelityTerm(unsaturated(), weight=0.5, clip=line["fidelity_norm"] / 3),
         optimizer=replace(SGD, clip=line["norm"] / 4),
     )
     torch.testing.assert_close(clipped, one / 4 + 0.5 * two / 3, rtol=1e-9, atol=1e-12)
@@ -59,8 +67,8 @@ def test_terms_are_clipped_one_by_one_and_logged_before():
 def test_an_optimiser_of_its_own_leaves_the_moments_of_the_main_one():
     """In the first iteration, where both see the same weights."""
     plain = trainer()
-    own = trainer(fidelity=FidelityTerm(fidelity(), lr=1e-3))
-    summed = trainer(fidelity=fidelity())
+    own = trainer(fidelity=FidelityTerm(unsaturated(), lr=1e-3))
+    summed = trainer(fidelity=unsaturated())
     states = []
     for run in (plain, own, summed):
         run.run(1)
@@ -72,7 +80,7 @@ def test_an_optimiser_of_its_own_leaves_the_moments_of_the_main_one():
     assert sum(name.startswith("fidelity_optimizer.") for name in states[1]) == 12
     assert not torch.equal(weights(plain), weights(own))
     # The weight of the term has no meaning there.
-    heavy = trainer(fidelity=FidelityTerm(fidelity(), lr=1e-3, weight=7.0))
+    heavy = trainer(fidelity=FidelityTerm(unsaturated(), lr=1e-3, weight=7.0))
     heavy.run(1)
     assert torch.equal(weights(heavy), weights(own))
 
