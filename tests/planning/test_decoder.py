@@ -10,6 +10,7 @@ import torch
 
 import fastsample as fs
 from fastsample import ops
+from fastsample.ops.draws import PROFILE_DRAW
 from fastsample.planning.decoder import DiscretizedDecoder, GaussianDecoder, decoder_log_scales
 from fastsample.schedules.transition import transition
 from tests.helpers.networks import LINEAR, denoiser, model_a2, model_b
@@ -34,7 +35,7 @@ def measured(bin_width, network=None, **options):
 
 def bound(model, x0, grid, bin_width, **options):
     """`bits_per_dim` with a profile's noise, which is one draw for all times."""
-    noise = ops.noise(torch.tensor([0]), torch.arange(len(x0)), SHAPE)
+    noise = ops.noise(torch.tensor([0]), torch.arange(len(x0)), SHAPE, draw=PROFILE_DRAW)
     noise = noise.expand(len(grid), -1, -1, -1)
     return fs.bits_per_dim(model, x0, grid, noise=noise, bin_width=bin_width, **options)
 

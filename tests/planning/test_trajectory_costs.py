@@ -10,6 +10,7 @@ import torch
 
 import fastsample as fs
 from fastsample import ops
+from fastsample.ops.draws import PROFILE_DRAW
 from fastsample.profiling.trajectories import Trajectories
 from tests.helpers.networks import LINEAR, Spy, denoiser, halve, model_b
 
@@ -98,9 +99,9 @@ def test_a_profile_runs_ddim_and_compares_with_it(clip):
 def test_the_trajectory_is_that_of_the_sampler():
     found, _ = measured(seed=3, sample_index=2)
     grid = fs.Grid([*TIMES[::-1], 0.0])
-    start = ops.noise(torch.tensor([3]), torch.arange(2, 6), SHAPE)
+    start = ops.noise(torch.tensor([3]), torch.arange(2, 6), SHAPE, draw=PROFILE_DRAW + 1)
     model = denoiser(model_b(), *SHAPE, clip=1.0)
-    x = fs.sample(model, grid, start=start)
+    x = fs.sample(model, grid, method="ddim", start=start)
     assert found.trajectories.count == 4  # samples 2 to 5 of the first 6
     assert found.trajectories.states[0, 0] == pytest.approx(float(x.double().square().sum()))
     noise = float(start.double().square().sum())
