@@ -169,11 +169,13 @@ def test_there_are_tables_to_check():
         "quality.md",
         "fidelity.md",
         "paper-tables.md",
+        "default.md",
     }
     assert len(COPIED) >= 7
     assert {source.rpartition("/")[2] for _, source, _ in MADE} == {
         "step-cpu-float32.json",
         "step-cuda-bfloat16.json",
+        "loop-cpu.json",
         "planner.json",
         "profile-cpu.json",
         "profile-cuda.json",
@@ -239,6 +241,25 @@ def steps(result: dict[str, Any]) -> str:
     )
 
 
+def loops(result: dict[str, Any]) -> str:
+    """The table of whole loops around a network that costs nothing."""
+    rows = []
+    for entry in result["results"]:
+        times = entry["times"]
+        (peer,) = (name for name in times if name.startswith("diffusers"))
+        sampler, plain = (entry[key][peer] for key in ("ratio_sampler", "ratio_sample"))
+        rows.append(
+            [
+                entry["method"],
+                size(entry["shape"]),
+                f"{duration(times['fs.Sampler']['median_us'])}",
+                f"{duration(times['fs.sample']['median_us'])}",
+                f"{duration(times[peer]['median_us'])}, {factor(sampler)} and {factor(plain)}",
+            ]
+        )
+    return markdown("method, samples, `fs.Sampler`, `fs.sample`, diffusers", rows)
+
+
 def planner(result: dict[str, Any]) -> str:
     rows = []
     for name, title in (("table", "a table of costs"), ("envelope", "a fixed variance, no table")):
@@ -270,6 +291,7 @@ def profiles(result: dict[str, Any]) -> str:
 MAKERS = {
     "step-cpu-float32.json": steps,
     "step-cuda-bfloat16.json": steps,
+    "loop-cpu.json": loops,
     "planner.json": planner,
     "profile-cpu.json": profiles,
     "profile-cuda.json": profiles,
