@@ -16,6 +16,7 @@ from fastsample.denoiser.leaves import (
     cloned,
     doubled,
     entry_count,
+    fingerprint,
     repeated,
     select_entries,
     tensors_in,
@@ -73,6 +74,7 @@ class Conditions:
         self._uncond: Any = None
         self.guided = uncond is not None
         if cond is None and uncond is None:  # the usual call
+            self.__dict__["arguments"] = {}
             return
         self._cond = normalised(function, "cond", {} if cond is None else cond, device)
         self._check_batch("cond", self._cond)
@@ -210,13 +212,9 @@ class Conditions:
     def signature(self) -> tuple[object, ...]:
         """Return what two batches must share for one CUDA graph to serve both.
 
-        It names the arguments with the shapes and dtypes of tensors, and the values of all else.
+        It holds the shapes and dtypes of tensors, and the values (or identities) of all else.
         """
-        parts: list[object] = [self.guided]
-        for path, leaf in leaves(self.arguments, ""):
-            tensors = [(tuple(t.shape), t.dtype) for t in tensors_in(leaf)]
-            parts.append((path, *tensors) if tensors else (path, repr(leaf)))
-        return tuple(parts)
+        return (self.guided, fingerprint(self.arguments))
 
     def cloned(self) -> Conditions:
         """Return conditions whose `arguments` have memory of their own, for `copy_from`."""
@@ -232,6 +230,8 @@ class Conditions:
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor in the conditions, to find out whether one requires grad."""
+        if not self._cond and not self._uncond:
+            return
         for tree in (self._cond, self._uncond):
             for _, leaf in leaves(tree, ""):
                 yield from tensors_in(leaf)

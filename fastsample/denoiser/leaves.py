@@ -81,6 +81,26 @@ def cloned(leaf: Any) -> Any:
     return leaf
 
 
+def fingerprint(value: Any) -> object:
+    """Return the shapes and dtypes of all tensors in a value, and the values of all else, hashable.
+
+    Objects that are no numbers, strings or arrays are told apart by identity.
+    """
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.dtype)
+    if isinstance(value, Shared):
+        return fingerprint(value.value)
+    if isinstance(value, Mapping):
+        return tuple((name, fingerprint(inner)) for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *(fingerprint(inner) for inner in value))
+    if isinstance(value, np.ndarray):
+        return (value.shape, value.dtype.str, value.tobytes())
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return (type(value), value)
+    return (type(value), id(value))
+
+
 def tensors_in(leaf: Any) -> Iterator[Tensor]:
     """Yield every tensor in a leaf."""
     if isinstance(leaf, Tensor):

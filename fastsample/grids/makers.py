@@ -9,13 +9,15 @@ range.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from fastsample._support.checks import check_integer, check_real
 from fastsample.grids.grid import Grid
+
+MOST_EXPONENT = 16.0  # beyond it, times near the data would coincide
 
 
 def uniform(T: float, num_steps: int) -> Grid:
@@ -56,17 +58,17 @@ def quadratic(T: float, num_steps: int) -> Grid:
 def power(T: float, num_steps: int, exponent: float = 1.75) -> Grid:
     """Make a grid of K + 1 times ``T (k / K)^exponent``, k = K..0, denser near the data.
 
-    For integer T they are rounded to the nearest integer, and raised where they would repeat.
+    For integer T they are rounded to the nearest integer, and moved apart where they would repeat.
 
     Args:
         T: noisiest time. An int gives integer times, a float (as for vdm and flow) real ones.
         num_steps: K, at least 1; at most T for integer times.
-        exponent: at least 1, which gives evenly spaced times.
+        exponent: from 1, which gives evenly spaced times, to 16.
     """
     whole, steps = _budget("grids.power", T, num_steps)
-    p = check_real("grids.power", "exponent", exponent, 1.0)
+    p = check_real("grids.power", "exponent", exponent, 1.0, MOST_EXPONENT)
     real = float(T) * (np.arange(steps + 1) / steps) ** p
-    return Grid(real[::-1]) if whole is None else distinct(np.floor(real + 0.5))
+    return Grid(real[::-1]) if whole is None else distinct(np.floor(real + 0.5).tolist())
 
 
 def respaced(T: int, sections: int | str | Sequence[int]) -> Grid:
@@ -200,12 +202,18 @@ def random(T: float, num_steps: int, seed: int) -> Grid:
     return Grid([float(T), *sorted(inner.tolist(), reverse=True), 0.0])
 
 
-def distinct(times: Iterable[float]) -> Grid:
-    """Make the grid of rising whole times, each raised above the one before it if need be."""
-    raised: list[float] = []
-    for time in times:
-        raised.append(max(time, raised[-1] + 1) if raised else time)
-    return Grid(raised[::-1])
+def distinct(times: Sequence[float]) -> Grid:
+    """Make the grid of rising whole times from 0 to T, moved apart where they would repeat.
+
+    A time is raised above the one before it. Where that would lead beyond T, it is lowered instead.
+    """
+    moved, T = list(times), times[-1]
+    for k in range(1, len(moved)):
+        moved[k] = max(moved[k], moved[k - 1] + 1)
+    moved[-1] = T
+    for k in range(len(moved) - 2, 0, -1):
+        moved[k] = min(moved[k], moved[k + 1] - 1)
+    return Grid(moved[::-1])
 
 
 def _budget(name: str, T: float, num_steps: int) -> tuple[int | None, int]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from fastsample._support.checks import check_integer, check_real
 from fastsample.grids.grid import Grid
-from fastsample.grids.makers import distinct
+from fastsample.grids.makers import MOST_EXPONENT, distinct
 from fastsample.schedules.schedule import NoiseSchedule
 
 _MOST_KNOTS = 4096  # A schedule is read at so many times at most.
@@ -29,14 +29,14 @@ def blended(
 
     Args:
         schedule: noise levels. For a discrete schedule the times are rounded to the nearest
-            integer, and raised where they would repeat.
+            integer, and moved apart where they would repeat.
         num_steps: K, at least 1; at most T for a discrete schedule.
-        exponent: at least 1.
+        exponent: from 1 to 16.
         share: weight of the noise in the clock, in [0, 1].
     """
     name = "grids.blended"
     steps = _budget(name, schedule, num_steps)
-    p = check_real(name, "exponent", exponent, 1.0)
+    p = check_real(name, "exponent", exponent, 1.0, MOST_EXPONENT)
     weight = check_real(name, "share", share, 0.0, 1.0)
     T, whole = schedule.T, schedule.num_steps
     knots = np.linspace(0.0, T, min(whole or _MOST_KNOTS, _MOST_KNOTS) + 1)
@@ -44,7 +44,7 @@ def blended(
     noise = sigma / (alpha + sigma)
     clock = (1.0 - weight) * knots / T + weight * noise / noise[-1]
     times = np.interp((np.arange(steps + 1) / steps) ** p, clock, knots)
-    return Grid(times[::-1]) if whole is None else distinct(np.floor(times + 0.5))
+    return Grid(times[::-1]) if whole is None else distinct(np.floor(times + 0.5).tolist())
 
 
 def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:

@@ -51,7 +51,7 @@ def step(
             generated noise.
         index: int64 ``(B,)``, each sample's global index.
         draw: int64, one element or ``(B,)``: which of the sample's noises is generated
-            (`fastsample.ops.draws`); None is the row number.
+            (`fastsample.ops.draws`), of which the 32 lowest bits count; None is the row number.
         noise: shape and dtype of ``x``, used instead of generated noise.
         h1: x0 of the step before (multistep samplers), shape of ``x``, float32 (float64 for float64
             ``x``).

@@ -89,6 +89,8 @@ def _refuse(name: str, x: Tensor, out: Tensor, rows: Tensor, row: Tensor) -> Non
 
 def _check_number(name: str, label: str, tensor: Tensor, x: Tensor) -> None:
     """Raise unless the argument `label` is an int64 number, or one per sample of `x`."""
+    if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name}: {label} must be an int64 tensor, got {tensor!r:.80}")
     if tensor.numel() != 1 and tensor.shape != x.shape[:1]:
         raise ValueError(
             f"{name}: {label} must have one element or one per sample ({x.shape[0]},), "

@@ -1,7 +1,7 @@
 """The short way to the kernels, around torch's dispatcher, for plain tensors outside of tracing.
 
-The dispatcher costs half of an operator's time on the host. A call that no gradient, no transform,
-no mode and no compiler can see does not need it.
+The dispatcher costs half of an operator's time on the host. It is needed only for gradients,
+transforms such as vmap, modes, subclasses of Tensor, tracing and compilation.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from fastsample.plans.history import HistorySlots
 _C = torch._C  # pyright: ignore[reportPrivateUsage]  # these states have no public names
 _num_dispatch_modes = _C._len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage]
 _num_function_modes = _C._len_torch_function_stack  # pyright: ignore[reportPrivateUsage]
+_tracing = _C._get_tracing_state  # pyright: ignore[reportPrivateUsage]  # of torch.jit.trace
+_STRIDED = torch.strided  # looked up only once
 _transform = _C._functorch.peek_interpreter_stack  # pyright: ignore
 
 
@@ -27,12 +29,39 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():  # first, since dynamo cannot trace what follows
         return False
-    for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) is not Tensor or not (tensor.is_cpu or tensor.is_cuda)
-        ):
-            return False
-    return not (_num_dispatch_modes() or _num_function_modes()) and _transform() is None
+    if not all(tensor is None or _is_dense(tensor) for tensor in tensors):
+        return False
+    modes = _num_dispatch_modes() or _num_function_modes()
+    return not modes and _transform() is None and not _tracing()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return whether the memory of a tensor holds its values, one after the other or strided."""
+    return (
+        type(tensor) is Tensor
+        and (tensor.is_cpu or tensor.is_cuda)
+        and tensor.layout is _STRIDED
+        and not tensor.is_neg()  # a view of the opposite of what the memory holds
+    )
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return the values of a network's output as a plain tensor, without a copy if possible.
+
+    Raises:
+        TypeError: a sparse tensor, or a subclass of Tensor that has no memory of its own.
+    """
+    if tensor.layout is _STRIDED:
+        try:
+            plain = tensor.detach().as_subclass(Tensor).resolve_neg()
+            if plain.data_ptr() or not plain.numel():
+                return plain
+        except RuntimeError:  # such a subclass has no address
+            pass
+    raise TypeError(
+        "Denoiser: the model's output must be a dense tensor with memory of its own, got "
+        f"{type(tensor).__name__} of layout {tensor.layout}"
+    )
 
 
 class DirectSteps:
@@ -121,6 +150,8 @@ class DirectSteps:
             uncond: unconditional output, if it is a tensor of its own.
             guided: whether `out` holds both halves.
         """
+        if not _is_dense(out):
+            out = _dense(out)
         if not out.is_contiguous(memory_format=self._format):
             out = out.contiguous(memory_format=self._format)
         conditional, unconditional, given = out.data_ptr(), 0, 0
@@ -129,11 +160,11 @@ class DirectSteps:
             unconditional = conditional
             conditional += 2 * self._half if learned else self._half
         elif uncond is not None:
-            uncond = uncond.contiguous(memory_format=self._format)
+            uncond = _dense(uncond).contiguous(memory_format=self._format)
             unconditional = uncond.data_ptr()
         noise = None
         if self._noise is not None:
-            noise = self._noise[k].contiguous(memory_format=self._format)
+            noise = _dense(self._noise[k]).contiguous(memory_format=self._format)
             given = noise.data_ptr()
         h1, h2, h3, h4, x0 = self._history[k] if self._history else (0, 0, 0, 0, 0)
         _native.step(

@@ -8,11 +8,11 @@ from fastsample._support.checks import FloatArray
 from fastsample.plans.laws import TOLERANCE, broken_law
 from fastsample.plans.rows import (
     COLUMNS,
-    HISTORY,
     Check,
     Prediction,
     calls_network,
     history_length,
+    history_sources,
 )
 from fastsample.schedules.schedule import NoiseSchedule
 
@@ -73,16 +73,13 @@ def check_order(nodes: FloatArray, rows: FloatArray, times: FloatArray) -> None:
                 f"network call (q = e = 0), got {nodes[i]:g} then {nodes[i + 1]:g} in row {i} of "
                 f"{_short(nodes)}"
             )
-    earlier = 0  # number of x0's that the row can look back to
-    for i in range(len(rows)):
+    for i, sources in enumerate(history_sources(nodes, calls)):
         needed = history_length(rows[i])
-        if needed > earlier:
+        if needed > len(sources):
             raise ValueError(
                 "Plan: rows must not use an x0 from before the start or before a rise of the "
-                f"nodes, got c{needed} in row {i}, which has {earlier} earlier ones"
+                f"nodes, got c{needed} in row {i}, which has {len(sources)} earlier ones"
             )
-        falls = moves[i] < 0 or np.all(moves > 0)
-        earlier = min(earlier + int(calls[i]), len(HISTORY)) if falls else 0
 
 
 def check_levels(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastsample.plans.plan import Plan
-from fastsample.plans.rows import HISTORY
+from fastsample.plans.rows import HISTORY, history_sources
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class HistorySlots:
     def of(cls, plan: Plan) -> HistorySlots:
         """Assign the buffers of a plan."""
         used = np.stack([plan.column(name) != 0.0 for name in HISTORY], axis=1)
-        sources = _sources(plan)
+        sources = history_sources(plan.nodes, plan.calls_network)
         last_reader: dict[int, int] = {}  # row that made an x0 -> last row that reads it
         for k, row_sources in enumerate(sources):
             for n, source in enumerate(row_sources):
                 if used[k, n]:
                     last_reader[source] = k
-        place: dict[int, int] = {}  # row that made an x0 -> its buffer
+        slot_of: dict[int, int] = {}  # row that made an x0 -> its buffer
         free: list[int] = []
         count = 0
         reads: list[tuple[int, int, int, int]] = []
@@ -45,28 +45,14 @@ class HistorySlots:
             slots = [-1] * len(HISTORY)
             for n, source in enumerate(row_sources):
                 if used[k, n]:
-                    slots[n] = place[source]
+                    slots[n] = slot_of[source]
             reads.append((slots[0], slots[1], slots[2], slots[3]))
-            for source in [s for s in place if last_reader[s] == k]:
-                free.append(place.pop(source))
+            for source in [s for s in slot_of if last_reader[s] == k]:
+                free.append(slot_of.pop(source))
             if k in last_reader:
                 if not free:
                     free.append(count)
                     count += 1
-                place[k] = free.pop()
-            writes.append(place.get(k, -1))
+                slot_of[k] = free.pop()
+            writes.append(slot_of.get(k, -1))
         return cls(count, tuple(reads), tuple(writes))
-
-
-def _sources(plan: Plan) -> list[list[int]]:
-    """Return for every row the earlier rows whose x0 it may read, newest first, at most 4."""
-    calls, inverts = plan.calls_network, plan.inverts
-    sources: list[list[int]] = []
-    earlier: list[int] = []
-    for k in range(len(plan)):
-        sources.append(earlier)
-        if plan.nodes[k + 1] > plan.nodes[k] and not inverts:
-            earlier = []
-        elif calls[k]:
-            earlier = [k, *earlier][: len(HISTORY)]
-    return sources

@@ -209,10 +209,10 @@ class Plan:
         return replace(self, times=cast(Any, times))
 
     def until(self, node: float) -> Plan:
-        """Return the plan's first rows, up to the first visit of a node above the last one.
+        """Return the plan's first rows, up to the row that first arrives at a node.
 
         Args:
-            node: one of `nodes`, but the first.
+            node: one of `nodes` after the first.
 
         Raises:
             ValueError: another time.

@@ -185,6 +185,29 @@ def history_length(row: npt.ArrayLike) -> int:
     return int(np.max(np.flatnonzero(used), initial=-1)) + 1
 
 
+def history_sources(nodes: FloatArray, calls: npt.NDArray[np.bool_]) -> tuple[tuple[int, ...], ...]:
+    """Return for each row the earlier rows whose x0 it may read, newest first, at most 4.
+
+    Only rows with a network call have an x0 to read. In a plan from noise to data none may be read
+    after a row that returns to a noisier node.
+
+    Args:
+        nodes: `(K' + 1,)`.
+        calls: `(K',)` whether a row calls the network.
+    """
+    moves = np.diff(nodes)
+    returns = (moves > 0) & ~np.all(moves > 0)
+    sources: list[tuple[int, ...]] = []
+    earlier: tuple[int, ...] = ()
+    for k in range(len(calls)):
+        sources.append(earlier)
+        if returns[k]:
+            earlier = ()
+        elif calls[k]:
+            earlier = (k, *earlier)[: len(HISTORY)]
+    return tuple(sources)
+
+
 def columns_of(rows: FloatArray) -> dict[str, FloatArray]:
     """Return the columns of `(K, 15)` rows by name, each `(K,)`."""
     return {name: rows[:, i] for i, name in enumerate(COLUMNS)}

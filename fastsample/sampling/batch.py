@@ -81,16 +81,16 @@ class Batch:
             ValueError: arguments out of range, or for different numbers of samples.
         """
         size = agreed_batch(function, num_samples, start, noise, cond, sample_index, seed)
-        place, natural = denoiser.device_and_dtype(function, device)
-        chosen = dtype or (natural if start is None else start.dtype)
-        check_dtype(function, chosen)
+        device, model_dtype = denoiser.device_and_dtype(function, device)
+        dtype = dtype or (model_dtype if start is None else start.dtype)
+        check_dtype(function, dtype)
         identity = None
         if seed is not None or sample_index is not None:
             first = 0 if seed is None else seed
-            identity = make_identity(function, first, sample_index, size, place)
-        conditions = Conditions(function, cond, uncond, size, place)
-        check_tensor("start", start, (size, *denoiser.shape), chosen, place, function)
-        check_tensor("noise", noise, (rows, size, *denoiser.shape), chosen, place, function)
+            identity = make_identity(function, first, sample_index, size, device)
+        conditions = Conditions(function, cond, uncond, size, device)
+        check_tensor("start", start, (size, *denoiser.shape), dtype, device, function)
+        check_tensor("noise", noise, (rows, size, *denoiser.shape), dtype, device, function)
         inputs = [t for t in (start, noise, *conditions.tensors()) if t is not None]
         if inputs and ops.has_tangent(inputs):
             raise ValueError(
@@ -98,7 +98,7 @@ class Batch:
                 "one; use reverse mode, or fastsample.sampling.loop.run"
             )
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-        return cls(denoiser, size, place, chosen, identity, conditions, start, noise, needs_grad)
+        return cls(denoiser, size, device, dtype, identity, conditions, start, noise, needs_grad)
 
     def make_start(self) -> Tensor:
         """Return the samples at the first node; a run may overwrite those that were generated."""
@@ -136,7 +136,7 @@ class Batch:
 
 def check_dtype(function: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of samples; TypeError unless the kernels compute with it."""
-    if dtype not in DTYPE_CODES:
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPE_CODES:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"{function}: dtype must be one of {[str(known) for known in DTYPE_CODES]}, got {dtype}"
         )

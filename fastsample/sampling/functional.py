@@ -46,13 +46,14 @@ class FunctionalSteps:
         self._seeds, self._index = (None, None) if identity is None else identity
         self._length = program.plan.needs_history if history is None else history
         self._returns_x0, self._in_place = returns_x0, in_place
-        self._earlier: tuple[Tensor, ...] = ()
+        self._x0s: dict[int, Tensor] = {}  # by the row that estimated them
 
     def step(self, k: int, output: Tensor, uncond: Tensor | None, guided: bool) -> None:
         """Run row k; `guided` says that `output` holds both halves, unconditional first."""
         if guided:
             uncond, output = output.chunk(2)
-        h1, h2, h3, h4 = (*self._earlier, *[None] * (len(HISTORY) - len(self._earlier)))
+        earlier = [self._x0s[row] for row in self._program.sources[k][: self._length]]
+        h1, h2, h3, h4 = (*earlier, *[None] * (len(HISTORY) - len(earlier)))
         operands = {
             "uncond": uncond,
             "seeds": self._seeds,
@@ -67,9 +68,8 @@ class FunctionalSteps:
             if calls or k == 0:
                 self.x0 = x0
             if calls:
-                self._earlier = (x0, *self._earlier)[: self._length]
+                self._x0s[k] = x0
+                self._x0s.pop(k - len(HISTORY), None)
         else:
             target = x if self._in_place else None
             self.x = ops.step(x, output, self._table, number, target=target, **operands)
-        if self._program.rises[k]:
-            self._earlier = ()

@@ -25,9 +25,14 @@ _WARMUP_CALLS = 2  # Libraries choose algorithms and allocate memory in these ca
 
 
 class Graphs:
-    """The graphs of one sampler, by the shapes and dtypes that they were captured for."""
+    """The graphs of one sampler, by the shapes and dtypes that they were captured for.
 
-    def __init__(self) -> None:
+    Args:
+        function: the name that messages speak of.
+    """
+
+    def __init__(self, function: str) -> None:
+        self._function = function
         self._lock = threading.Lock()
         self._captured: dict[Any, _CapturedRow] = {}
 
@@ -42,7 +47,8 @@ class Graphs:
 
         As `fastsample.sampling.loop.run` without gradients, explicit noise or callbacks. The
         network must be capturable: fixed shapes and no synchronisation with the host. Under
-        guidance every row that calls it takes 2 B samples.
+        guidance every row that calls it takes 2 B samples. A graph holds the addresses of the
+        weights: they may be changed in place, but not be replaced.
 
         Args:
             program: the plan on the device.
@@ -53,7 +59,8 @@ class Graphs:
         Raises:
             ValueError: `x` is not on a CUDA device.
         """
-        with torch.no_grad():
+        # The memory of a graph must not be inference tensors, which later calls could not write to.
+        with torch.inference_mode(False), torch.no_grad():
             signature = batch.conditions.signature()
             seeds = None  # one seed for all samples, or one for each, where noise is drawn
             if batch.identity is not None and program.is_stochastic:
@@ -62,14 +69,15 @@ class Graphs:
             with self._lock:  # captures of several threads would disturb one another
                 captured = self._captured.get(key)
                 if captured is None:
-                    captured = self._captured[key] = _CapturedRow(program, batch, x)
+                    captured = _CapturedRow(self._function, program, batch, x)
+                    self._captured[key] = captured
             return captured.run(x, batch.identity, batch.conditions, count_call)
 
 
 class _CapturedRow:
     """A row of a plan, captured with memory of its own for everything that changes between runs."""
 
-    def __init__(self, program: Program, batch: Batch, x: Tensor) -> None:
+    def __init__(self, function: str, program: Program, batch: Batch, x: Tensor) -> None:
         self._program, self._lock = program, threading.Lock()
         self._x = x.clone()
         self._identity = None
@@ -83,7 +91,9 @@ class _CapturedRow:
         pairs = x.shape[0] * (2 if conditions.guided else 1)
         denoiser = batch.denoiser
         seeds, index = self._identity or (None, None)
-        operands = {"seeds": seeds, "index": index}
+        h1, h2, h3, h4 = (*self._history, *[None] * (len(HISTORY) - len(self._history)))
+        history = {"h1": h1, "h2": h2, "h3": h3, "h4": h4}
+        self._operands = operands = {"seeds": seeds, "index": index, **history}
 
         def one_row() -> None:
             timestep = program.timesteps.index_select(0, self._row).expand(pairs)
@@ -93,10 +103,7 @@ class _CapturedRow:
             conditional, unconditional = conditions.split(output)
             step = (self._x, conditional, program.rows, self._row)
             if self._history:
-                h1, h2, h3, h4 = (*self._history, *[None] * (len(HISTORY) - len(self._history)))
-                x_next, x0 = ops.step_x0(
-                    *step, uncond=unconditional, h1=h1, h2=h2, h3=h3, h4=h4, **operands
-                )
+                x_next, x0 = ops.step_x0(*step, uncond=unconditional, **operands)
                 self._x.copy_(x_next)
                 for newer, older in zip(self._history[-2::-1], self._history[:0:-1], strict=True):
                     older.copy_(newer)
@@ -105,8 +112,8 @@ class _CapturedRow:
                 ops.step(*step, uncond=unconditional, target=self._x, **operands)
             self._row.add_(1)
 
-        self._operands = operands
-        self._replay = capture(one_row, self._row)
+        self._done = torch.cuda.Event() if x.is_cuda else None  # of the last run, on its stream
+        self._replay = capture(function, one_row, self._row)
 
     def run(
         self,
@@ -118,6 +125,8 @@ class _CapturedRow:
         """Run the plan from new samples, identities and conditions of the captured shapes."""
         program = self._program
         with self._lock:
+            if self._done is not None:  # the last run may be on another stream
+                torch.cuda.current_stream(x.device).wait_event(self._done)
             self._x.copy_(x)
             if self._identity is not None and identity is not None:
                 self._identity.seeds.copy_(identity.seeds)
@@ -126,7 +135,7 @@ class _CapturedRow:
             self._row.zero_()
             for earlier_x0 in self._history:
                 earlier_x0.zero_()  # 0 times a NaN that a run before left would be NaN
-            for k, calls in enumerate(program.calls):
+            for calls in program.calls:
                 if calls:
                     self._replay()
                     if count_call:
@@ -135,16 +144,17 @@ class _CapturedRow:
                     step = (self._x, self._x, program.rows, self._row)
                     ops.step(*step, target=self._x, **self._operands)
                     self._row.add_(1)
-                    if program.rises[k]:
-                        for earlier_x0 in self._history:
-                            earlier_x0.zero_()
-            return self._x.clone()
+            result = self._x.clone()
+            if self._done is not None:
+                self._done.record(torch.cuda.current_stream(x.device))
+            return result
 
 
-def capture(one_row: Callable[[], None], row: Tensor) -> Callable[[], object]:
+def capture(function: str, one_row: Callable[[], None], row: Tensor) -> Callable[[], object]:
     """Capture a function of the current device's memory as a CUDA graph; return its replay.
 
     Args:
+        function: the caller's name, for messages.
         one_row: runs one row; called `_WARMUP_CALLS` times before the capture and once during it.
         row: the row number, set to 0 before every call.
 
@@ -153,7 +163,8 @@ def capture(one_row: Callable[[], None], row: Tensor) -> Callable[[], object]:
     """
     if row.device.type != "cuda":
         raise ValueError(
-            f"sample: graph must be False on {row.device.type}, got True; CUDA graphs need a GPU"
+            f"{function}: graph must be False on {row.device.type}, got True; CUDA graphs need a "
+            "GPU"
         )
     with torch.cuda.device(row.device):
         side_stream = torch.cuda.Stream()

@@ -86,7 +86,8 @@ def run(
     conditions = conditions or Conditions("run", batch=x.shape[0], device=x.device)
     if noise is not None or not program.is_stochastic:
         identity = None  # with seeds, the kernel generates noise
-    if (in_place or inference) and rows is None and not callback and ops.DirectSteps.can_run(x):
+    no_gradient = inference or (in_place and not torch.is_grad_enabled())
+    if no_gradient and rows is None and not callback and ops.DirectSteps.can_run(x):
         tables = (program.rows, program.numbers, program.slots)
         steps = ops.DirectSteps(
             x, *tables, *(identity or (None, None)), noise, in_place=in_place, spare=spare
@@ -116,7 +117,13 @@ def run(
                 guided = conditions.guided and guided_rows[k]
                 inputs = conditions if guided else unguided
                 timestep = timesteps_of_pairs[k] if guided else timesteps[k]
+                version = None if x.is_inference() else x._version
                 output = network(inputs.doubled(x), timestep, inputs.arguments, dtype)
+                if version is not None and x._version != version:
+                    raise ValueError(
+                        f"Denoiser: the model must not write to x, got a change in row {k}; copy x "
+                        "in the network before writing to it"
+                    )
                 if inference and output.requires_grad:  # a network may return a parameter
                     output = output.detach()
                 if count_call:

@@ -108,10 +108,12 @@ def make_identity(
     many = np.ndim(seed) == 1
     seed_bits = [_as_int64(function, value) for value in (seed if many else [seed])]
     if sample_index is None:
-        index = torch.zeros(batch, dtype=torch.int64) if many else torch.arange(batch)
+        index = torch.zeros(batch, dtype=torch.int64, device="cpu")
+        if not many:
+            index = torch.arange(batch, device="cpu")
     elif np.ndim(sample_index) == 0:
         first = check_integer(function, "sample_index", _item(sample_index), 0, 2**63 - 1 - batch)
-        index = torch.arange(first, first + batch)
+        index = torch.arange(first, first + batch, device="cpu")
     else:
         if np.ndim(sample_index) != 1:
             raise ValueError(
@@ -138,7 +140,7 @@ def _checked_index(function: str, sample_index: Any) -> Tensor:
         check_integer(function, "sample_index", _item(value), 0, 2**63 - 1)
         for value in sample_index
     ]
-    return torch.tensor(numbers, dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _item(value: Any) -> Any:

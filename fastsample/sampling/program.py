@@ -14,8 +14,9 @@ from fastsample import ops
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.plans.history import HistorySlots
 from fastsample.plans.plan import Plan
+from fastsample.plans.rows import history_sources
 
-_MOST_BATCH_SIZES = 16  # timesteps are kept for this many batch sizes
+_MOST_BATCH_SIZES = 16  # views of the timesteps are kept for this many batch sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,9 @@ class Program:
         return (self.plan.column("w") != 1.0).tolist()
 
     @cached_property
-    def rises(self) -> list[bool]:
-        """Whether each row of a sampling plan returns to a noisier node."""
-        return ((np.diff(self.plan.nodes) > 0) & (not self.plan.inverts)).tolist()
+    def sources(self) -> tuple[tuple[int, ...], ...]:
+        """For each row, the earlier rows whose x0 it may read, newest first."""
+        return history_sources(self.plan.nodes, self.plan.calls_network)
 
     @cached_property
     def times(self) -> list[float]:
@@ -77,16 +78,33 @@ class Program:
         return HistorySlots.of(self.plan)
 
     def batch_timesteps(self, batch: int) -> Sequence[Tensor]:
-        """Return the timesteps of each row for a batch: K' tensors `(batch,)`."""
-        found = self._batch_timesteps.get(batch)
-        if found is None:
-            if len(self._batch_timesteps) >= _MOST_BATCH_SIZES:
-                self._batch_timesteps.clear()
+        """Return the timesteps of each row for one run of a batch: K' tensors `(batch,)`.
+
+        A network cannot change the program's own: torch refuses to write to expanded tensors, and a
+        single sample gets copies.
+        """
+        if batch == 1:
+            return self._column.clone().unbind()
+        views = self._views.get(batch)
+        if views is None:
+            if len(self._views) >= _MOST_BATCH_SIZES:
+                self._views.clear()
             with torch.inference_mode(False):
-                found = self.timesteps[:, None].expand(-1, batch).unbind()
-            self._batch_timesteps[batch] = found
-        return found
+                views = self._column.expand(-1, batch).unbind()
+            if self.is_plain:
+                self._views[batch] = views
+        return views
 
     @cached_property
-    def _batch_timesteps(self) -> dict[int, Sequence[Tensor]]:
+    def _column(self) -> Tensor:
+        with torch.inference_mode(False):
+            return self.timesteps[:, None]
+
+    @cached_property
+    def _views(self) -> dict[int, Sequence[Tensor]]:
         return {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether any run may use the tensors: they were made outside of modes and transforms."""
+        return ops.is_plain(self.rows, self.numbers, self.timesteps)

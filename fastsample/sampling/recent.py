@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -67,12 +68,19 @@ class Prepared:
     programs: dict[torch.device, Program] = field(default_factory=dict[torch.device, Program])
     kept: Any = None
 
+    @cached_property
+    def is_stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return self.resolved.plan.is_stochastic
+
     def program(self, denoiser: Denoiser, device: torch.device) -> Program:
         """Return the plan's program on a device."""
-        found = self.programs.get(device)
-        if found is None:
-            found = self.programs[device] = Program.of(denoiser, self.resolved.plan, device)
-        return found
+        program = self.programs.get(device)
+        if program is None:
+            program = Program.of(denoiser, self.resolved.plan, device)
+            if program.is_plain:  # fake tensors, say, would fail in later calls
+                self.programs[device] = program
+        return program
 
 
 _PREPARED: Recent[Prepared] = Recent(64)

@@ -270,24 +270,6 @@ def _with_guidance(function: str, plan: Plan, request: PlanRequest) -> Plan:
     return plan
 
 
-def shortened(request: PlanRequest, rows: int, stop: float) -> PlanRequest:
-    """Return the request for a plan that ends at a time, with its arguments cut to so many rows.
-
-    A multistep method that looks back further than there are rows is of lower order.
-    """
-    knobs = {**request.knobs, "last": stop}
-    order, variance = knobs.get("order"), knobs.get("variance")
-    if order is not None and order > rows:
-        knobs["order"] = rows
-        knobs.pop("corrected", None)  # which is for order 3 alone
-    if variance is not None and not isinstance(variance, str):
-        knobs["variance"] = np.asarray(variance)[:rows]
-    guidance = request.guidance
-    if guidance is not None and np.ndim(guidance):
-        guidance = np.asarray(guidance)[:rows].tolist()
-    return replace(request, knobs=knobs, guidance=guidance)
-
-
 def unconditional(
     function: str,
     denoiser: Denoiser,
@@ -309,10 +291,14 @@ def unconditional(
         if uncond is not None:
             raise ValueError(f"{function}: guidance must be given with uncond, got None")
         return None
-    chosen = denoiser.uncond if uncond is None else uncond
-    if chosen is None:
+    if uncond is not None and not isinstance(uncond, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"{function}: uncond must be a mapping of keyword arguments, got {type(uncond).__name__}"
+        )
+    values = denoiser.uncond if uncond is None else uncond
+    if values is None:
         raise ValueError(
             f"{function}: uncond must be given with guidance, got None; it holds the keyword "
             "arguments that mean no condition"
         )
-    return chosen
+    return values

@@ -80,14 +80,14 @@ def sample(
         sample_index: global index of each sample ``(B,)``, or of the first one; None counts from 0.
         start: x_T ``(B, *shape)`` instead of generated noise; it is not modified.
         noise: the noise of the rows ``(K', B, *shape)`` instead of generated noise; K' is the
-            number of rows ``len(plan)``, which is K unless rows make no network call.
+            number of rows that are run, which is K unless rows make no network call.
         shape: shape of one sample, for a bare callable.
         schedule: noise schedule for a bare callable; None is ``NoiseSchedule.linear()``.
         clip: range that x0 is clamped to, in data units: a bound on |x0|, a pair (lo, hi), or None
             for no clamp; "auto" is the model's.
         guidance: classifier-free guidance scale w in ``u + w (c - u)`` (Ho & Salimans 2022,
-            arXiv:2207.12598), one or one per row ``(K',)``; None is off. A network call in a row of
-            another scale than 1 runs 2 B samples.
+            arXiv:2207.12598), one or one per row of the whole plan; None is off. A network call in
+            a row of another scale than 1 runs 2 B samples.
         guidance_interval: times (low, high); rows from nodes ``low < t <= high`` are guided
             (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         guidance_rescale: weight in [0, 1] of scaling the guided output to the standard deviation of
@@ -99,7 +99,7 @@ def sample(
         device: device of the samples; None is the model's. A module is not moved.
         dtype: dtype of the samples; None is that of `start`, else the model's. Step arithmetic is
             float32 (float64 for float64) in any case, and the network is called in its own dtype.
-        stop: time above 0 to stop at, and to return the samples of. At a node of the plan the run
+        stop: time to stop at, and to return the samples of. At a node of the plan the run
             ends there; at another time the last row goes to it.
         progress: show a progress bar of the network calls.
         callback: called after each row with a `Step` (row, time, x, x0), in each run of

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,8 +21,9 @@ from fastsample.sampling.graph import Graphs
 from fastsample.sampling.loop import Step, run
 from fastsample.sampling.noise import as_seed
 from fastsample.sampling.program import Program
-from fastsample.sampling.recent import Prepared, prepare
-from fastsample.sampling.resolve import PlanRequest, Steps, shortened, unconditional
+from fastsample.sampling.recent import Prepared, Recent, prepare
+from fastsample.sampling.resolve import PlanRequest, Steps, unconditional
+from fastsample.sampling.until import until
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -137,17 +137,14 @@ class Sampler:
         )
         self._device = make_device(name, device)
         self._dtype = None if dtype is None else check_dtype(name, dtype)
-        self._graphs = Graphs() if check_bool(name, "graph", graph) else None
         self._batch_size = (
             None if batch_size is None else check_integer(name, "batch_size", batch_size, 1)
         )
-        self._parts: dict[float, Prepared] = {}
-        self._last = threading.local()
-        self._spare: list[list[Tensor]] = []  # history buffers, one list per concurrent run
+        self._make_memory(check_bool(name, "graph", graph))
 
     @property
     def plan(self) -> Plan:
-        """The plan that a call runs."""
+        """The plan that a call without `stop` runs."""
         return self._prepared.resolved.plan
 
     @property
@@ -203,7 +200,7 @@ class Sampler:
         check_bool(name, "return_states", return_states)
         prepared = self._prepared if stop is None else self._until(stop)
         plan, correct = prepared.resolved.plan, prepared.resolved.correct
-        if start is None or (noise is None and plan.is_stochastic):
+        if start is None or (noise is None and prepared.is_stochastic):
             seed = as_seed(name, seed)
         elif isinstance(seed, torch.Generator):
             seed = None  # nothing is drawn, so the generator stays as it is
@@ -266,8 +263,7 @@ class Sampler:
         if self._graphs:
             x = self._graphs.run(program, batch, x, count_call)
         else:
-            # Taken while the run lasts, so that no other run can use the same buffers.
-            spare = self._spare.pop() if self._spare else []
+            spare = self._take_spare()
             x = run(
                 self.denoiser,
                 program,
@@ -299,40 +295,46 @@ class Sampler:
         return x if states is None else torch.stack(states)
 
     def _until(self, stop: float) -> Prepared:
-        """Return the plan that ends at a time: the first rows of the whole plan, or one made anew.
-
-        Raises:
-            ValueError: a time that is not below the start, or where a given plan has no node.
-        """
+        """Return the plan that ends at a time."""
         time = check_real(self._name, "stop", stop, 0.0)
-        found = self._parts.get(time)
-        if found is None:
-            found = self._parts[time] = self._made_until(time)
-        return found
+        whole = self._prepared.resolved
+        return self._stopped.get(
+            time, lambda: Prepared(until(self._name, self.denoiser, self._request, whole, time))
+        )
 
-    def _made_until(self, stop: float) -> Prepared:
-        resolved = self._prepared.resolved
-        if stop in resolved.plan.nodes[1:]:
-            return Prepared(replace(resolved, plan=resolved.plan.until(stop)))
-        if resolved.method in ("given", "tuned"):
-            raise ValueError(
-                f"{self._name}: stop must be a node of the plan, one of "
-                f"{resolved.plan.nodes[1:].tolist()}, got {stop:g}"
-            )
-        if not stop < resolved.plan.nodes[0]:
-            raise ValueError(
-                f"{self._name}: stop must be below the start at {resolved.plan.nodes[0]:g}, "
-                f"got {stop:g}"
-            )
-        rows = int((resolved.plan.nodes[:-1] > stop).sum())
-        return _prepared(self._name, self.denoiser, shortened(self._request, rows, stop))
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: it plans anew what belongs to threads, runs and graphs."""
+        state = dict(self.__dict__)
+        for name in ("_prepared", "_stopped", "_last", "_spare", "_graphs"):
+            del state[name]
+        return {**state, "resolved": self._prepared.resolved, "graph": self._graphs is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._prepared = Prepared(state.pop("resolved"))
+        graph = state.pop("graph")
+        self.__dict__.update(state)
+        self._make_memory(graph)
+
+    def _make_memory(self, graph: bool) -> None:
+        """Make what the sampler remembers between calls."""
+        self._graphs = Graphs(self._name) if graph else None
+        self._stopped: Recent[Prepared] = Recent(8)
+        self._last = threading.local()
+        self._spare: list[list[Tensor]] = []  # history buffers, one list per concurrent run
+
+    def _take_spare(self) -> list[Tensor]:
+        """Return buffers of an earlier run, which no other run can use meanwhile."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return []
 
 
 def is_finite(x: Tensor) -> bool:
     """Return whether all elements are finite."""
     # A sum is finite only if all its terms are, and cheaper than a mask of all elements.
-    wide = x.dtype if x.dtype.itemsize > 2 else torch.float32
-    return math.isfinite(x.sum(dtype=wide).item()) or bool(torch.isfinite(x).all())
+    dtype = x.dtype if x.dtype.itemsize > 2 else torch.float32
+    return math.isfinite(x.sum(dtype=dtype).item()) or bool(torch.isfinite(x).all())
 
 
 def _prepared(name: str, denoiser: Any, request: PlanRequest) -> Prepared:
