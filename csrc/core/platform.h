@@ -17,6 +17,14 @@
 #include <cmath>
 #endif
 
+// Unrolls the loop that follows in code for the GPU, where arrays must be indexed by constants to
+// stay in registers.
+#if defined(__CUDA_ARCH__)
+#define FS_UNROLL _Pragma("unroll")
+#else
+#define FS_UNROLL
+#endif
+
 namespace fastsample {
 
 FS_HD uint32_t float_bits(float value) {

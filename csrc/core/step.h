@@ -49,6 +49,7 @@ FS_HD Row<F> load_row(const double* rows, int64_t num_rows, int64_t number,
              F(c[Column::hi]), F(c[Column::w]),     F(c[Column::a]),
              F(c[Column::b]),  F(c[Column::e]),     {},
              F(c[Column::d]),  F(c[Column::lv_lo]), F(c[Column::lv_hi])};
+  FS_UNROLL
   for (int i = 0; i < max_history; ++i) {
     row.c[i] = F(c[Column::c1 + i]);
     if (!history[i] && row.c[i] != 0) row.b = nan;

@@ -56,10 +56,11 @@ struct Cut {
 };
 
 // One pack: `item` is its number in the batch, `first` its first element in C order, `count` how
-// many of its W elements exist.
+// many of its W elements exist. A channels_last pack has 4 elements; it keeps the channel of each,
+// and the first memory position of its pixel in a tensor with one half.
 struct Pack {
   uint32_t item, sample, first, count;
-  uint32_t channel, pixel;  // channels_last: of the first element
+  uint32_t channel[4], pixel_position[4];
 };
 
 template <int width>
@@ -67,21 +68,27 @@ FS_HD Pack contiguous_pack(const Cut& cut, uint32_t item) {
   const uint32_t sample = cut.by_packs.divide(item);
   const uint32_t first = (item - sample * cut.packs) * width;
   const uint32_t left = static_cast<uint32_t>(cut.layout.size) - first;
-  return {item, sample, first, left < width ? left : width, 0, 0};
+  return {item, sample, first, left < width ? left : width, {}, {}};
 }
 
 FS_HD Pack channels_last_pack(const Cut& cut, uint32_t item) {
   Pack pack = contiguous_pack<4>(cut, item);
+  const auto pixels = static_cast<uint32_t>(cut.layout.pixels);
+  const auto channels = static_cast<uint32_t>(cut.layout.channels);
   const uint32_t dividend = cut.whole_quads ? pack.first / 4 : pack.first;
   const uint32_t quotient = cut.by_minor.divide(dividend);
   const uint32_t remainder = dividend - quotient * cut.by_minor.divisor;
-  if (cut.whole_quads) {
-    pack.channel = remainder;
-    pack.pixel = quotient * 4;
-    pack.first = remainder * static_cast<uint32_t>(cut.layout.pixels) + pack.pixel;
-  } else {
-    pack.channel = quotient;
-    pack.pixel = remainder;
+  uint32_t channel = cut.whole_quads ? remainder : quotient;
+  uint32_t pixel = cut.whole_quads ? quotient * 4 : remainder;
+  if (cut.whole_quads) pack.first = channel * pixels + pixel;
+  FS_UNROLL
+  for (int j = 0; j < 4; ++j, ++pixel) {
+    if (pixel == pixels) {  // the pack goes on in the next channel
+      pixel = 0;
+      ++channel;
+    }
+    pack.channel[j] = channel;
+    pack.pixel_position[j] = pixel * channels;
   }
   return pack;
 }
@@ -90,12 +97,7 @@ FS_HD Pack channels_last_pack(const Cut& cut, uint32_t item) {
 // tensor with two halves (prediction and v) has twice the channels.
 FS_HD int64_t channels_last_position(const Cut& cut, const Pack& pack, uint32_t j, int halves,
                                      int half) {
-  uint32_t channel = pack.channel, pixel = pack.pixel + j;
-  while (pixel >= static_cast<uint32_t>(cut.layout.pixels)) {
-    pixel -= static_cast<uint32_t>(cut.layout.pixels);
-    ++channel;
-  }
-  return int64_t{pixel} * (halves * cut.layout.channels) + half * cut.layout.channels + channel;
+  return int64_t{pack.pixel_position[j]} * halves + half * cut.layout.channels + pack.channel[j];
 }
 
 }  // namespace fastsample

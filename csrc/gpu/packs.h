@@ -8,12 +8,6 @@
 #include "core/step.h"
 #include "gpu/indexing.h"
 
-#if defined(__CUDA_ARCH__)
-#define FS_UNROLL _Pragma("unroll")
-#else
-#define FS_UNROLL
-#endif
-
 namespace fastsample {
 
 // Names the operands that a step kernel is compiled for. `plain` takes x and out; `noisy` generates

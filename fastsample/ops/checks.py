@@ -13,7 +13,9 @@ from torch import Tensor
 from fastsample.ops.dtypes import DTYPE_CODES, history_dtype, rows_dtype
 from fastsample.plans.rows import COLUMNS
 
-_FLOAT64, _INT64, _NUM_COLUMNS = torch.float64, torch.int64, len(COLUMNS)  # looked up only once
+# Looked up only once, since they are needed in every step.
+_FLOAT64, _INT64, _NUM_COLUMNS = torch.float64, torch.int64, len(COLUMNS)
+_STRIDED = torch.strided
 
 
 def check_step(
@@ -40,10 +42,13 @@ def check_step(
         and len(shape) >= 2
         and (out.shape == shape or out.shape == (shape[0], 2 * shape[1], *shape[2:]))
         and out.dtype == dtype
-        and rows.shape[-1] == _NUM_COLUMNS
+        and rows.dim() == 2
+        and rows.shape[1] == _NUM_COLUMNS
         and row.dtype == _INT64
         and (row.numel() == 1 or row.shape == shape[:1])
-        and rows.dim() == 2
+        and rows.shape[0] > 0
+        and x.layout is _STRIDED
+        and out.layout is _STRIDED
         and (
             (x.is_cpu and out.is_cpu and rows.is_cpu and row.is_cpu and rows.dtype == _FLOAT64)
             or (
@@ -54,12 +59,12 @@ def check_step(
     ):
         _refuse(name, x, out, rows, row)
     if uncond is not None:
-        _check_operand(name, "uncond", uncond, out.shape, dtype, x.device)
+        check_operand(name, "uncond", uncond, out.shape, dtype, x.device)
     if noise is not None:
-        _check_operand(name, "noise", noise, shape, dtype, x.device)
+        check_operand(name, "noise", noise, shape, dtype, x.device)
     for n, earlier in enumerate(history):
         if earlier is not None:
-            _check_operand(name, f"h{n + 1}", earlier, shape, history_dtype(x), x.device)
+            check_operand(name, f"h{n + 1}", earlier, shape, history_dtype(x), x.device)
     if seeds is not None:
         check_identity(name, seeds, index, shape[0], x.device)
     if draw is not None:
@@ -78,12 +83,16 @@ def _refuse(name: str, x: Tensor, out: Tensor, rows: Tensor, row: Tensor) -> Non
             f"{name}: out must have the shape of x {shape}, or twice its channels when the "
             f"variance is learned, got {tuple(out.shape)}"
         )
-    _check_operand(name, "out", out, out.shape, x.dtype, x.device)
-    if rows.dim() != 2 or rows.shape[1] != len(COLUMNS):
+    check_operand(name, "out", out, out.shape, x.dtype, x.device)
+    for label, tensor in (("x", x), ("out", out)):
+        if tensor.layout is not _STRIDED:
+            raise TypeError(f"{name}: {label} must be a dense tensor, got {tensor.layout}")
+    if rows.dim() != 2 or rows.shape[1] != len(COLUMNS) or not rows.shape[0]:
         raise ValueError(
-            f"{name}: rows must be a table (K, {len(COLUMNS)}), got {tuple(rows.shape)}"
+            f"{name}: rows must be a table (K, {len(COLUMNS)}) of at least one row, "
+            f"got {tuple(rows.shape)}"
         )
-    _check_operand(name, "rows", rows, rows.shape, rows_dtype(x.device), x.device)
+    check_operand(name, "rows", rows, rows.shape, rows_dtype(x.device), x.device)
     _check_number(name, "row", row, x)
 
 
@@ -96,10 +105,10 @@ def _check_number(name: str, label: str, tensor: Tensor, x: Tensor) -> None:
             f"{name}: {label} must have one element or one per sample ({x.shape[0]},), "
             f"got {tuple(tensor.shape)}"
         )
-    _check_operand(name, label, tensor, tensor.shape, torch.int64, x.device)
+    check_operand(name, label, tensor, tensor.shape, torch.int64, x.device)
 
 
-def _check_operand(
+def check_operand(
     name: str,
     label: str,
     tensor: Tensor,
@@ -108,6 +117,8 @@ def _check_operand(
     device: torch.device,
 ) -> None:
     """Raise unless the argument `label` of the function `name` has this shape, dtype and device."""
+    if tensor.layout is not _STRIDED:
+        raise TypeError(f"{name}: {label} must be a dense tensor, got {tensor.layout}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: {label} must be {dtype}, got {tensor.dtype}")
     if tensor.shape != shape:

@@ -15,10 +15,25 @@ from torch import Tensor
 from fastsample.ops import native, reference
 from fastsample.ops.dtypes import history_dtype
 from fastsample.ops.launch import new_like, packing
-
-_OPERATORS = (
-    *("step", "step_x0", "step_into", "step_backward", "row_gradients", "noise", "elbo_sums"),
+from fastsample.ops.operator_checks import (
+    check_elbo_sums,
+    check_gradient,
+    check_noise,
+    check_step_into,
+    check_step_operator,
+    checked,
 )
+
+# The operators: their required operands, and what checks all operands of a direct call.
+_OPERATORS = {
+    "step": (range(4), check_step_operator),
+    "step_x0": (range(4), check_step_operator),
+    "step_into": (range(5), check_step_into),
+    "step_backward": ((0, *range(2, 6)), check_gradient),
+    "row_gradients": ((0, *range(2, 6)), check_gradient),
+    "noise": (range(2), check_noise),
+    "elbo_sums": ((0, 1, 2, 4, 5), check_elbo_sums),
+}
 
 _STEP_ARGUMENTS = (
     "Tensor x, Tensor out, Tensor rows, Tensor row, Tensor? uncond=None, Tensor? seeds=None, "
@@ -54,9 +69,10 @@ noise_op = torch.ops.fastsample.noise.default
 elbo_sums_op = torch.ops.fastsample.elbo_sums.default
 
 for _module, _devices in ((native, ("CPU", "CUDA")), (reference, ("MPS", "XPU"))):
-    for _device in _devices:
-        for _name in _OPERATORS:
-            _library.impl(_name, getattr(_module, _name), _device)
+    for _name, (_required, _check) in _OPERATORS.items():
+        _implementation = checked(_name, _required, _check, getattr(_module, _name))
+        for _device in _devices:
+            _library.impl(_name, _implementation, _device)
 
 
 def _fake_step(x: Tensor, out: Tensor, *rest: Tensor | None) -> Tensor:

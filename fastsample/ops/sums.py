@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsample.ops import library
-from fastsample.ops.dtypes import DTYPE_CODES
+from fastsample.ops.operator_checks import check_sums
 
 
 class ElboSums(NamedTuple):
@@ -72,7 +72,7 @@ def elbo_sums(
         TypeError: dtypes that differ or are not floating point.
         ValueError: shapes or devices that do not fit.
     """
-    _check(x0, x, out, nodes, log_scales)
+    check_sums("elbo_sums", x0, x, out, nodes, log_scales)
     empty = x0.new_empty(0, dtype=torch.float64)
     nodes = empty if nodes is None else nodes
     log_scales = empty if log_scales is None else log_scales
@@ -82,40 +82,3 @@ def elbo_sums(
     fixed, excess, weighted, nll = sums.split([3, n, n, log_scales.shape[0]], dim=1)
     error, eps_square, v = fixed.unbind(1)
     return ElboSums(error, eps_square, v, excess, weighted, nll, sums)
-
-
-def _check(
-    x0: Tensor, x: Tensor, out: Tensor, nodes: Tensor | None, log_scales: Tensor | None
-) -> None:
-    """Raise TypeError or ValueError unless the tensors fit each other."""
-    if x0.dtype not in DTYPE_CODES or not x0.dtype == x.dtype == out.dtype:
-        raise TypeError(
-            "elbo_sums: x0, x and out must have one floating dtype, "
-            f"got {x0.dtype}, {x.dtype} and {out.dtype}"
-        )
-    if x0.dim() < 2 or x.shape != x0.shape:
-        raise ValueError(
-            f"elbo_sums: x must have the shape (B, *shape) of x0 {tuple(x0.shape)}, "
-            f"got {tuple(x.shape)}"
-        )
-    doubled = (x0.shape[0], 2 * x0.shape[1], *x0.shape[2:])
-    if tuple(out.shape) not in (tuple(x0.shape), doubled):
-        raise ValueError(
-            f"elbo_sums: out must have the shape of x0 {tuple(x0.shape)} or twice its channels, "
-            f"got {tuple(out.shape)}"
-        )
-    for name, tensor in (("nodes", nodes), ("log_scales", log_scales)):
-        if tensor is None:
-            continue
-        if tensor.dim() != 1 or tensor.dtype != torch.float64:
-            raise ValueError(
-                f"elbo_sums: {name} must be a float64 vector, "
-                f"got {tensor.dtype} {tuple(tensor.shape)}"
-            )
-    if nodes is not None and len(nodes) and out.shape == x0.shape:
-        raise ValueError(
-            f"elbo_sums: nodes must be left out without a learned variance in out, got {len(nodes)}"
-        )
-    for name, tensor in (("x", x), ("out", out), ("nodes", nodes), ("log_scales", log_scales)):
-        if tensor is not None and tensor.device != x0.device:
-            raise ValueError(f"elbo_sums: {name} must be on {x0.device}, got {tensor.device}")

@@ -16,9 +16,6 @@ from fastsample.plans.history import HistorySlots
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import history_sources
 
-_MOST_BATCH_SIZES = 16  # views of the timesteps are kept for this many batch sizes
-
-
 @dataclass(frozen=True, eq=False)
 class Program:
     """A plan and its numbers on a device, so that a run does not wait for the host.
@@ -80,29 +77,9 @@ class Program:
     def batch_timesteps(self, batch: int) -> Sequence[Tensor]:
         """Return the timesteps of each row for one run of a batch: K' tensors `(batch,)`.
 
-        A network cannot change the program's own: torch refuses to write to expanded tensors, and a
-        single sample gets copies.
+        They are copies, since a network may write to what it is given.
         """
-        if batch == 1:
-            return self._column.clone().unbind()
-        views = self._views.get(batch)
-        if views is None:
-            if len(self._views) >= _MOST_BATCH_SIZES:
-                self._views.clear()
-            with torch.inference_mode(False):
-                views = self._column.expand(-1, batch).unbind()
-            if self.is_plain:
-                self._views[batch] = views
-        return views
-
-    @cached_property
-    def _column(self) -> Tensor:
-        with torch.inference_mode(False):
-            return self.timesteps[:, None]
-
-    @cached_property
-    def _views(self) -> dict[int, Sequence[Tensor]]:
-        return {}
+        return self.timesteps.clone()[:, None].expand(-1, batch).unbind()
 
     @property
     def is_plain(self) -> bool:

@@ -293,7 +293,8 @@ def unconditional(
         return None
     if uncond is not None and not isinstance(uncond, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"{function}: uncond must be a mapping of keyword arguments, got {type(uncond).__name__}"
+            f"{function}: uncond must be a mapping of keyword arguments, "
+            f"got {type(uncond).__name__}"
         )
     values = denoiser.uncond if uncond is None else uncond
     if values is None:

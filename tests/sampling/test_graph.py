@@ -312,7 +312,7 @@ def test_a_capture_that_fails_is_tried_again(monkeypatch):
     sampler = fs.Sampler(labelled, 3, shape=SHAPE, graph=True)
     working = graph.capture
 
-    def fails(one_row, row):
+    def fails(function, one_row, row):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(graph, "capture", fails)
