@@ -86,6 +86,7 @@ BAD_STEPS = {
         ValueError,
         "row must be on cpu, got meta$",
     ),
+    "a number for draw": ({"draw": 5}, TypeError, r"draw must be an int64 tensor, got 5$"),
     "too many draws": (
         {"draw": zeros(3, dtype=torch.int64)},
         ValueError,
