@@ -8,6 +8,10 @@ import pytest
 import torch
 
 
+# diffusers 0.42 converts tensors in a way that NumPy 2 warns about.
+diffusers_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
 def test_bench_step_measures_every_kind(capsys):
     pytest.importorskip("diffusers")
     from benchmarks import bench_step
@@ -20,6 +24,27 @@ def test_bench_step_measures_every_kind(capsys):
         assert {"fused", "plain torch", "torch.add(out=)"} <= set(result["times"])
         assert any(name.startswith("diffusers") for name in result["ratio"])
     assert "x fused" in capsys.readouterr().out
+
+
+@diffusers_warns
+def test_bench_loop_measures_every_method(capsys):
+    pytest.importorskip("diffusers")
+    from benchmarks import bench_loop
+
+    results = bench_loop.run(torch.device("cpu"), [(1, 4, 2)], seconds=0.0)
+    assert [r["method"] for r in results] == list(bench_loop.METHODS)
+    for result in results:
+        assert {"fs.Sampler", "fs.sample"} < set(result["times"])
+        assert len(result["ratio_sampler"]) >= 1
+    assert "over sampler" in capsys.readouterr().out
+
+
+@diffusers_warns
+def test_bench_models_runs_both_networks():
+    from benchmarks import bench_models
+
+    results = bench_models.run(torch.device("cpu"), (1,), seconds=0.0)
+    assert [r["model"] for r in results] == ["digits", "DiT"]
 
 
 def test_bytes_are_those_a_step_must_move():
