@@ -38,11 +38,16 @@ if TYPE_CHECKING:  # for type checkers and editors; a test compares it with what
     from fastsample.samplers.ddim import ddim_inversion as ddim_inversion
     from fastsample.samplers.dpm_solver import dpm_solver as dpm_solver
     from fastsample.samplers.fastdpm import fastdpm as fastdpm
+    from fastsample.samplers.restart import restart as restart
     from fastsample.samplers.shortcut import shortcut as shortcut
     from fastsample.samplers.unipc import unipc as unipc
+    from fastsample.sampling.advance import SamplerStack as SamplerStack
     from fastsample.sampling.diffuse import diffuse as diffuse
+    from fastsample.sampling.history import History as History
+    from fastsample.sampling.inpaint import inpaint as inpaint
     from fastsample.sampling.interpolate import interpolate as interpolate
     from fastsample.sampling.invert import invert as invert
+    from fastsample.sampling.log_prob import log_prob as log_prob
     from fastsample.sampling.loop import Step as Step
     from fastsample.sampling.noise import new_seed as new_seed
     from fastsample.sampling.sample import sample as sample
@@ -68,9 +73,13 @@ _MODULES = {
     "profiling.measure": ("profile",),
     "profiling.profile": ("Profile",),
     "samplers.ddim": ("ddim_inversion",),
+    "sampling.advance": ("SamplerStack",),
     "sampling.diffuse": ("diffuse",),
+    "sampling.history": ("History",),
+    "sampling.inpaint": ("inpaint",),
     "sampling.interpolate": ("interpolate",),
     "sampling.invert": ("invert",),
+    "sampling.log_prob": ("log_prob",),
     "sampling.loop": ("Step",),
     "sampling.noise": ("new_seed",),
     "sampling.sample": ("sample",),

@@ -55,7 +55,7 @@ def meet(function: str, device: torch.device, *, failed: bool = False) -> None:
     """
     if not running():
         return
-    failures = summed(torch.tensor([float(failed)], dtype=torch.float64), device)
+    failures = summed(torch.tensor([float(failed)], dtype=torch.float64, device="cpu"), device)
     if failures[0] > 0 and not failed:
         raise OtherProcessFailedError(f"{function}: another process failed; see its message")
 
@@ -89,7 +89,7 @@ def check_agreement(function: str, name: str, value: float, device: torch.device
     if not running():
         return
     world = dist.get_world_size()
-    everyone = torch.zeros(world, dtype=torch.float64)
+    everyone = torch.zeros(world, dtype=torch.float64, device="cpu")
     everyone[dist.get_rank()] = value
     values = sum_arrays(everyone, device)
     if not np.allclose(values, values[0], rtol=1e-12, atol=0.0):

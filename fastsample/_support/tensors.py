@@ -27,6 +27,23 @@ def make_device(function: str, device: torch.device | str | None) -> torch.devic
         raise ValueError(f"{function}: device must be there, got {device}; {reason}") from None
 
 
+def check_dense(function: str, name: str, tensor: Tensor, remedy: str | None = None) -> None:
+    """Raise TypeError for a sparse or nested tensor.
+
+    Args:
+        function: the caller's name, for the message.
+        name: the argument.
+        tensor: its value.
+        remedy: what the message ends with; None names the conversion to a dense tensor.
+    """
+    if tensor.layout == torch.strided and not tensor.is_nested:
+        return
+    kind = "a nested tensor" if tensor.is_nested else f"{tensor.layout}"
+    convert = "to_padded_tensor(0.0)" if tensor.is_nested else "to_dense()"
+    remedy = f"pass {name}.{convert}" if remedy is None else remedy
+    raise TypeError(f"{function}: {name} must be a dense tensor, got {kind}; {remedy}")
+
+
 def check_tensor(
     name: str,
     tensor: Tensor | None,
@@ -38,6 +55,7 @@ def check_tensor(
     """Raise unless the tensor has this shape, dtype and device; do nothing for None."""
     if tensor is None:
         return
+    check_dense(function, name, tensor)
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{function}: {name} must have shape {shape}, got {tuple(tensor.shape)}")
     if tensor.dtype != dtype:

@@ -38,8 +38,8 @@ def digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ) from error
     digits = cast("Any", load_digits())
     order = np.random.default_rng(SPLIT_SEED).permutation(len(digits.target))
-    x = torch.as_tensor(digits.images[order] / 8.0 - 1.0).float().unsqueeze(1)
-    y = torch.as_tensor(digits.target[order]).long()
+    x = torch.as_tensor(digits.images[order] / 8.0 - 1.0, device="cpu").float().unsqueeze(1)
+    y = torch.as_tensor(digits.target[order], device="cpu").long()
     return x[:TRAIN_SIZE], y[:TRAIN_SIZE], x[TRAIN_SIZE:], y[TRAIN_SIZE:]
 
 

@@ -118,6 +118,14 @@ class DigitsUNet(nn.Module):
             y = _per_sample("y", torch.as_tensor(y, device=x.device), batch)
             if y.is_floating_point() or y.is_complex():
                 raise TypeError(f"DigitsUNet: y must be integer labels, got {y.dtype}")
+            # On a GPU this check would wait for the device, and torch itself refuses such labels.
+            if y.device.type == "cpu" and not torch.compiler.is_compiling() and y.numel():
+                low, high = int(y.min()), int(y.max())
+                if low < 0 or high > self.null_class:
+                    raise ValueError(
+                        f"DigitsUNet: y must be in [0, {self.null_class}], got "
+                        f"{low if low < 0 else high}; {self.null_class} means no label"
+                    )
 
         # Angles are float32 whatever the weights: bfloat16 cannot hold all timesteps above 256.
         emb = _sinusoid(t.float(), self.label.embedding_dim).to(x.dtype)
@@ -170,14 +178,16 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
         # A damaged config may ask for any size, so shapes are compared before memory is taken.
         with torch.device("meta"):
             DigitsUNet(**metadata["config"]).load_state_dict(state, assign=True)
-        model = DigitsUNet(**metadata["config"])
+        # Built in float32 on the CPU, so that other defaults of torch do not round the weights.
+        with torch.device("cpu"):
+            model = DigitsUNet(**metadata["config"]).float()
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(
             f"load_digits_model: path must hold weights that fit their config, got {reason}"
         ) from error
-    return model.float().eval(), metadata
+    return model.eval(), metadata
 
 
 class _ResidualBlock(nn.Module):

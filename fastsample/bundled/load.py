@@ -47,7 +47,7 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
     if name != "digits" and not os.path.isfile(name):
         raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
     target = make_device("load", device) or torch.device("cpu")
-    if name != "digits" and load_checkpoint(name)[1].get("model") == "SwirlNet":
+    if name != "digits" and _kind_of(name) == "SwirlNet":
         swirl, metadata = load_swirl_model(name)
         schedule = NoiseSchedule.from_dict(metadata["schedule"])
         denoiser = Denoiser(swirl, schedule, metadata["shape"], time="log_snr", device=target)
@@ -67,6 +67,22 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
         return denoiser.with_plans(_plans_from(metadata))
     denoiser = denoiser.with_profile(Profile.load(_DIGITS_PROFILE))
     return denoiser.with_plans(load_plans(_DIGITS_PLANS))
+
+
+def _kind_of(path: str | os.PathLike[str]) -> str:
+    """Return the name of the network in a model file; ValueError for other files."""
+    try:
+        metadata = load_checkpoint(path)[1]
+        kind = metadata.get("model")
+        if kind not in ("SwirlNet", "DigitsUNet"):
+            raise ValueError(f"its model is {kind!r}")
+    except ValueError as error:
+        raise ValueError(
+            'load: name must be "digits" or a model file that `fastsample train` wrote, got '
+            f"{os.fspath(path)!r} ({error}); load the weights of your own network into it, and "
+            "pass fs.Denoiser(network, schedule, shape)"
+        ) from error
+    return kind
 
 
 def _plans_from(metadata: Mapping[str, Any]) -> list[Plan]:

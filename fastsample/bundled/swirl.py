@@ -85,7 +85,9 @@ def load_swirl_model(path: str | PathLike[str]) -> tuple[SwirlNet, dict[str, Any
         # A damaged config may ask for any size, so shapes are compared before memory is taken.
         with torch.device("meta"):
             SwirlNet(**metadata["config"]).load_state_dict(state, assign=True)
-        network = SwirlNet(**metadata["config"])
+        # Built in float32 on the CPU, so that other defaults of torch do not round the weights.
+        with torch.device("cpu"):
+            network = SwirlNet(**metadata["config"]).float()
         network.load_state_dict(state)
     except (RuntimeError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()

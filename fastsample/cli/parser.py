@@ -64,6 +64,9 @@ def _add_sampling(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="NAME=VALUE",
         help="an option of the method, such as order=3 or approximation=var; may be repeated",
     )
+    sample.add_argument(
+        "--whole", action="store_true", help="round the times to whole ones, and drop repeats"
+    )
     sample.add_argument("--index", type=int, default=0, help="global index of the first sample")
     sample.add_argument(
         "--label", type=int, choices=range(10), help="draw this digit", metavar="0..9"

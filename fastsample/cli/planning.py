@@ -86,6 +86,8 @@ def plan(options: argparse.Namespace) -> int:
         taken = f" ({len(grid)} taken)" if options.at_most else ""
         bits = f", {table.bits_per_dim(grid):.4f} bits/dim" if objective == "elbo" else ""
         print(f"{name}{taken}: cost {table.cost(grid):.6g}{bits}")
+        if len(grid) == len(profile.times):
+            print("  no choice: these are all times of the profile; measure more of them")
         print("  " + " ".join(f"{t:.6g}" for t in grid))
     for path in written:
         print(path)

@@ -39,12 +39,19 @@ def sample(options: argparse.Namespace) -> int:
     if options.guidance is not None and options.label is None:
         raise ValueError("sample: label must be given with guidance, got none")
     knobs = dict(options.knob)
+    names = [name for name, _ in options.knob]
     for name in knobs:
+        if names.count(name) > 1:
+            values = [value for other, value in options.knob if other == name]
+            raise ValueError(f"sample: knob {name} must be given once, got the values {values}")
         if not methods_with(name):
             raise ValueError(f"sample: knob must be one of a method, got {name}")
     if options.eta is not None:
         if "eta" in knobs:
-            raise ValueError(f"sample: eta must be given once, got {knobs['eta']} as a knob too")
+            raise ValueError(
+                f"sample: eta must be given once, got {options.eta} as --eta and {knobs['eta']} as "
+                "--knob eta"
+            )
         knobs["eta"] = options.eta
     model = fs.load(options.model, device=options.device)
     sampler = fs.Sampler(
@@ -53,6 +60,7 @@ def sample(options: argparse.Namespace) -> int:
         method=options.method,
         grid=options.grid,
         grid_seed=options.seed if options.grid == "random" else None,
+        whole=options.whole,
         guidance=options.guidance,
         **knobs,
     )

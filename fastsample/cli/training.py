@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,12 @@ def train(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         **{name: value for name, value in trainer_options.items() if value is not None},
     )
+    if options.resume and trainer.iteration == 0:
+        print(
+            f"train: {options.out} must hold a checkpoint for --resume, got none; training begins "
+            "at the first iteration",
+            file=sys.stderr,
+        )
     first, start = trainer.iteration, time.perf_counter()
     averaged = trainer.run(total)
     path = options.out / MODEL_FILE

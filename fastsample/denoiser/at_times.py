@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from fastsample import ops
 from fastsample._support.checks import FloatArray
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.failures import explain
 from fastsample.plans.rows import Clip, clip_bounds, row_table, x0_terms
 
 
@@ -109,7 +110,22 @@ class AtTimes:
     def _call(self, x: Tensor, conditions: Conditions, k: int) -> tuple[Tensor, Tensor | None]:
         """Call the network once; return its (conditional, unconditional or None) outputs."""
         network_input = conditions.doubled(x)
+        if network_input.is_inference():
+            with torch.inference_mode(False), torch.no_grad():
+                network_input = network_input.clone()  # Only such tensors count writes to them.
+        version = network_input._version
         timestep = self._timesteps[k].expand(len(network_input))
-        output = self.denoiser.at_timestep(network_input, timestep, conditions.arguments)
+        place = f"at t = {self.times[k]:g}"
+        try:
+            output = self.denoiser.at_timestep(network_input, timestep, conditions.arguments)
+        except Exception as error:
+            again = partial(self.denoiser.at_timestep, network_input, cond=conditions.arguments)
+            explain(error, place, timestep, again, self.denoiser.model)
+            raise
+        if network_input._version != version:
+            raise ValueError(
+                f"Denoiser: the model must not write to x, got a change {place}; copy x in the "
+                "network before writing to it"
+            )
         self.on_call(len(network_input))
         return conditions.split(output)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample._support.checks import check_integer, check_real
+from fastsample._support.checks import FloatArray, check_integer, check_real, warn_user
 from fastsample._support.tensors import check_tensor
 from fastsample.denoiser.denoiser import Denoiser
 
@@ -51,14 +52,61 @@ def _tensors(function: str, data: Any, size: int) -> Iterable[Any]:
     return torch.split(data, size) if isinstance(data, Tensor) else cast(Iterable[Any], data)
 
 
-def check_data_range(function: str, x0: Tensor) -> None:
-    """Raise ValueError for NaN or values outside [-1, 1], where the decoder has no bins."""
+def check_data_range(function: str, x0: Tensor, remedy: str = "") -> None:
+    """Raise ValueError for NaN or values outside [-1, 1], where the decoder has no bins.
+
+    Args:
+        function: the caller's name, for the message.
+        x0: the data.
+        remedy: what the message ends with.
+    """
     low, high = float(x0.min()), float(x0.max())
     if not -1.0 - 1e-6 <= low <= high <= 1.0 + 1e-6:
         raise ValueError(
             f"{function}: data must be in [-1, 1], where the decoder's bins lie, "
-            f"got {low:g} to {high:g}"
+            f"got {low:g} to {high:g}{remedy}"
         )
+
+
+def warn_off_bins(
+    function: str, x0: Tensor, bin_width: float, *, only_mistakes: bool = False
+) -> None:
+    """Warn of data that are not on the decoder's bins, at multiples of `bin_width` from -1.
+
+    Data of a dtype that cannot tell neighbouring bins apart are not judged.
+
+    Args:
+        function: the caller's name, for the message.
+        x0: data in [-1, 1].
+        bin_width: the distance of neighbouring bins.
+        only_mistakes: warn only of data that look quantised otherwise, not of any real numbers.
+    """
+    # Levels that were computed in another way differ by a few roundings of numbers near 1.
+    tolerance = max(1e-3, 4.0 * torch.finfo(x0.dtype).eps / bin_width)
+    if tolerance > 0.2 or not x0.numel():
+        return
+    values: FloatArray = x0.detach().flatten().double().cpu().numpy()
+    position = (values + 1.0) / bin_width
+    share = float(np.mean(np.abs(position - np.rint(position)) > tolerance))
+    if share == 0.0:
+        return
+    low, high = float(values.min()), float(values.max())
+    levels = np.unique(values[:65536])
+    step = float(np.diff(levels).min()) if 1 < len(levels) <= 512 else 0.0
+    likely = None
+    if 0.0 <= low < high and len(levels) <= 256:
+        likely = f"they are in [{low:g}, {high:g}]: scale data in [0, 1] by 2 x - 1"
+    elif step > 1e-3 and np.all(
+        np.abs(levels + 1.0 - step * np.rint((levels + 1.0) / step)) < 1e-5
+    ):
+        likely = f"their levels are {step:.4g} apart: pass bin_width={step:.4g}"
+    if likely is None and only_mistakes:
+        return
+    warn_user(
+        f"{function}: data must be on the decoder's bins, {bin_width:.4g} apart from -1 on, for "
+        f"bits per dimension to be right, got {100.0 * share:.3g}% of the values between them; "
+        f"{likely or 'round them to the bins'}"
+    )
 
 
 def check_bin_width(function: str, bin_width: Any) -> float:

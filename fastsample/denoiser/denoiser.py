@@ -71,7 +71,11 @@ class Denoiser:
         if not callable(model):
             raise TypeError(f"Denoiser: model must be callable, got {type(model).__name__}")
         if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"Denoiser: schedule must be a NoiseSchedule, got {schedule!r}")
+            shown = " ".join(repr(schedule).split())[:60]  # arrays have several lines
+            raise TypeError(
+                f"Denoiser: schedule must be a NoiseSchedule, got {shown}"
+                f"{_schedule_remedy(schedule)}"
+            )
         check_prediction("Denoiser", prediction)
         clip_bounds("Denoiser", clip)
         if variance not in get_args(Variance):
@@ -175,7 +179,7 @@ class Denoiser:
         return dtype if any(p.dtype == dtype for p in parameters) else first.dtype
 
     def network_times(self, times: FloatArray, device: torch.device | None = None) -> Tensor:
-        """Return the timesteps ``(K,)`` that the network takes at times ``(K,)`` (0 data, T noise).
+        """Return the timesteps that the network takes at times (0 data, T noise), in their shape.
 
         int64 when the network takes indices and all times are whole, else float32 (or the integers
         of a callable `time`), on the network's device.
@@ -192,7 +196,9 @@ class Denoiser:
 
         Args:
             x: noisy samples `(B, *shape)`.
-            t: times in (0, T], a number or `(B,)`; T is pure noise.
+            t: times in (0, T], a number or `(B,)`; T is pure noise. For a network that takes a time
+                per token or frame, as in diffusion forcing (Chen et al. 2024, arXiv:2407.01392),
+                `(B, N)` or any other shape that begins with B: its timesteps have this shape.
             cond: keyword arguments of the network, as it takes them.
 
         Returns:
@@ -208,17 +214,18 @@ class Denoiser:
                 f"got {tuple(x.shape)}"
             )
         times = check_array("Denoiser", "t", t)
-        if times.shape not in ((), (x.shape[0],)):
+        if times.ndim and times.shape[0] != x.shape[0]:
             raise ValueError(
-                f"Denoiser: t must be one time or one per sample ({x.shape[0]},), "
-                f"got shape {times.shape}"
+                f"Denoiser: t must be one time or one per sample ({x.shape[0]},), or of a shape "
+                f"that begins so, got shape {times.shape}"
             )
         if np.any(times <= 0) or np.any(times > self.schedule.T):
             raise ValueError(
                 f"Denoiser: t must be in (0, {self.schedule.T:g}], got {times.min():g} to "
                 f"{times.max():g}; a network has no index for clean data"
             )
-        times = np.broadcast_to(times, (x.shape[0],))
+        if not times.ndim:
+            times = np.broadcast_to(times, (x.shape[0],))
         return self.at_timestep(x, self.network_times(times, x.device), cond or {})
 
     __call__ = at_time
@@ -234,7 +241,7 @@ class Denoiser:
 
         Args:
             x: noisy samples `(B, *shape)`; cast for the network, and its output back.
-            timestep: `(B,)`, see `network_times`.
+            timestep: `(B,)`, see `network_times`, or of another shape that the network takes.
             cond: keyword arguments of the network, as it takes them.
             dtype: the network's `input_dtype`, for callers that ask for it once; None asks here.
 
@@ -270,6 +277,17 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     if not sizes:
         raise ValueError("Denoiser: shape must have at least one dimension, got ()")
     return sizes
+
+
+def _schedule_remedy(schedule: Any) -> str:
+    """Return what a message about a wrong schedule ends with."""
+    if isinstance(schedule, (str, type(None))):
+        return "; such as NoiseSchedule.linear(1000) or NoiseSchedule.cosine(1000)"
+    if isinstance(schedule, (Tensor, np.ndarray, Sequence)):
+        return "; of betas pass NoiseSchedule.from_betas(betas)"
+    if hasattr(schedule, "betas"):
+        return "; of a scheduler pass NoiseSchedule.from_betas(scheduler.betas)"
+    return ""
 
 
 def _checked_uncond(uncond: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ Index: TypeAlias = slice | npt.NDArray[np.int64]
 def entry_count(leaf: Any) -> int | None:
     """Return the number of entries of a leaf that has one per sample; None for other leaves."""
     if isinstance(leaf, Tensor):
-        return leaf.shape[0] if leaf.dim() else None
+        return leaf.size(0) if leaf.dim() else None
     return len(leaf) if isinstance(leaf, list) else None
 
 
@@ -122,7 +122,7 @@ def doubled(function: str, path: str, conditional: Any, unconditional: Any) -> A
         return torch.cat((_in_dtype_of(function, path, conditional, unconditional), conditional))
     if isinstance(unconditional, list) and isinstance(conditional, list):
         return [*unconditional, *conditional]
-    if not _equal(conditional, unconditional):
+    if not equal_leaves(conditional, unconditional):
         raise ValueError(
             f"{function}: {path} must be a tensor, or equal in cond and uncond, under guidance, "
             f"got {conditional!r:.40} and {unconditional!r:.40}; both halves of the batch share "
@@ -145,20 +145,20 @@ def _in_dtype_of(function: str, path: str, conditional: Tensor, unconditional: T
     return cast
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal_leaves(one: Any, other: Any) -> bool:
     """Return whether two leaves are equal; tensors and arrays are compared by value."""
     if one is other:
         return True
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return type(one) is type(other) and np.array_equal(one, other)
     if isinstance(one, Shared) and isinstance(other, Shared):
-        return _equal(one.value, other.value)
+        return equal_leaves(one.value, other.value)
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+        return one.keys() == other.keys() and all(equal_leaves(one[k], other[k]) for k in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
+        return len(one) == len(other) and all(map(equal_leaves, one, other))
     if isinstance(one, (Tensor, Mapping)) or isinstance(other, (Tensor, Mapping)):
         return False
     return type(one) is type(other) and bool(one == other)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample._support.tensors import check_dense
 from fastsample.denoiser.leaves import entry_count, to_device
 from fastsample.denoiser.trees import leaves, tuple_like
 
@@ -85,11 +86,16 @@ def _as_tensor(function: str, path: str, value: Any) -> Any:
 
     Arrays are copied, since the caller may write to them later.
     """
+    if isinstance(value, Tensor):
+        check_dense(
+            function, path, value, "pass a list of one tensor per sample, or fs.shared(value)"
+        )
     if not isinstance(value, (int, float, list, np.ndarray, np.number)) or isinstance(value, bool):
         return value
     try:
         # Copy arrays to C order first, since torch refuses negative strides.
-        return torch.tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value)
+        array = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
+        return torch.tensor(array, device="cpu")  # whatever torch's default device is
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"{function}: {path} must hold numbers, got {value!r:.80} ({error})"

@@ -55,8 +55,10 @@ def timesteps(schedule: NoiseSchedule, time: TimeInput, times: FloatArray) -> Te
     """
     times = np.asarray(times, dtype=np.float64)
     if time == "index" and np.all(times == np.rint(times)):
-        return torch.as_tensor(times.astype(np.int64) - 1)
-    values = torch.as_tensor(time(times) if callable(time) else _TIME_INPUTS[time](times, schedule))
+        return torch.as_tensor(times.astype(np.int64) - 1, device="cpu")
+    values = time(times) if callable(time) else _TIME_INPUTS[time](times, schedule)
+    if not isinstance(values, Tensor):
+        values = torch.as_tensor(values, device="cpu")  # whatever torch's default device is
     if values.shape != times.shape:
         raise ValueError(
             f"Denoiser: time must give one value per time {times.shape}, got {tuple(values.shape)}"

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from fastsample.denoiser.denoiser import Denoiser, checked_shape
+from fastsample.denoiser.training_mode import warn_of_training_mode
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -58,6 +59,7 @@ def _default_schedule() -> NoiseSchedule:
 
 
 def check_denoiser(function: str, denoiser: Any) -> None:
-    """Raise TypeError for a model that is no `Denoiser`."""
+    """Raise TypeError for a model that is no `Denoiser`, and warn of one in training mode."""
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"{function}: denoiser must be a Denoiser, got {type(denoiser).__name__}")
+    warn_of_training_mode(function, denoiser.model)

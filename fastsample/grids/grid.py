@@ -40,7 +40,8 @@ class Grid:
             )
         if times[-1] != 0.0:
             raise ValueError(
-                f"Grid: times must end at 0 (data), got {times[-1]:g}; append 0.0 as the last time"
+                f"Grid: times must end at 0 (data), got {times[-1]:g}; append 0.0 as the last "
+                "time, or pass a network's timesteps, which count from 0, to Grid.from_indices"
             )
         times[-1] = 0.0  # -0.0 would compare equal but print and hash differently
         object.__setattr__(self, "times", frozen(times))
@@ -70,6 +71,15 @@ class Grid:
         if array.min() < 0:
             raise ValueError(f"Grid.from_indices: indices must not be negative, got {array.min()}")
         return cls(np.append(np.unique(array)[::-1] + 1.0, 0.0))
+
+    def rounded(self) -> Grid:
+        """Return the grid with its times rounded to whole ones; repeats are dropped.
+
+        A network with a table of times takes only whole ones. Times below 1/2 become 1, the time
+        of a network's timestep 0. The grid may have fewer times than before.
+        """
+        whole = np.maximum(np.rint(self.times[:-1]), 1.0)
+        return Grid(np.append(np.unique(whole)[::-1], 0.0))
 
     @property
     def integer(self) -> bool:

@@ -146,25 +146,40 @@ def diffusers(
     num_steps: int,
     spacing: Literal["leading", "trailing", "linspace"] = "leading",
     steps_offset: int = 0,
+    *,
+    family: Literal["ddim", "multistep"] = "ddim",
 ) -> Grid:
-    """Make the grid of `DDIMScheduler.set_timesteps` in diffusers 0.42.
+    """Make the grid of `set_timesteps` of a scheduler in diffusers 0.42.
 
     Times are its timesteps plus 1. The spacings are those of Lin et al. 2023, "Common Diffusion
     Noise Schedules and Sample Steps are Flawed" (arXiv:2305.08891), table 2. As in diffusers, only
     "leading" uses `steps_offset`. For some K (62 of those up to T = 1000) the float stride of
-    diffusers' "trailing" yields one more timestep, -1, which no network has: it is dropped.
+    diffusers' "trailing" yields one more timestep, -1, which no network has: it is dropped. So are
+    the repeats of "linspace" of the multistep schedulers, which appear near K = T.
 
     Args:
         T: `num_train_timesteps`.
         num_steps: `num_inference_steps`, in [1, T].
         spacing: `timestep_spacing`.
         steps_offset: number >= 0 added to the timesteps of "leading"; 1 in Stable Diffusion.
+        family: "ddim" is the list of `DDIMScheduler` and `DDPMScheduler`; "multistep" that of
+            `DPMSolverMultistepScheduler` and `UniPCMultistepScheduler`, which space K + 1
+            timesteps in "leading" and "linspace" and leave out the last one.
     """
     name = "grids.diffusers"
     whole, steps = _integer_budget(name, T, num_steps)
     offset = check_integer(name, "steps_offset", steps_offset, 0)
+    if family not in ("ddim", "multistep"):
+        raise ValueError(f'{name}: family must be "ddim" or "multistep", got {family!r}')
+    unused = int(family == "multistep")  # timesteps that are spaced with the others and left out
     if spacing == "leading":
-        indices = np.arange(steps, dtype=np.int64) * (whole // steps) + offset
+        stride = whole // (steps + unused)
+        if stride == 0:
+            raise ValueError(
+                f'{name}: num_steps must be below T = {whole} for "leading" of family "multistep", '
+                f"got {steps}"
+            )
+        indices = np.arange(unused, steps + unused, dtype=np.int64) * stride + offset
         if indices[-1] >= whole:
             raise ValueError(
                 f"{name}: steps_offset must keep every index below T = {whole}, "
@@ -174,7 +189,7 @@ def diffusers(
         indices = np.rint(np.arange(whole, 0, -whole / steps)).astype(np.int64) - 1
         indices = indices[indices >= 0]
     elif spacing == "linspace":
-        indices = np.rint(np.linspace(0, whole - 1, steps)).astype(np.int64)
+        indices = np.rint(np.linspace(0, whole - 1, steps + unused)).astype(np.int64)[unused:]
     else:
         raise ValueError(
             f'{name}: spacing must be "leading", "trailing" or "linspace", got {spacing!r}'

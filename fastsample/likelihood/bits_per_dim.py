@@ -15,7 +15,12 @@ from fastsample import ops
 from fastsample._support.checks import FloatArray, check_real
 from fastsample._support.tensors import check_tensor
 from fastsample.denoiser.at_times import AtTimes
-from fastsample.denoiser.batches import batches_of, check_bin_width, check_data_range
+from fastsample.denoiser.batches import (
+    batches_of,
+    check_bin_width,
+    check_data_range,
+    warn_off_bins,
+)
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.fit import check_variance
@@ -152,20 +157,23 @@ def bits_per_dim(
             times.times,
             prediction=denoiser.prediction,
             decoder_variance=decoder_variance,
-        )
-    ).to(denoiser.device)
+        ),
+        device=denoiser.device,
+    )
     model = AtTimes(denoiser, times.times[:-1], function=name)
 
-    sums = torch.zeros(len(times), dtype=torch.float64)
+    sums = torch.zeros(len(times), dtype=torch.float64, device="cpu")
     squares, prior, count = 0.0, 0.0, 0
     with torch.inference_mode(), tqdm(disable=not progress, desc=name, unit="call") as bar:
         for x0 in batches_of(name, denoiser, data, batch_size):
             check_data_range(name, x0)
+            if count == 0:
+                warn_off_bins(name, x0, width)
             batch = x0.shape[0]
             batch_conditions = conditions.part(count, x0)
             identity = make_identity(name, seed, count, batch, x0.device)
             x0_wide = x0.double()
-            terms = torch.empty(len(times), batch, dtype=torch.float64)
+            terms = torch.empty(len(times), batch, dtype=torch.float64, device="cpu")
             for k in range(len(times)):
                 if noise is None:
                     eps = ops.noise(

@@ -99,7 +99,11 @@ class DirectSteps:
         spare: list[Tensor] | None = None,
     ) -> None:
         self.x, self._noise, self._slots = x, noise, slots
-        self._target = x if in_place else torch.empty_like(x)
+        self._target = x
+        if not in_place:
+            # A tensor made in inference mode would not count the writes of a network to it.
+            with torch.inference_mode(False):
+                self._target = torch.empty_like(x)
         self._buffers = _history_buffers(x, slots.count, [] if spare is None else spare)
         self._kept = (rows, numbers, seeds, index)  # their addresses are used
         shape = x.shape

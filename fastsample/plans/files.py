@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
@@ -34,6 +35,10 @@ def save_plans(path: str | Path, plans: Mapping[int, Plan] | Iterable[Plan]) -> 
         TypeError: something else than several plans.
         ValueError: two plans with equally many network calls.
     """
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        swapped = isinstance(plans, str | os.PathLike)
+        remedy = "; the path comes first: save_plans(path, plans)" if swapped else ""
+        raise TypeError(f"save_plans: path must be a path, got {type(path).__name__}{remedy}")
     if isinstance(plans, Plan) or not isinstance(plans, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"save_plans: plans must be several Plans, got {type(plans).__name__}")
     if isinstance(plans, Mapping):

@@ -145,6 +145,9 @@ def row_table(num_rows: int, **columns: npt.ArrayLike) -> FloatArray:
     )
 
 
+_MOST = float(np.finfo(np.float32).max)
+
+
 def check_columns(rows: FloatArray) -> None:
     """Raise ValueError unless all values of `(K, 15)` rows are finite and in range."""
     c = columns_of(rows)
@@ -154,6 +157,14 @@ def check_columns(rows: FloatArray) -> None:
             i = int(np.argmax(bad))
             raise ValueError(
                 f"Plan: rows must be finite in column {name}, got {values[i]} in row {i}"
+            )
+        big = np.isfinite(values) & (np.abs(values) > _MOST) & (name not in ("lo", "hi"))
+        if np.any(big):
+            i = int(np.argmax(big))
+            raise ValueError(
+                f"Plan: rows must fit into float32, got {name} = {values[i]:.3g} in row {i}; where "
+                "p is 1 / alpha, the schedule leaves too little signal at that time: start at a "
+                "smaller one, or use fewer or smaller betas"
             )
     for low, high in (("lo", "hi"), ("lv_lo", "lv_hi")):
         bad = c[low] > c[high]

@@ -15,7 +15,12 @@ from tqdm import tqdm
 
 from fastsample._support.checks import FloatArray, check_integer, check_vector
 from fastsample._support.distributed import check_agreement
-from fastsample.denoiser.batches import batches_of, check_bin_width, check_data_range
+from fastsample.denoiser.batches import (
+    batches_of,
+    check_bin_width,
+    check_data_range,
+    warn_off_bins,
+)
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.wrap import check_denoiser
@@ -145,7 +150,7 @@ def profile(
             def measure(index: int = index, x0: Tensor | None = x0) -> Profile:
                 if x0 is None:  # In the last round some processes may have no batch.
                     return empty
-                _check_data(x0, settings.bin_width)
+                _check_data(x0, settings.bin_width, first=index == 0)
                 count = x0.shape[0]
                 identity = make_identity("profile", seed, first + index, count, x0.device)
                 cond = conditions.part(index, x0)
@@ -186,10 +191,15 @@ class _NumberedBatches:
             )
 
 
-def _check_data(x0: Tensor, bin_width: float | None) -> None:
-    """Raise ValueError for data outside [-1, 1], or for continuous data that are not finite."""
+def _check_data(x0: Tensor, bin_width: float | None, *, first: bool) -> None:
+    """Raise ValueError for data outside [-1, 1], or for continuous data that are not finite.
+
+    Warns of data in the first batch that look quantised, but not to the decoder's bins.
+    """
     if bin_width is not None:
-        check_data_range("profile", x0)
+        check_data_range("profile", x0, "; latents and other real numbers need bin_width=None")
+        if first:
+            warn_off_bins("profile", x0, bin_width, only_mistakes=True)
     elif not torch.isfinite(x0).all():
         raise ValueError("profile: data must be finite, got NaN or infinity")
 

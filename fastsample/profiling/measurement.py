@@ -53,9 +53,9 @@ class Measurement:
             for function in (x0_terms, eps_terms)
         )
         self.x0_terms, self.eps_terms = ([*zip(*pair, strict=True)] for pair in terms)
-        self.nodes = torch.as_tensor(learned_nodes(schedule, times, settings.nodes)).to(device)
+        self.nodes = torch.as_tensor(learned_nodes(schedule, times, settings.nodes), device=device)
         scales = log_scales(schedule, times, settings.bin_width)
-        self.log_scales = torch.as_tensor(scales).to(device)
+        self.log_scales = torch.as_tensor(scales, device=device)
         self._dtype = history_dtype(torch.empty(0, dtype=denoiser.dtype))
         self._width = 4 + 2 * settings.nodes + len(scales)
 

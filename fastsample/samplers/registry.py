@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastsample.grids.registry import Family
 from fastsample.plans.plan import Plan
 from fastsample.samplers.ancestral import ancestral
 from fastsample.samplers.ddim import ddim
 from fastsample.samplers.dpm_solver import dpm_solver
 from fastsample.samplers.fastdpm import fastdpm
+from fastsample.samplers.restart import restart
 from fastsample.samplers.shortcut import shortcut
 from fastsample.samplers.unipc import unipc
 
@@ -48,6 +50,7 @@ class Method:
         chooses_times: whether it takes a number of steps instead of a grid.
         grid: the name of the grid that ``grid="auto"`` means for a model without a profile, by
             measured errors.
+        family: whose lists of diffusers the grids "leading", "trailing" and "linspace" are.
     """
 
     make: Callable[..., Plan]
@@ -57,6 +60,7 @@ class Method:
     deterministic: tuple[Setting, ...] = ()
     chooses_times: bool = False
     grid: str = "uniform"
+    family: Family = "ddim"
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -102,6 +106,7 @@ METHODS: dict[str, Method] = {
             Setting("DPM-Solver++ 3M", {"order": 3, "corrected": True}),
         ),
         grid="blended",
+        family="multistep",
     ),
     "unipc": Method(
         unipc,
@@ -110,6 +115,12 @@ METHODS: dict[str, Method] = {
         order=2,
         deterministic=(Setting("UniPC", {"order": 2}),),
         grid="blended",
+        family="multistep",
+    ),
+    "restart": Method(
+        restart,
+        "noise added between deterministic rows, at `intervals` (t_min, t_max, repeats[, steps])",
+        "Xu et al. 2023, arXiv:2306.14878",
     ),
 }
 
@@ -143,8 +154,8 @@ def check_method(function: str, name: object, knobs: Mapping[str, Any]) -> Metho
         if not takers:
             known = sorted({k for method in METHODS.values() for k in method.knobs})
             raise TypeError(
-                f"{function}: keyword arguments must be its own or knobs of a method, "
-                f"got {knob}={value!r}; the knobs are {known}"
+                f"{function}: keyword arguments must be those of {function} or knobs of a method, "
+                f"got {knob}={value!r:.80}; the knobs are {known}"
             )
         if name not in takers:
             accepted = list(METHODS[name].knobs)

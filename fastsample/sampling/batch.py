@@ -13,6 +13,7 @@ from fastsample import ops
 from fastsample._support.tensors import check_tensor
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.training_mode import warn_of_training_mode
 from fastsample.ops.dtypes import DTYPE_CODES
 from fastsample.sampling.noise import Identity, agreed_batch, make_identity
 
@@ -31,6 +32,7 @@ class Batch:
         start: x at the first node `(B, *shape)`, or None for generated noise.
         noise: the noise of the rows `(K', B, *shape)`, or None for generated noise.
         needs_grad: whether a gradient is asked for.
+        start_scale: the factor of the standard normal noise that a run starts from.
     """
 
     denoiser: Denoiser
@@ -42,6 +44,7 @@ class Batch:
     start: Tensor | None
     noise: Tensor | None
     needs_grad: bool
+    start_scale: float = 1.0
 
     @classmethod
     def of(
@@ -59,6 +62,8 @@ class Batch:
         uncond: Mapping[str, Any] | None,
         device: torch.device | None,
         dtype: torch.dtype | None,
+        draws_noise: bool = True,
+        start_scale: float = 1.0,
     ) -> Batch:
         """Check the arguments of a call, and that they agree on the number of samples.
 
@@ -75,11 +80,14 @@ class Batch:
             uncond: conditions that mean "no condition"; None without guidance.
             device: the device of the samples; None is the model's.
             dtype: the dtype of the samples; None is that of `start`, else the model's.
+            draws_noise: whether any row of the plan draws noise.
+            start_scale: see `NoiseSchedule.start_scale`.
 
         Raises:
             TypeError: an argument of the wrong type.
             ValueError: arguments out of range, or for different numbers of samples.
         """
+        warn_of_training_mode(function, denoiser.model)
         size = agreed_batch(function, num_samples, start, noise, cond, sample_index, seed)
         device, model_dtype = denoiser.device_and_dtype(function, device)
         dtype = dtype or (model_dtype if start is None else start.dtype)
@@ -91,6 +99,12 @@ class Batch:
         conditions = Conditions(function, cond, uncond, size, device)
         check_tensor("start", start, (size, *denoiser.shape), dtype, device, function)
         check_tensor("noise", noise, (rows, size, *denoiser.shape), dtype, device, function)
+        if noise is not None and not draws_noise:
+            raise ValueError(
+                f"{function}: noise must be left out with a plan whose rows draw none, got "
+                f"{_described(noise)}; the starting noise is start=, and eta=1.0, for one, draws "
+                "noise in the rows"
+            )
         inputs = [t for t in (start, noise, *conditions.tensors()) if t is not None]
         if inputs and ops.has_tangent(inputs):
             raise ValueError(
@@ -98,13 +112,17 @@ class Batch:
                 "one; use reverse mode, or fastsample.sampling.loop.run"
             )
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
-        return cls(denoiser, size, device, dtype, identity, conditions, start, noise, needs_grad)
+        tensors = (conditions, start, noise, needs_grad)
+        return cls(denoiser, size, device, dtype, identity, *tensors, start_scale)
 
     def make_start(self) -> Tensor:
         """Return the samples at the first node; a run may overwrite those that were generated."""
         if self.start is None:
             assert self.identity is not None, "a run that makes its start has a seed"
-            return ops.noise(*self.identity, self.denoiser.shape, dtype=self.dtype)
+            # A tensor made in inference mode would not count the writes of a network to it.
+            with torch.inference_mode(False):
+                x = ops.noise(*self.identity, self.denoiser.shape, dtype=self.dtype)
+                return x if self.start_scale == 1.0 else x.detach() * self.start_scale
         return self.start if self.needs_grad else self.start.detach()
 
     def parts(self, size: int | None) -> list[Batch]:
@@ -131,13 +149,22 @@ class Batch:
             None if self.start is None else self.start[part],
             None if self.noise is None else self.noise[:, part],
             self.needs_grad,
+            self.start_scale,
         )
+
+
+def _described(value: Any) -> str:
+    """Return the shape of a tensor, or the type of anything else, for messages."""
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def check_dtype(function: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of samples; TypeError unless the kernels compute with it."""
+    name: Any = dtype
+    remedy = f"; pass torch.{name}" if f"torch.{name}" in map(str, DTYPE_CODES) else ""
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPE_CODES:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"{function}: dtype must be one of {[str(known) for known in DTYPE_CODES]}, got {dtype}"
+            f"{function}: dtype must be one of {[str(known) for known in DTYPE_CODES]}, "
+            f"got {dtype}{remedy}"
         )
     return dtype

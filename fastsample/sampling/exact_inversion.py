@@ -57,9 +57,9 @@ def invert_exactly(
 
     Args:
         denoiser: the model.
-        plan: a deterministic plan without guidance and clipping.
+        plan: a deterministic plan without clipping, guided or not.
         x0: data `(B, *shape)`.
-        conditions: extra arguments of the network.
+        conditions: extra arguments of the network; with the unconditional ones for a guided plan.
         tolerance: largest distance of the decoded samples from `x0` over all elements.
         max_iterations: iterations of each fixed point.
         on_calls: called with numbers of network calls as they are made, if given.
@@ -77,13 +77,19 @@ def invert_exactly(
     rows = _fixed_point_rows(plan)
     table = torch.as_tensor(rows, dtype=ops.rows_dtype(x0.device), device=x0.device)
     batch = x0.shape[0]
+    guided: list[bool] = (plan.column("w") != 1.0).tolist()
 
-    def network(y: Tensor, k: int) -> Tensor:
+    def network(y: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+        # As in a run, a row whose scale is 1 needs no unconditional output.
+        inputs = conditions if guided[k] else conditions.conditional
+        count = 2 * batch if inputs.guided else batch
         with torch.inference_mode():
-            output = denoiser.at_timestep(y, timesteps[k].expand(batch), conditions.arguments)
+            output = denoiser.at_timestep(
+                inputs.doubled(y), timesteps[k].expand(count), inputs.arguments
+            )
         if on_calls:
             on_calls(1)
-        return output
+        return inputs.split(output)
 
     def decoded(z: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the samples from starting noise z, and the x0 estimate of every row."""
@@ -135,7 +141,7 @@ def invert_exactly(
 def _sweep(
     plan: Plan,
     table: Tensor,
-    network: Callable[[Tensor, int], Tensor],
+    network: Callable[[Tensor, int], tuple[Tensor, Tensor | None]],
     x0: Tensor,
     states: list[Tensor],
     estimates: list[Tensor],
@@ -152,7 +158,7 @@ def _sweep(
     Args:
         plan: the plan to invert.
         table: its `_fixed_point_rows`, on the device.
-        network: ``(x, row) -> output``.
+        network: ``(x, row) -> (output, unconditional output or None)``.
         x0: data.
         states: the result of the previous pass, to start from; may be empty.
         estimates: x0 of each row when the previous result was decoded; may be empty.
@@ -173,7 +179,8 @@ def _sweep(
         def next_guess(
             y: Tensor, k: int = k, number: Tensor = number, target: Tensor = target
         ) -> Tensor:
-            return ops.step(y, network(y, k), table, number, h1=target)
+            output, unconditional = network(y, k)
+            return ops.step(y, output, table, number, uncond=unconditional, h1=target)
 
         x = fixed_point(next_guess, states[k] if states else x, tolerance, max_iterations)
         upwards.append(x)
@@ -205,4 +212,4 @@ def _fixed_point_rows(plan: Plan) -> FloatArray:
         eps_terms("invert", plan.prediction, alpha, sigma),
     )
     from_x, from_output = terms
-    return row_table(len(plan), a=move * from_x, e=move * from_output, c1=keep)
+    return row_table(len(plan), w=c["w"], a=move * from_x, e=move * from_output, c1=keep)

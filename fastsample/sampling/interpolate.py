@@ -43,6 +43,9 @@ def interpolate(z1: Tensor, z2: Tensor, weights: Tensor | Sequence[float]) -> Te
     w = torch.as_tensor(weights, dtype=torch.float64, device=z1.device)
     if w.dim() != 1:
         raise ValueError(f"interpolate: weights must have shape (W,), got {tuple(w.shape)}")
+    if not torch.isfinite(w).all():
+        wrong = w[~torch.isfinite(w)][0].item()
+        raise ValueError(f"interpolate: weights must be finite, got {wrong}")
     a, b = z1.double().flatten(), z2.double().flatten()
     norms = cast(Tensor, a.norm() * b.norm())  # pyright: ignore[reportUnknownMemberType]
     cosine = torch.clamp(a @ b / norms, -1.0, 1.0)

@@ -13,6 +13,7 @@ from fastsample._support.checks import check_integer, check_real
 from fastsample._support.tensors import check_tensor
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.training_mode import warn_of_training_mode
 from fastsample.denoiser.wrap import as_denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
@@ -20,7 +21,7 @@ from fastsample.samplers.ddim import ddim_inversion
 from fastsample.sampling.diagnosis import call_counter, raise_first_bad_row
 from fastsample.sampling.exact_inversion import invert_exactly
 from fastsample.sampling.loop import run
-from fastsample.sampling.resolve import PlanRequest, resolve
+from fastsample.sampling.resolve import PlanRequest, resolve, unconditional
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -33,9 +34,12 @@ def invert(
     grid: str = "auto",
     tolerance: float | None = None,
     max_iterations: int = 30,
+    guidance: float | Sequence[float] | None = None,
+    guidance_interval: tuple[float, float] | None = None,
     shape: Sequence[int] | None = None,
     schedule: NoiseSchedule | None = None,
     cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
     progress: bool = False,
     **knobs: Any,
 ) -> Tensor:
@@ -54,6 +58,10 @@ def invert(
     Plans that read earlier x0 again are solved for the whole batch, so that a sample depends on
     its batch within the tolerance. Needs memory for about 2 K + 20 times the data.
 
+    With guidance both follow the guided output ``u + w (c - u)``, so that sampling with the same
+    scales comes back to `x0`. Large scales make rows that are no contractions: plain DDIM
+    inversion then misses by more, and a tolerance needs more iterations or more steps.
+
     Args:
         model: as for `sample`.
         x0: data ``(B, *shape)``, floating, on the model's device.
@@ -63,9 +71,12 @@ def invert(
         tolerance: largest ``|x0 - sample(...)|`` over all elements, in data units. None is plain
             DDIM inversion, without a bound.
         max_iterations: iterations of each fixed point, with a tolerance; at least 1.
+        guidance: as for `sample`: one scale or one per row of the sampling plan, noisiest first.
+        guidance_interval: as for `sample`.
         shape: as for `sample`; None is that of `x0`.
         schedule: as for `sample`.
         cond: keyword arguments for the network, one entry per sample or a number for all.
+        uncond: as for `sample`.
         progress: show a progress bar.
         **knobs: as for `sample`.
 
@@ -74,8 +85,8 @@ def invert(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: fewer than 2 steps without a tolerance, a plan that draws noise, clips or is
-            guided, shapes that do not fit, or a network that returns NaN.
+        ValueError: fewer than 2 steps without a tolerance, a plan that draws noise or clips,
+            shapes that do not fit, or a network that returns NaN.
 
     Warns:
         UserWarning: the tolerance was not reached; the message holds the largest difference.
@@ -85,14 +96,21 @@ def invert(
         raise ValueError(f"invert: x0 must have shape (B, *shape), got {tuple(x0.shape)}")
     shape = shape if isinstance(model, Denoiser) else shape or x0.shape[1:]
     denoiser = as_denoiser(model, shape, schedule, "invert")
+    warn_of_training_mode("invert", denoiser.model)
     # A model's own plan, like its clip range, serves only if it does not clip, which loses x0.
     clip = "auto" if isinstance(steps, Plan) or denoiser.clip is None else None
     if isinstance(steps, Plan):
         _check_invertible(steps)
-    plan = resolve("invert", denoiser, PlanRequest(steps, method, grid, clip, knobs)).plan
+    request = PlanRequest(
+        *(steps, method, grid, clip, knobs),
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+    )
+    plan = resolve("invert", denoiser, request).plan
     _check_invertible(plan)
+    uncond = unconditional("invert", denoiser, plan, uncond, asked=guidance is not None)
     check_tensor("x0", x0, (x0.shape[0], *denoiser.shape), x0.dtype, denoiser.device, "invert")
-    conditions = Conditions("invert", cond, batch=x0.shape[0], device=x0.device)
+    conditions = Conditions("invert", cond, uncond, x0.shape[0], x0.device)
     if tolerance is not None:
         bound = check_real("invert", "tolerance", tolerance)
         if bound <= 0.0:
@@ -105,6 +123,8 @@ def invert(
     if len(plan) < 2:
         raise ValueError(f"invert: steps must be at least 2, got {len(plan)}")
     upward = ddim_inversion(denoiser.schedule, Grid(plan.nodes), prediction=denoiser.prediction)
+    # An upward row calls the network at the node at which the sampling plan's row starts.
+    upward = upward.with_guidance(plan.column("w")[:0:-1])
     with torch.no_grad(), call_counter(upward.calls, "inverting", show=progress) as count_call:
         x = run(
             denoiser,
@@ -130,11 +150,9 @@ def _check_floating(x0: Any) -> None:
 
 
 def _check_invertible(plan: Plan) -> None:
-    """Raise ValueError for a plan that draws noise, uses guidance or clips x0."""
+    """Raise ValueError for a plan that draws noise, clips x0, or does not end at data."""
     if plan.is_stochastic:
         raise ValueError(f"invert: steps must be a deterministic plan, got {plan.method}")
-    if plan.is_guided:
-        raise ValueError("invert: steps must be a plan without guidance, got a guided one")
     if not np.all(plan.calls_network):
         raise ValueError(
             "invert: steps must be a plan that calls the network in every row, got "

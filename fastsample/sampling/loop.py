@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fastsample import ops
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.failures import explain
 from fastsample.plans.plan import Plan
 from fastsample.sampling.functional import FunctionalSteps
 from fastsample.sampling.noise import Identity
@@ -28,7 +30,11 @@ class Step(NamedTuple):
     time: float
     """The time t that the network was called with (0 is data, T is noise)."""
     x: Tensor
-    """The samples after the row, `(B, *shape)`."""
+    """The samples after the row, `(B, *shape)`.
+
+    This is the run's own tensor: a callback that writes to it in place (``step.x.mul_(0.5)``,
+    ``step.x[:, :3] = 0``) changes what the next row starts from, and after the last row the result.
+    The x0's that multistep plans look back at stay as they were before the change."""
     x0: Tensor
     """The row's x0 estimate `(B, *shape)`, in float32 or float64; in a row without a network call
     that of the last call. Multistep plans read it again in later rows: copy it before you change
@@ -117,8 +123,15 @@ def run(
                 guided = conditions.guided and guided_rows[k]
                 inputs = conditions if guided else unguided
                 timestep = timesteps_of_pairs[k] if guided else timesteps[k]
+                # Inference tensors do not count the writes to them.
                 version = None if x.is_inference() else x._version
-                output = network(inputs.doubled(x), timestep, inputs.arguments, dtype)
+                try:
+                    output = network(inputs.doubled(x), timestep, inputs.arguments, dtype)
+                except Exception as error:
+                    where = f"in row {k} of {len(program.calls)} (t = {program.times[k]:g})"
+                    again = partial(denoiser.at_timestep, inputs.doubled(x), cond=inputs.arguments)
+                    explain(error, where, timestep, again, denoiser.model)
+                    raise
                 if version is not None and x._version != version:
                     raise ValueError(
                         f"Denoiser: the model must not write to x, got a change in row {k}; copy x "

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import check_integer
+from fastsample._support.tensors import check_dense
 from fastsample.denoiser.normalise import batch_size_of
+
+MOST_SAMPLES = 2**48
+"""More samples than any memory holds, and few enough for torch's 64-bit sizes and indices."""
 
 
 class Identity(NamedTuple):
@@ -63,14 +67,15 @@ def agreed_batch(
     if start is noise is cond is sample_index is None and isinstance(seed, int | None):
         # The usual call: only `num_samples` can tell.
         count = 1 if num_samples is None else num_samples
-        return check_integer(function, "num_samples", count, 0)
+        return _checked_count(function, count)
     sizes: dict[str, int | None] = {"num_samples": num_samples, "cond": batch_size_of(cond)}
     if num_samples is not None:
-        sizes["num_samples"] = check_integer(function, "num_samples", num_samples, 0)
+        sizes["num_samples"] = _checked_count(function, num_samples)
     for name, tensor, axis in (("start", start, 0), ("noise", noise, 1)):
         if tensor is not None:
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{function}: {name} must be a tensor, got {type(tensor).__name__}")
+            check_dense(function, name, tensor)
             if tensor.dim() > axis:
                 sizes[name] = tensor.shape[axis]
     for name, value in (("sample_index", sample_index), ("seed", seed)):
@@ -80,6 +85,17 @@ def agreed_batch(
     if len(set(known.values())) > 1:
         raise ValueError(f"{function}: num_samples must be one number, got {known}")
     return next(iter(known.values()), 1)
+
+
+def _checked_count(function: str, count: Any) -> int:
+    """Return the number of samples; raise unless it is an integer in [0, `MOST_SAMPLES`]."""
+    number = check_integer(function, "num_samples", count, 0)
+    if number > MOST_SAMPLES:
+        raise ValueError(
+            f"{function}: num_samples must be at most 2^48, which is more than any memory holds, "
+            f"got {number}; draw many samples in several calls with sample_index="
+        )
+    return number
 
 
 def make_identity(

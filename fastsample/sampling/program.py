@@ -16,6 +16,7 @@ from fastsample.plans.history import HistorySlots
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import history_sources
 
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """A plan and its numbers on a device, so that a run does not wait for the host.

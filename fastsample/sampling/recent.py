@@ -108,7 +108,7 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
         return Prepared(resolve(function, denoiser, request))
     values = (
         *(r.method, r.grid, r.clip, r.grid_seed, r.guidance, r.guidance_interval),
-        *(r.guidance_rescale, r.threshold, r.default, *knobs.values()),
+        *(r.guidance_rescale, r.threshold, r.default, r.whole, *knobs.values()),
         *(denoiser.prediction, denoiser.variance, denoiser.clip),
     )
     try:

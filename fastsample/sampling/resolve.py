@@ -10,12 +10,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from fastsample._support.checks import check_integer
+from fastsample._support.checks import check_bool, check_integer, warn_user
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.fit import check_plan, check_variance
 from fastsample.grids import makers
 from fastsample.grids.grid import Grid
-from fastsample.grids.registry import GRIDS, check_grid_name, noisiest
+from fastsample.grids.registry import GRIDS, check_grid_name, maker_for, noisiest
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
 from fastsample.samplers.registry import DEFAULT_METHOD, METHODS, Method, check_method
@@ -40,6 +40,7 @@ class PlanRequest:
         guidance_rescale: weight of guidance rescaling.
         threshold: quantile of dynamic thresholding.
         default: the method that "auto" means without tuned plans and knobs of another method.
+        whole: whether the network takes whole times only.
     """
 
     steps: Steps
@@ -53,6 +54,7 @@ class PlanRequest:
     guidance_rescale: float = 0.0
     threshold: float | None = None
     default: str = DEFAULT_METHOD
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,16 @@ def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved
             f'{function}: grid_seed must be left out without grid="random", got '
             f"{request.grid_seed!r}"
         )
+    if check_bool(function, "whole", request.whole) and denoiser.schedule.num_steps is None:
+        raise ValueError(
+            f"{function}: whole must be False for a schedule without whole steps, got True with "
+            f"{denoiser.schedule!r}"
+        )
     unguided = _unguided(function, denoiser, request)
-    plan = _with_guidance(function, unguided.plan, request)
+    plan = unguided.plan
+    if request.whole and np.any(plan.times != np.rint(plan.times)):
+        plan = plan.with_times(np.maximum(np.rint(plan.times), 1.0))
+    plan = _with_guidance(function, plan, request)
     correct = None
     if request.guidance_rescale != 0.0 and not plan.is_guided:
         raise ValueError(
@@ -132,6 +142,8 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
             *(function, denoiser, request.steps, request.grid, request.grid_seed),
             method=method,
         )
+        if request.whole:
+            grid = grid.rounded()
         return Resolved(method.make(denoiser.schedule, grid, **options), name, label)
     even = request.grid in ("auto", "uniform")
     if not even or _are_times(request.steps):
@@ -227,7 +239,17 @@ def make_grid(
         if isinstance(steps, Grid):
             return steps, "given"
         times: Any = steps
-        return Grid(times.tolist() if isinstance(steps, Tensor) else times), "given"
+        if isinstance(steps, Tensor):
+            times = steps.detach().cpu().numpy()
+        made = Grid(times)
+        if _may_be_timesteps(steps, made, schedule.num_steps):
+            warn_user(
+                f"{function}: steps must be times, from T = {schedule.num_steps} (noise) to 0 "
+                f"(data), got whole numbers from {made.times[0]:g} to 0, which may be a network's "
+                "timesteps, one less than its times; pass fs.Grid.from_indices(steps) if they are, "
+                "and fs.Grid(steps) if they are times"
+            )
+        return made, "given"
     count = check_integer(function, "steps", steps, 1, schedule.num_steps)
     if grid == "auto":
         profile = denoiser.profile
@@ -240,13 +262,27 @@ def make_grid(
         default = "uniform" if method is None else method.grid
         return (best, "auto") if best else (GRIDS[default](schedule, count), default)
     if grid != "random":
-        return GRIDS[grid](schedule, count), grid
+        family = "ddim" if method is None else method.family
+        return maker_for(grid, family)(schedule, count), grid
     if grid_seed is None:
         raise ValueError(
             f'{function}: grid_seed must be given with grid="random", got None; it determines the '
             "times"
         )
     return makers.random(noisiest(schedule), count, grid_seed), grid
+
+
+def _may_be_timesteps(steps: Any, grid: Grid, num_steps: int | None) -> bool:
+    """Return whether the caller's whole numbers may be a network's timesteps instead of times.
+
+    Schedulers hold theirs as tensors of integers. In a list or an array only T - 1 in
+    front is suspicious.
+    """
+    if num_steps is None or not grid.integer or grid.times[0] >= num_steps:
+        return False
+    if isinstance(steps, Tensor):
+        return not steps.is_floating_point()
+    return grid.times[0] == num_steps - 1 and all(isinstance(t, int | np.integer) for t in steps)
 
 
 def _are_times(steps: Any) -> bool:

@@ -23,6 +23,7 @@ def sample(
     method: str = "auto",
     grid: str = "auto",
     grid_seed: int | None = None,
+    whole: bool = False,
     seed: int | Sequence[int] | torch.Generator | None = None,
     sample_index: int | Sequence[int] | Tensor | None = None,
     start: Tensor | None = None,
@@ -74,6 +75,10 @@ def sample(
             best for the model's profile (`Denoiser.with_profile`), and the method's default grid
             without one. Methods that choose their times take no grid.
         grid_seed: seed of the times of ``grid="random"``.
+        whole: whether the network takes whole times only, as one that looks them up in a table
+            does. Times are then rounded and repeats dropped, so that there may be fewer calls than
+            `steps`. The rows of a plan, or of a method that chooses its times, stay as they are,
+            and only what the network is told is rounded.
         seed: 64-bit seed, or one per sample ``(B,)``, in which case every sample has index 0; or a
             generator, from which a seed is drawn. None draws a fresh one (`new_seed`) from torch's
             CPU generator, so that two calls differ and ``torch.manual_seed`` governs.
@@ -135,6 +140,7 @@ def sample(
         guidance_interval,
         guidance_rescale,
         threshold,
+        whole=whole,
     )
     sampler = Sampler.from_request(
         "sample", model, request, shape, schedule, uncond, device, dtype, graph, batch_size

@@ -15,9 +15,11 @@ from fastsample._support.tensors import make_device
 from fastsample.denoiser.wrap import as_denoiser
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
+from fastsample.sampling.advance import Part, SamplerStack
 from fastsample.sampling.batch import Batch, check_dtype
 from fastsample.sampling.diagnosis import call_counter, raise_first_bad_row
 from fastsample.sampling.graph import Graphs
+from fastsample.sampling.history import History
 from fastsample.sampling.loop import Step, run
 from fastsample.sampling.noise import as_seed
 from fastsample.sampling.program import Program
@@ -45,6 +47,7 @@ class Sampler:
         method: the sampler.
         grid: how the times are spread.
         grid_seed: seed of the times of ``grid="random"``.
+        whole: whether the network takes whole times only.
         shape: shape of one sample, for a bare callable.
         schedule: noise schedule for a bare callable.
         clip: range that x0 is clamped to.
@@ -78,6 +81,7 @@ class Sampler:
         method: str = "auto",
         grid: str = "auto",
         grid_seed: int | None = None,
+        whole: bool = False,
         shape: Sequence[int] | None = None,
         schedule: NoiseSchedule | None = None,
         clip: Clip | Literal["auto"] = "auto",
@@ -103,6 +107,7 @@ class Sampler:
             guidance_interval,
             guidance_rescale,
             threshold,
+            whole=whole,
         )
         self._set_up(
             "Sampler", model, request, shape, schedule, uncond, device, dtype, graph, batch_size
@@ -217,6 +222,8 @@ class Sampler:
             uncond=self._uncond,
             device=self._device,
             dtype=self._dtype,
+            draws_noise=prepared.is_stochastic,
+            start_scale=self.denoiser.schedule.start_scale(float(plan.nodes[0])),
         )
         self._last.seed = seed
         if self._graphs and (
@@ -239,6 +246,60 @@ class Sampler:
                     for part in parts
                 ]
         return results[0] if len(results) == 1 else torch.cat(results, dim=int(return_states))
+
+    def start(
+        self,
+        num_samples: int | None = None,
+        *,
+        seed: int | Sequence[int] | torch.Generator | None = None,
+        sample_index: int | Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Return the noise that a call starts from, ``(B, *shape)``; see `SamplerStack.start`."""
+        return self._as_stack().start(num_samples, seed=seed, sample_index=sample_index)
+
+    def advance(
+        self,
+        x: Tensor,
+        row: int | Sequence[int] | Tensor,
+        *,
+        seed: int | Sequence[int] | None = None,
+        sample_index: int | Sequence[int] | Tensor | None = None,
+        cond: Mapping[str, Any] | None = None,
+        history: History | None = None,
+    ) -> Tensor:
+        """Carry every sample of a batch over a row of its own, with at most one network call.
+
+        A server can thus let samples join and leave a running batch. `SamplerStack.advance` does
+        the same for samples of different samplers, and describes the arguments and errors.
+
+        Args:
+            x: samples ``(B, *shape)``.
+            row: the row that each sample is to take, one for all or one per sample; -1 lets a
+                sample rest.
+            seed: seed of the noise, one for all or one per sample.
+            sample_index: global index of each sample, or of the first one.
+            cond: keyword arguments of the network.
+            history: the earlier x0's, for multistep plans.
+
+        Returns:
+            x after the rows, ``(B, *shape)``.
+        """
+        return self._as_stack().advance(
+            x, row, seed=seed, sample_index=sample_index, cond=cond, history=history
+        )
+
+    @property
+    def part(self) -> Part:
+        """What a `SamplerStack` needs to know of this sampler."""
+        resolved = self._prepared.resolved
+        corrects = resolved.correct is not None
+        return Part(self.denoiser, resolved.plan, self._uncond, corrects, self._device, self._dtype)
+
+    def _as_stack(self) -> SamplerStack:
+        """Return the stack of this sampler alone."""
+        if self._stack is None:
+            self._stack = SamplerStack.of_part(self.part)
+        return self._stack
 
     def _run(
         self,
@@ -305,7 +366,7 @@ class Sampler:
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: it plans anew what belongs to threads, runs and graphs."""
         state = dict(self.__dict__)
-        for name in ("_prepared", "_stopped", "_last", "_spare", "_graphs"):
+        for name in ("_prepared", "_stopped", "_last", "_spare", "_graphs", "_stack"):
             del state[name]
         return {**state, "resolved": self._prepared.resolved, "graph": self._graphs is not None}
 
@@ -318,6 +379,7 @@ class Sampler:
     def _make_memory(self, graph: bool) -> None:
         """Make what the sampler remembers between calls."""
         self._graphs = Graphs(self._name) if graph else None
+        self._stack: SamplerStack | None = None
         self._stopped: Recent[Prepared] = Recent(8)
         self._last = threading.local()
         self._spare: list[list[Tensor]] = []  # history buffers, one list per concurrent run

@@ -26,7 +26,8 @@ def until(
         stop: the time.
 
     Raises:
-        ValueError: a time outside the plan, or, for a given or tuned plan, one that is no node.
+        ValueError: a time outside the plan, or, for a given or tuned plan and for one whose rows
+            return to noisier nodes, a time that is no node.
     """
     plan = whole.plan
     if not plan.nodes[-1] <= stop < plan.nodes[0]:
@@ -36,7 +37,7 @@ def until(
         )
     if stop in plan.nodes[1:]:
         return replace(whole, plan=plan.until(stop))
-    if whole.method in ("given", "tuned"):
+    if whole.method in ("given", "tuned") or np.any(np.diff(plan.nodes) > 0.0):
         raise ValueError(
             f"{function}: stop must be a node of the plan, one of {plan.nodes[1:].tolist()}, "
             f"got {stop:g}"

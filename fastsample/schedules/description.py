@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_MOST_STEPS = 10**7  # A damaged description must not make `from_dict` allocate a huge table.
+MOST_STEPS = 10**7  # A damaged description must not make `from_dict` allocate a huge table.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "linear": ("num_steps", "beta_start", "beta_end"),
     "scaled_linear": ("num_steps", "beta_start", "beta_end"),
@@ -39,8 +39,6 @@ def check_description(function: str, data: Mapping[str, Any]) -> tuple[str, dict
             f"got {sorted(map(str, arguments))}"
         )
     steps = arguments.get("num_steps")
-    if isinstance(steps, int) and steps > _MOST_STEPS:
-        raise ValueError(
-            f'{function}: data["num_steps"] must be at most {_MOST_STEPS}, got {steps}'
-        )
+    if isinstance(steps, int) and steps > MOST_STEPS:
+        raise ValueError(f'{function}: data["num_steps"] must be at most {MOST_STEPS}, got {steps}')
     return str(method), arguments

@@ -30,9 +30,10 @@ from fastsample.schedules.curves import (
     beta_range,
     table_from_betas,
 )
-from fastsample.schedules.description import check_description
+from fastsample.schedules.description import MOST_STEPS, check_description
+from fastsample.schedules.functions import Function, FunctionCurve, LevelsCurve, function_curve
 
-Argument: TypeAlias = int | float | tuple[float, ...]
+Argument: TypeAlias = int | float | tuple[float, ...] | Function
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +51,8 @@ class NoiseSchedule:
         kind: name of the class method that built the schedule.
         arguments: the arguments of that method, as (name, value) pairs.
         num_steps: T of a discrete schedule, None for a continuous one.
-        T: the noisiest time as a float: num_steps, or 1.0 for a continuous schedule.
+        T: the noisiest time as a float: num_steps, or 1.0 for a continuous schedule unless it was
+            made with another T.
     """
 
     kind: str
@@ -81,7 +83,7 @@ class NoiseSchedule:
             TypeError: an argument of the wrong type.
             ValueError: an argument out of range.
         """
-        steps = check_integer("NoiseSchedule.linear", "num_steps", num_steps, 1)
+        steps = check_integer("NoiseSchedule.linear", "num_steps", num_steps, 1, MOST_STEPS)
         start, end = beta_range("NoiseSchedule.linear", beta_start, beta_end)
         arguments = (("num_steps", steps), ("beta_start", start), ("beta_end", end))
         if steps == 1 or start == end:  # The closed form divides by end - start.
@@ -102,7 +104,7 @@ class NoiseSchedule:
             beta_start: variance of step 1, in (0, 1).
             beta_end: variance of step T, in (0, 1].
         """
-        steps = check_integer("NoiseSchedule.scaled_linear", "num_steps", num_steps, 1)
+        steps = check_integer("NoiseSchedule.scaled_linear", "num_steps", num_steps, 1, MOST_STEPS)
         start, end = beta_range("NoiseSchedule.scaled_linear", beta_start, beta_end)
         betas: FloatArray = np.square(np.linspace(math.sqrt(start), math.sqrt(end), steps))
         arguments = (("num_steps", steps), ("beta_start", start), ("beta_end", end))
@@ -119,7 +121,7 @@ class NoiseSchedule:
             num_steps: T, at least 1.
             max_beta: bound on each step's variance, in (0, 1].
         """
-        steps = check_integer("NoiseSchedule.cosine", "num_steps", num_steps, 1)
+        steps = check_integer("NoiseSchedule.cosine", "num_steps", num_steps, 1, MOST_STEPS)
         bound = check_real("NoiseSchedule.cosine", "max_beta", max_beta, 0.0, 1.0)
         f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.minimum(1 - f[1:] / f[:-1], bound)
@@ -201,6 +203,47 @@ class NoiseSchedule:
         """
         return cls("flow", (), FlowCurve())
 
+    @classmethod
+    def from_functions(
+        cls,
+        *,
+        alpha: Function | None = None,
+        sigma: Function | None = None,
+        log_snr: Function | None = None,
+        T: float = 1.0,
+    ) -> NoiseSchedule:
+        """Make a continuous schedule from any functions of time: alpha and sigma, or the log SNR.
+
+        ``from_functions(alpha=lambda t: 1.0, sigma=lambda t: t, T=80.0)`` is that of EDM (Karras et
+        al. 2022, arXiv:2206.00364). With `log_snr` the schedule is variance preserving: alpha^2 is
+        the sigmoid of the log SNR and sigma^2 is 1 - alpha^2. At t = 0 exactly the schedule returns
+        clean data, also where the functions stop short of it (as `vdm` does). Times are found from
+        levels by bisection, to the rounding of the functions. Where alpha^2 + sigma^2 is not 1,
+        samples start from normal noise times its root (`start_scale`).
+
+        Schedules are equal if their functions are. They pickle if their functions do. Functions
+        cannot be written to a file: `to_dict` and whatever saves a schedule raise an error, and
+        ``dataclasses.replace(plan, schedule=None)`` is a plan that can be saved.
+
+        Args:
+            alpha: the signal level at times in (0, T], positive (or 0 at T), 1 at t = 0 to 0.01. A
+                function is called with a float64 array `(n,)` and gives as many float64 values (or
+                one number for all). Functions of single numbers serve too, but take longer.
+            sigma: the noise level, positive; it must come below 0.05 at t = 0.
+            log_snr: log(alpha^2 / sigma^2), instead of both; it may be infinite at 0 and T.
+            T: the noisiest time, positive.
+
+        Raises:
+            TypeError: an argument of the wrong type, or functions that do not give float64.
+            ValueError: other functions than alpha and sigma, or log_snr; levels that are not
+                finite, do not fall everywhere from data to noise, or do not begin at data. 1024
+                even times are looked at, and a few near 0.
+        """
+        curve = function_curve(alpha, sigma, log_snr, T)
+        given: dict[str, Any] = {"alpha": alpha, "sigma": sigma, "log_snr": log_snr}
+        functions = ((name, value) for name, value in given.items() if value is not None)
+        return cls("from_functions", (*functions, ("T", curve.end)), curve)
+
     # ---- levels
 
     @property
@@ -210,8 +253,9 @@ class NoiseSchedule:
 
     @property
     def T(self) -> float:
-        """The noisiest time: `num_steps`, or 1.0 for a continuous schedule."""
-        return float(self._curve.num_steps or 1.0)
+        """The noisiest time: `num_steps`, or 1.0 for a continuous schedule without another T."""
+        curve = self._curve
+        return curve.end if isinstance(curve, FunctionCurve) else float(curve.num_steps or 1.0)
 
     def alpha_bar(self, t: npt.ArrayLike) -> FloatArray:
         """Return alpha^2 / (alpha^2 + sigma^2) at t in [0, T], in the shape of t."""
@@ -220,11 +264,15 @@ class NoiseSchedule:
     def alpha(self, t: npt.ArrayLike) -> FloatArray:
         """Return the signal level at t in [0, T], in the shape of t."""
         log = self._log_alpha_bar("alpha", t)
+        if isinstance(self._curve, LevelsCurve):
+            return self._curve.levels(np.asarray(t, np.float64))[0][()]
         return 1.0 - np.asarray(t, np.float64) if self.kind == "flow" else np.exp(0.5 * log)
 
     def sigma(self, t: npt.ArrayLike) -> FloatArray:
         """Return the noise level at t in [0, T], in the shape of t."""
         log = self._log_alpha_bar("sigma", t)
+        if isinstance(self._curve, LevelsCurve):
+            return self._curve.levels(np.asarray(t, np.float64))[1][()]
         return (
             1.0 * np.asarray(t, np.float64)
             if self.kind == "flow"
@@ -234,6 +282,16 @@ class NoiseSchedule:
     def levels(self, t: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Return (alpha, sigma) at t in [0, T], each in the shape of t."""
         return self.alpha(t), self.sigma(t)
+
+    def start_scale(self, t: float) -> float:
+        """Return the factor of the standard normal noise that stands for x_t without data.
+
+        It is ``sqrt(alpha^2 + sigma^2)``, the deviation of x_t for data of variance 1, for
+        schedules of functions alpha and sigma, such as 80 for EDM, and 1 for all others.
+        """
+        if not isinstance(self._curve, LevelsCurve):
+            return 1.0
+        return math.hypot(*(float(level) for level in self.levels(t)))
 
     def log_snr(self, t: npt.ArrayLike) -> FloatArray:
         """Return log(alpha^2 / sigma^2) at t in [0, T]: +inf at t = 0, -inf where alpha is 0."""
@@ -282,8 +340,18 @@ class NoiseSchedule:
     # ---- as data
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the schedule as a dictionary that JSON can store and `from_dict` reads back."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.arguments}
+        """Return the schedule as a dictionary that JSON can store and `from_dict` reads back.
+
+        Raises:
+            TypeError: a schedule of functions.
+        """
+        if isinstance(self._curve, FunctionCurve):
+            raise TypeError(
+                "NoiseSchedule.to_dict: schedule must not be made of functions, which no file can "
+                f"hold, got {self!r}; save a plan without it: dataclasses.replace(plan, "
+                "schedule=None)"
+            )
+        values = {k: list(_table(v)) if isinstance(v, tuple) else v for k, v in self.arguments}
         return {"kind": self.kind, **values}
 
     @classmethod
@@ -300,7 +368,9 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         """Return the call that builds this schedule, with long tables shortened."""
         parts = [
-            f"<{len(value)} values>" if isinstance(value, tuple) else f"{key}={value!r}"
+            f"<{len(_table(value))} values>"
+            if isinstance(value, tuple)
+            else f"{key}={_named(value)}"
             for key, value in self.arguments
         ]
         return f"NoiseSchedule.{self.kind}({', '.join(parts)})"
@@ -319,3 +389,13 @@ class NoiseSchedule:
         """Return the times with these log alpha_bar, clamped to [0, T] against rounding errors."""
         times = np.where(log_alpha_bar < 0.0, self._curve.time_at(log_alpha_bar), 0.0)
         return np.minimum(np.maximum(times, 0.0), self.T)[()]
+
+
+def _table(value: Any) -> tuple[float, ...]:
+    """Return an argument that is a tuple, with the type of its entries."""
+    return value
+
+
+def _named(value: Any) -> str:
+    """Return a function's name, and the representation of anything else."""
+    return getattr(value, "__qualname__", None) or repr(value)

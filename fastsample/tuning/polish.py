@@ -34,7 +34,7 @@ def polish_rows(teacher: Teacher, plan: Plan, samples: slice, iterations: int) -
     plan = teacher.runner.with_guidance(plan)
     mask = _trained_mask(plan, teacher.clips)
     with torch.inference_mode(False), torch.enable_grad():
-        base = torch.tensor(plan.rows)
+        base = torch.tensor(plan.rows, device="cpu")
         scale = base[:, _TRAINED].abs().clamp(min=_MIN_SIZE) * mask
         shift = torch.zeros_like(scale, requires_grad=True)
         optimizer = torch.optim.Adam([shift], lr=_LEARNING_RATE, betas=(0.9, 0.99))
@@ -65,7 +65,7 @@ def _trained_mask(plan: Plan, clips: bool) -> Tensor:
 
     The first rows have no earlier x0 to read; with a clip range the last row returns x0 itself.
     """
-    mask = torch.ones(len(plan), len(_TRAINED), dtype=torch.float64)
+    mask = torch.ones(len(plan), len(_TRAINED), dtype=torch.float64, device="cpu")
     mask[0, 2:] = 0.0
     mask[1:2, 3] = 0.0
     if clips:

@@ -87,7 +87,9 @@ def fit_rows(
         target = teacher.states[next_state][samples]
         if next_state == 0 and teacher.clips:
             # Make the result x0 itself, so that it stays in the range of the data.
-            coefficient = torch.tensor([0.0, 1.0, *[0.0] * len(history)], dtype=torch.float64)
+            coefficient = torch.tensor(
+                [0.0, 1.0, *[0.0] * len(history)], dtype=torch.float64, device="cpu"
+            )
         else:
             prior, weights = _ddim_coefficients(teacher, k, next_state), None
             if robust and row:
@@ -201,8 +203,8 @@ def _regress(
     Returns:
         Coefficients `(F,)`, float64 on the CPU.
     """
-    base = torch.zeros(len(features), dtype=torch.float64)
-    base[:2] = torch.tensor(prior, dtype=torch.float64)
+    base = torch.zeros(len(features), dtype=torch.float64, device="cpu")
+    base[:2] = torch.tensor(prior, dtype=torch.float64, device="cpu")
     residual = target.double() - linear_combination(tuple(f.double() for f in features), base)
     columns = torch.stack([f.double().flatten() for f in features])
     weighted = columns

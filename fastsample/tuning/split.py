@@ -75,8 +75,8 @@ class Split:
             values: `(n,)` one number per local sample of the set.
             samples: local positions of the set.
         """
-        table = torch.zeros(2, self.total, dtype=torch.float64)
-        local = torch.as_tensor(self.index[samples])
+        table = torch.zeros(2, self.total, dtype=torch.float64, device="cpu")
+        local = torch.as_tensor(self.index[samples], device="cpu")
         table[0, local] = values.double().cpu()
         table[1, local] = 1.0
         table = self.sum(table)

@@ -63,7 +63,7 @@ class Stages:
     @property
     def calls(self) -> int:
         """Return the number of samples in all network calls of all processes."""
-        return int(self.split.sum(torch.tensor([float(self.runner.calls)]))[0])
+        return int(self.split.sum(torch.tensor([float(self.runner.calls)], device="cpu"))[0])
 
     # ---- known samplers ----
 

@@ -63,7 +63,7 @@ class Teacher:
         self.runner, self.times, self.split = runner, times, split
         self.model = runner.at_times(times)
         denoiser = runner.denoiser
-        index = torch.as_tensor(split.index)
+        index = torch.as_tensor(split.index, device="cpu")
         identity = make_identity("tune", seed, index, len(index), denoiser.device)
         start = ops.noise(*identity, denoiser.shape, draw=TUNE_DRAW, dtype=torch.float32)
         self.plan = dpm_solver(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastsample._support.checks import check_bool, check_integer, check_real
+from fastsample._support.checks import check_bool, check_integer, check_real, warn_user
 from fastsample._support.distributed import failing_together, process
+from fastsample.denoiser.at_times import AtTimes
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.wrap import check_denoiser
@@ -132,6 +133,7 @@ def tune(
         tqdm(disable=not progress, desc="tune", unit="run") as bar,
     ):
         teacher = Teacher(runner, times, split, checked_seed)
+        _warn_of_randomness(denoiser, teacher, runner.conditions)
         grids = starting_grids(denoiser, K)
         stages = Stages(
             teacher,
@@ -175,3 +177,19 @@ def tune(
         "objective": objective,
     }
     return plan.with_provenance({**provenance, **report.to_dict()})
+
+
+def _warn_of_randomness(denoiser: Denoiser, teacher: Teacher, conditions: Conditions) -> None:
+    """Warn if two calls of the network with the same few samples differ by more than rounding."""
+    times = teacher.times[len(teacher.times) // 2 :][:1]
+    x = teacher.start[: min(4, len(teacher.start))]
+    model = AtTimes(denoiser, times, function="tune")
+    first, second = (model.output(x, 0, conditions.part(0, x).conditional)[0] for _ in range(2))
+    scale = float(first.abs().max())
+    difference = float((first - second).abs().max())
+    if difference > 1e-2 * scale:
+        warn_user(
+            "tune: denoiser must be deterministic, got outputs for the same samples that differ by "
+            f"{difference:.2g} of {scale:.2g}; call model.eval(), or leave out the random numbers "
+            "that it draws, since the plan is fitted to them"
+        )

@@ -117,6 +117,7 @@ def test_profile_of_the_digits(name, part, digits, tmp_path):
     assert_same(fs.Profile.load(out), expected, tolerance=0.0)
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 @pytest.mark.parametrize(("text", "width"), [("none", None), ("0.25", 0.25), (None, 2 / 255)])
 def test_bin_widths_of_a_file(text, width, data, tmp_path):
     given = "" if text is None else f"--bin-width {text}"
@@ -229,6 +230,7 @@ def test_bpd_equals_the_library_call(data, capsys):
     assert printed.err == ""
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 @pytest.mark.parametrize(("text", "steps"), [("", None), ("--steps all", None), ("--steps 3", 3)])
 def test_bpd_takes_every_step_unless_told(text, steps, data, capsys, monkeypatch):
     real, asked = fs.bits_per_dim, []
@@ -243,3 +245,13 @@ def test_bpd_takes_every_step_unless_told(text, steps, data, capsys, monkeypatch
     printed = capsys.readouterr()
     assert "->" not in printed.out  # the terms only when asked for
     assert "bits_per_dim" in printed.err  # the progress
+
+
+def test_a_plan_of_all_times_is_no_choice(data, tmp_path, capsys):
+    out = tmp_path / "p"
+    assert run(f"{MEASURE} --num 2 --quiet", data[0], out) == 0
+    capsys.readouterr()
+    assert run("plan {0} --steps 3 --objective mse", out) == 0
+    assert "no choice: these are all times of the profile; measure more" in capsys.readouterr().out
+    assert run("plan {0} --steps 2 --objective mse", out) == 0
+    assert "no choice" not in capsys.readouterr().out

@@ -71,6 +71,11 @@ def test_info_and_module_entry_point(tmp_path):
         ("sample digits --out x.txt", "out must end in"),
         ("sample digits --eta 2", "eta must be in"),
         ("sample digits --num 0", "num must be"),
+        ("sample digits --knob eta=1 --knob eta=0", "knob eta must be given once, got the values"),
+        (
+            "sample digits --eta 0.5 --knob eta=1",
+            "eta must be given once, got 0.5 as --eta and 1 as",
+        ),
         ("sample digits --guidance 2", "label must be"),
         ("sample digits --device gpu", "device must be"),
         ("sample digits --seed -1", "seed must be in"),

@@ -207,3 +207,12 @@ def test_models_and_folders_that_do_not_fit(swirl, tmp_path, capsys):
     assert "pass resume=True to go on" in capsys.readouterr().err
     assert train("swirl", swirl, *options, "--resume", "--seed", 1) == 2
     assert "with seed 0 instead of 1" in capsys.readouterr().err
+
+
+def test_resuming_nothing_is_told(tmp_path, capsys):
+    options = ["--iterations", 2, "--batch-size", 8]
+    assert train("swirl", tmp_path / "new", *options, "--resume") == 0
+    message = f"train: {tmp_path / 'new'} must hold a checkpoint for --resume, got none; training"
+    assert message in capsys.readouterr().err
+    assert train("swirl", tmp_path / "new", *options, "--resume") == 0
+    assert "must hold a checkpoint" not in capsys.readouterr().err

@@ -175,6 +175,7 @@ def test_nested_conditions_are_sampled_with(guidance):
     torch.testing.assert_close(got, fs.sample(plain, 4, num_samples=3, seed=0, **given))
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 @pytest.mark.parametrize("guidance", [None, 3.0])
 def test_lists_of_different_lengths_are_sampled_and_profiled_with(guidance):
     flow = fs.NoiseSchedule.flow()

@@ -73,7 +73,7 @@ OUTPUTS = {
     "another shape": (
         bare(lambda x, t: x[:, :1]),
         ValueError,
-        r"Denoiser: the model's output must have shape \(1, 2, 3\) for x .*, got \(1, 1, 3\)$",
+        r"Denoiser: the model's output must have shape \(1, 2, 3\) for x .*, got \(1, 1, 3\)",
     ),
     "2C without learned variance": (
         bare(halve_wide),

@@ -35,6 +35,7 @@ def golden_model(inputs):
     return model, grids.respaced(T, sections)
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 @pytest.mark.parametrize("case", BPD, ids=[c["id"] for c in BPD])
 def test_calc_bpd_loop(case):
     inputs, expected = case["inputs"], case["expected"]

@@ -91,6 +91,7 @@ def test_saturated_noise_can_be_planned():
 
 
 @pytest.mark.parametrize("function", [fs.profile, fs.bits_per_dim])
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 def test_conditions_are_as_many_as_the_samples(function):
     def network(x, t, y):
         return 0.5 * x + y[:, None, None]

@@ -28,6 +28,7 @@ def measure(**changes):
 # ---- save and load ----
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 @pytest.mark.parametrize(
     "changes",
     [

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-
 # diffusers 0.42 converts tensors in a way that NumPy 2 warns about.
 diffusers_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

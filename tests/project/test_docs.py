@@ -306,7 +306,7 @@ def test_every_column_and_grid_is_explained():
     named = set(re.findall(r"`([^`]+)`", page[page.index("| columns |") : page.index("## Plans")]))
     assert named >= set(COLUMNS)
     table_of_grids = page[page.index("| `grid=` |") : page.index("The grids of this package")]
-    assert set(re.findall(r'`"(\w+)"`', table_of_grids)) == set(grid_names())
+    assert set(re.findall(r'`"([\w:]+)"`', table_of_grids)) == set(grid_names())
 
 
 def test_the_list_of_rooms_is_the_real_one():

@@ -54,3 +54,20 @@ def test_finetuned_digits_carry_their_plan(tmp_path, monkeypatch, capsys):
     model = fs.load(tmp_path / "model.safetensors")
     assert model.plans == {4: fs.load("digits").plans[4]}
     assert fs.sample(model, 4, num_samples=2).shape == (2, 1, 8, 8)
+
+
+def test_serving_gives_what_sample_gives(monkeypatch, capsys):
+    arguments = ("--requests", 40, "--rates", 30, "--slots", 4)
+    printed = run("serving", monkeypatch, capsys, *arguments)
+    assert printed[-1] == "images that differ from fs.sample of their request alone: 0"
+    assert [line.split()[1] for line in printed[1:-1]] == ["continuous", "batches", "equal"]
+
+
+def test_finetuning_for_a_reward_raises_it(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = ("--iterations", 4, "--batch", 32, "--held-out", 64, "--every", 4)
+    printed = run("finetune_reward", monkeypatch, capsys, *arguments, "--out", tmp_path)
+    before, after = map(float, printed[0].split(",")[0].split()[-2:])
+    assert after > before + 0.02
+    for name in ("before-after.png", "reward.png"):
+        assert (tmp_path / name).stat().st_size > 1000

@@ -15,13 +15,14 @@ from fastsample.samplers.registry import METHODS
 HERE = Path(__file__).parent
 PUBLIC = [
     *("BitsPerDim", "CostTable", "Denoiser", "Grid", "NoiseSchedule", "Plan", "Profile"),
-    *("Sampler", "Step"),
+    *("History", "Sampler", "SamplerStack", "Step"),
     *("__version__", "ancestral", "best_path", "best_paths", "bits_per_dim", "build_info", "ddim"),
     *("ddim_inversion", "diffuse", "dpm_solver", "elbo_costs", "fastdpm", "grids", "interpolate"),
     *(
         "invert",
         "load",
         "load_plans",
+        "log_prob",
         "new_seed",
         "profile",
         "sample",

@@ -126,11 +126,12 @@ def compare(prediction, method, mix=None, guidance=None, imagen=None, clip=1.5, 
     model = denoiser(network, *SHAPE, prediction=prediction, variance=kind, clip=clip)
     start, noise = torch.randn(3, *SHAPE).double(), torch.randn(5, 3, *SHAPE).double()
     given = {"cond": {"y": COND}} if guidance is None else {"guidance": guidance, **GUIDED}
-    got = fs.sample(model, 5, start=start, noise=noise, **given, **method, **options)
     knobs = {"clip": clip, "prediction": prediction, **method}
     chosen = METHODS[knobs.pop("method", "ddim")]
     times = 5 if chosen.chooses_times else GRIDS[chosen.grid](LINEAR, 5)
     plan = chosen.make(LINEAR, times, **knobs)
+    drawn = {"noise": noise} if plan.is_stochastic else {}
+    got = fs.sample(model, 5, start=start, **drawn, **given, **method, **options)
     plan = plan.with_guidance(1.0 if guidance is None else guidance)
     expected = by_hand(plan, network, start, noise, mix, imagen)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)

@@ -8,6 +8,7 @@ from torch import nn
 
 import fastsample as fs
 from fastsample import grids
+from fastsample.sampling.loop import run
 from tests.helpers.networks import LINEAR, Spy, denoiser, halve, per_sample
 
 # ---- by default
@@ -146,3 +147,35 @@ def test_the_start_survives_with_and_without_gradients():
         got = fs.sample(denoiser(halve, 3), grids.uniform(1000, 3), start=start, eta=0.5)
         assert torch.equal(start, torch.ones(2, 3))
         assert got.data_ptr() != start.data_ptr()
+
+
+# ---- runs in place
+
+
+def gradient(plan, asks, **options):
+    """The gradient of a run in a parameter of the network or in its start."""
+    scale = torch.tensor(0.4, requires_grad=asks == "parameter")
+    start = torch.ones(2, 3, requires_grad=asks == "start")
+    model = denoiser(lambda x, t: scale * x, 3)
+    run(model, plan, start * 1.0, **options).sum().backward()
+    return scale.grad if asks == "parameter" else start.grad
+
+
+each_input = pytest.mark.parametrize("asks", ["parameter", "start"])
+
+
+@each_input
+def test_a_run_in_place_that_overwrites_x_refuses_a_gradient(asks):
+    assert gradient(PLANS["ddim"], asks).abs().min() > 0
+    message = "^step: target must be None when a gradient is asked for, got a tensor"
+    with pytest.raises(ValueError, match=message):
+        gradient(PLANS["ddim"], asks, in_place=True)
+
+
+@each_input
+def test_a_run_in_place_that_keeps_x_keeps_the_gradient(asks):
+    """Rows of a multistep method make new tensors."""
+    plan = fs.unipc(LINEAR, fs.Grid([700, 300, 40, 0]), order=2)
+    expected = gradient(plan, asks)
+    assert expected.abs().min() > 0
+    torch.testing.assert_close(gradient(plan, asks, in_place=True), expected)

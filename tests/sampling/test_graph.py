@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -357,7 +359,7 @@ def test_no_gradient_reaches_the_parameters():
     [
         {"callback": print},
         {"return_states": True},
-        {"noise": torch.ones(3, 1, *SHAPE)},
+        {"noise": torch.ones(3, 1, *SHAPE), "eta": 1.0},
         {"start": torch.ones(1, *SHAPE, requires_grad=True)},
         {"threshold": 0.9, "clip": 1.0},
     ],
@@ -367,3 +369,154 @@ def test_what_a_graph_cannot_do_is_refused_before_a_capture(options, captures):
     with pytest.raises(ValueError, match=r"^sample: graph must be False with "):
         fs.sample(halve, 3, shape=SHAPE, graph=True, **options)
     assert captures.count == 0
+
+
+# ---- rows without a call that look back
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_a_row_without_a_call_may_look_back(length, captures):
+    """It reads the x0 of earlier calls, and leaves none of its own."""
+    nodes = np.array([900.0, 700.0, 600.0, 500.0, 400.0, 200.0, 100.0, 40.0, 0.0])
+    count = len(nodes) - 1
+    k = np.arange(count)
+    free = (k == 4) | (k == 6)
+    columns = {"p": 0.9, "q": -0.3, "a": 0.5, "b": 0.4}
+    rows = row_table(count, **{n: np.where(free & (n != "a"), 0.0, columns[n]) for n in columns})
+    for n in range(length):
+        rows[k >= 4, COLUMNS.index(f"c{n + 1}")] = 0.3 / (n + 1 + k[k >= 4])
+    alphas, sigmas = LINEAR.levels(nodes)
+    plan = fs.Plan(nodes, rows, alphas, sigmas, "epsilon", "free", "none", LINEAR)
+    assert plan.calls == count - 2
+    sampler = fs.Sampler(labelled, plan, shape=SHAPE, graph=True)
+    for seed in (1, 2):
+        expected = fs.sample(labelled, plan, shape=SHAPE, num_samples=3, seed=seed)
+        assert same_bits(sampler(3, seed=seed), expected)
+    assert captures.replays == 2 * plan.calls
+
+
+# ---- inference mode
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"eta": 1.0}, {"guidance": 2.0, "uncond": UNCOND}], ids=str
+)
+def test_a_graph_of_inference_mode_serves_outside(options, captures):
+    given = {"num_samples": 3, "cond": {"y": [1.0, 2.0, 3.0]}}
+    sampler = fs.Sampler(labelled, 4, shape=SHAPE, graph=True, **options)
+    plain = fs.Sampler(labelled, 4, shape=SHAPE, **options)
+    with torch.inference_mode():
+        assert same_bits(sampler(seed=1, **given), plain(seed=1, **given))
+    got = sampler(seed=2, **given)
+    assert same_bits(got, plain(seed=2, **given))
+    assert not got.is_inference()
+    with torch.inference_mode():
+        assert same_bits(sampler(seed=3, **given), plain(seed=3, **given))
+    assert captures.count == 1
+
+
+# ---- conditions that are no tensors
+
+
+class Style:
+    """An object whose value only the network knows."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+def styled(x, t, flags=None, numbers=None, table=None, style=None, name=None):
+    scale = 0.5
+    if flags is not None:
+        scale = scale + 0.125 * sum(flag["on"] for flag in flags)
+        scale = scale + sum(flag["text"].sum() for flag in flags if "text" in flag)
+    if numbers is not None:
+        scale = scale + sum(numbers)
+    if table is not None:
+        scale = scale + float(np.sum(table))
+    if style is not None:
+        scale = scale + style.scale
+    if name is not None:
+        scale = scale + len(name)
+    return scale * x
+
+
+def spike(position):
+    """A large array, of which NumPy prints the ends only."""
+    table = np.zeros(3000)
+    table[position] = 0.25 * position / 1500
+    return table
+
+
+TEXT = torch.full((3,), 0.125)
+CHANGING = {
+    "flags beside tensors": [
+        {"flags": [{"on": on, "text": TEXT}, {"on": True, "text": TEXT}]} for on in (True, False)
+    ],
+    "shared numbers beside tensors": [
+        {"numbers": fs.shared([torch.tensor(0.1), value])} for value in (0.25, 0.5)
+    ],
+    "flags": [{"flags": [{"on": on}, {"on": True}]} for on in (True, False)],
+    "shared numbers": [{"numbers": fs.shared([0.1, value])} for value in (0.25, 0.5)],
+    "shared tuples": [{"numbers": fs.shared((0.1, value))} for value in (0.25, 0.5)],
+    "arrays": [{"table": fs.shared(spike(position))} for position in (1000, 1500)],
+    "objects": [{"style": Style(scale)} for scale in (0.25, 0.5)],
+    "listed objects": [{"flags": [{"on": k}, {"on": 0}]} for k in (3, 4)],
+    "names": [{"name": fs.shared(name)} for name in ("a", "ab")],
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_conditions_that_are_no_tensors_are_captured_anew(name, captures):
+    first, second = CHANGING[name]
+    if name == "arrays":
+        assert repr(first["table"].value) == repr(second["table"].value)
+    sampler = fs.Sampler(styled, 3, shape=SHAPE, graph=True)
+    results = []
+    for cond in (first, second, first):
+        expected = fs.sample(styled, 3, shape=SHAPE, num_samples=2, seed=1, cond=cond)
+        results.append(sampler(2, seed=1, cond=cond))
+        assert same_bits(results[-1], expected)
+    assert not torch.equal(results[0], results[1])
+    assert captures.count == 2  # the third finds the graph of the first
+
+
+def test_a_list_that_is_changed_in_place_is_captured_anew():
+    numbers = [0.1, 0.25]
+    sampler = fs.Sampler(styled, 3, shape=SHAPE, graph=True)
+    for value in (0.25, 0.5, 0.25):
+        numbers[1] = value
+        cond = {"numbers": fs.shared(numbers)}
+        expected = fs.sample(styled, 3, shape=SHAPE, seed=1, cond=cond)
+        assert same_bits(sampler(seed=1, cond=cond), expected)
+
+
+def test_a_new_object_at_an_old_address_is_another():
+    """A graph keeps the objects that it was captured with, so that no other takes their place."""
+    sampler = fs.Sampler(styled, 2, shape=SHAPE, graph=True)
+    for k in range(20):
+        got = sampler(seed=1, cond={"style": Style(k / 8)})
+        expected = fs.sample(styled, 2, shape=SHAPE, seed=1, cond={"style": Style(k / 8)})
+        assert same_bits(got, expected)
+
+
+# ---- copies
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "inside a module"])
+def test_a_copy_captures_graphs_of_its_own(way, captures):
+    sampler = fs.Sampler(labelled, 4, shape=SHAPE, graph=True, eta=1.0)
+    expected = sampler(3, seed=1)
+    if way == "deepcopy":
+        other = copy.deepcopy(sampler)
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(sampler))
+    else:
+        module = torch.nn.Linear(2, 2)
+        module.sampler = sampler
+        other = copy.deepcopy(module).sampler
+    assert captures.count == 1
+    assert same_bits(other(3, seed=1), expected)
+    assert captures.count == 2
+    assert same_bits(sampler(3, seed=1), expected)
+    assert captures.count == 2

@@ -67,6 +67,7 @@ def test_a_model_may_give_up_its_profile():
     assert profiled().with_profile(None).profile is None
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 def test_bits_per_dim_takes_the_grid_of_the_lowest_bound():
     model = profiled()
     x0 = torch.rand(6, 2, 3) * 2.0 - 1.0

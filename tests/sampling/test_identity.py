@@ -11,7 +11,8 @@ import torch
 import fastsample as fs
 from fastsample import ops
 from fastsample.ops import START_DRAW, reference
-from tests.helpers.networks import LINEAR, denoiser, halve, halve_wide
+from tests.helpers.networks import LINEAR, denoiser, halve, halve_wide, per_sample
+from tests.helpers.tensors import same_bits
 
 SHAPE = (3, 5, 7)  # 105 elements: no multiple of any vector width
 RUNS = {
@@ -148,3 +149,22 @@ def test_two_threads_share_one_model():
         for thread in threads:
             thread.join()
         assert all(torch.equal(a, b) for a, b in zip(serial, together, strict=True))
+
+
+@pytest.mark.parametrize("seed", [7, [7, 8]], ids=str)
+@pytest.mark.parametrize("index", [None, 3, [5, 2**40], np.array([5, 6]), torch.tensor([5, 6])])
+def test_the_default_device_of_torch_does_not_matter(index, seed):
+    """Seeds, indices, times and conditions are numbers of the host, whatever torch's default is."""
+
+    def labelled(x, t, y):
+        return halve(x, t) + per_sample(y, x)
+
+    def run(steps):
+        options = {"seed": seed, "sample_index": index, "cond": {"y": [1.0, 2.0]}, "eta": 1.0}
+        return fs.sample(labelled, steps, shape=(2, 3), num_samples=2, **options)
+
+    times = [1000, 433.5, 20, 0]
+    expected = [run(3), run(times)]
+    with torch.device("meta"):
+        found = [run(3), run(times)]
+    assert all(map(same_bits, found, expected))

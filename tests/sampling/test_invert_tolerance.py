@@ -235,7 +235,11 @@ STOCHASTIC = {
     )
 }
 PLANS_REFUSED = {
-    "guided": (invert(DDIM.with_guidance(2.0)), ValueError, "must be a plan without guidance, got"),
+    "guided": (
+        invert(DDIM.with_guidance(2.0)),
+        ValueError,
+        "uncond must be given with guidance, got",
+    ),
     "clipped": (invert(DDIM.with_clip(1.0)), ValueError, r"that does not clip .*with_clip\(None\)"),
     "knob": (invert(DDIM, order=2), ValueError, "invert: order must be left out with a Plan"),
 }

@@ -25,7 +25,8 @@ def test_one_step_rounds_to_the_samples_dtype_once(dtype, name):
     x0 = sum(raw).clamp(c["lo"], c["hi"])
     terms = c["a"] * x.double(), c["b"] * x0, c["e"] * m, sd * z.double()
     seen = []
-    fs.sample(model, plan, start=x, noise=torch.stack([z] * len(plan)), callback=seen.append)
+    drawn = {"noise": torch.stack([z] * len(plan))} if plan.is_stochastic else {}
+    fs.sample(model, plan, start=x, callback=seen.append, **drawn)
     assert seen[0].x.dtype == dtype
     assert seen[0].x0.dtype == torch.float32
     # A unit roundoff of float32 for each coefficient, product and sum on the way; p and q are the

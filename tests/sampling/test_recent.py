@@ -216,6 +216,7 @@ def test_a_changed_model_is_respected():
     check(denoiser(halve_wide, 2, variance="learned_range"), method="ancestral")
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 def test_profiles_and_plans_given_later_are_respected():
     model = denoiser(model_b(), 2)
     x0 = torch.rand(4, 2) - 0.5
@@ -283,3 +284,22 @@ def test_the_plan_is_the_same_object():
     plans = [prepare("sample", model, PlanRequest(5)).resolved.plan for _ in range(2)]
     assert plans[0] is plans[1]
     assert fs.Sampler(model, 5).plan is plans[0]
+
+
+def test_a_network_whose_method_gives_the_timesteps_is_not_kept_alive():
+    class Network(torch.nn.Module):
+        def forward(self, x, t):
+            return 0.5 * x
+
+        def timesteps(self, times):
+            return torch.from_numpy(times.copy())
+
+    network = Network().eval()
+    model = denoiser(network, 2, time=network.timesteps)
+    for steps in (3, fs.Grid([900, 30, 0]), fs.ddim(LINEAR, fs.Grid([900, 30, 0]))):
+        run(model, steps)
+        run(model, steps, stop=30.0) if steps != 3 else run(model, steps, stop=33.3)
+    references = [weakref.ref(network), weakref.ref(model)]
+    del network, model
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]

@@ -8,7 +8,7 @@ import torch
 
 import fastsample as fs
 from fastsample import grids
-from fastsample.grids.registry import GRIDS
+from fastsample.grids.registry import GRIDS, maker_for
 from tests.helpers.cases import INDEX_GRIDS
 from tests.helpers.networks import LINEAR, Spy, denoiser, halve, halve_wide
 
@@ -158,7 +158,7 @@ def test_samples_of_any_rank_and_number(shape, batch):
     [
         {"num_samples": 3},
         {"start": torch.zeros(3, 2)},
-        {"noise": torch.zeros(2, 3, 2)},
+        {"noise": torch.zeros(2, 3, 2), "eta": 1.0},
         {"cond": {"y": torch.zeros(3)}},
         {"cond": {"scale": 2.0, "y": [1, 2, 3]}},
         {"sample_index": [4, 0, 9]},
@@ -195,7 +195,8 @@ def test_dtype_is_the_models_or_the_one_asked_for(dtype):
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_arguments_give_the_plan_that_says_the_same(name, method):
-    grid = GRIDS[name](LINEAR, 6)
+    # The default is UniPC, whose spacings are those of diffusers' multistep schedulers.
+    grid = maker_for(name, "multistep" if method == "default" else "ddim")(LINEAR, 6)
     by_name = fs.sample(halve, 6, shape=(3,), grid=name, seed=4, **METHODS[method])
     if method == "ancestral":
         plan = fs.ancestral(LINEAR, grid)

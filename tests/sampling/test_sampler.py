@@ -511,6 +511,15 @@ ARGUMENTS = {
     ),
     **both({"dtype": torch.int32}, "dtype", TypeError, r"dtype must be .*, got torch\.int32"),
     **both({"dtype": "float32"}, "dtype text", TypeError, "dtype must be .*, got float32"),
+    **both(
+        {"dtype": [1]}, "dtypes", TypeError, r"dtype must be one of \['torch\.float32', .*\[1\]"
+    ),
+    **both(
+        {"guidance": 2.0, "uncond": 3},
+        "uncond",
+        TypeError,
+        "uncond must be a mapping of keyword arguments, got int$",
+    ),
     **both({"device": "gpu"}, "device", ValueError, "device must be the name of a device"),
     **both({"steps": 0}, "steps", ValueError, r"steps must be in \[1, 1000\], got 0"),
     **both({"method": "euler"}, "method", ValueError, "method must be one of .* got 'euler'"),
@@ -528,4 +537,7 @@ def test_refused(call, error, match):
 def test_constructor_errors_come_before_a_call():
     for fixed in ({"steps": 0}, {"batch_size": 0}, {"method": "euler"}, {"guidance": 2.0}):
         with pytest.raises(ValueError, match=r"^Sampler: "):
+            make(**fixed)()
+    for fixed in ({"guidance": 2.0, "uncond": 3}, {"dtype": [1]}, {"batch_size": "2"}):
+        with pytest.raises(TypeError, match=r"^Sampler: "):
             make(**fixed)()

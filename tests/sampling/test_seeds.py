@@ -140,6 +140,7 @@ def test_one_number_is_consumed_where_noise_is_drawn(options):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 def test_diffuse_consumes_nothing_with_explicit_noise():
     state = torch.get_rng_state()
     fs.diffuse(START, LINEAR, 300, noise=START)
@@ -196,6 +197,7 @@ def drawn(monkeypatch, run):
     return torch.cat(kept)
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 def test_purposes_are_not_correlated_under_equal_seeds(monkeypatch):
     model = denoiser(lambda x, t: 0.1 * x, WIDTH, clip=1.0)
     data = torch.zeros(2, WIDTH)
@@ -227,6 +229,7 @@ def test_noise_of_a_run_and_of_diffuse_are_not_correlated_in_the_rows_either():
     assert abs(float(both[0, 1])) < 0.04
 
 
+@pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
 def test_renoising_own_samples_adds_independent_noise():
     """Once every default seed shared one noise stream: this correlation was 1."""
     schedule = fs.NoiseSchedule.cosine(1000)

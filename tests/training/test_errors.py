@@ -91,7 +91,7 @@ USES = {
     "no knob": (
         used(speed=2),
         TypeError,
-        "keyword arguments must be its own or knobs of a method, got speed=2",
+        r"keyword arguments must be those of \w+(\.\w+)* or knobs of a method, got speed=2",
     ),
     "method of a plan": (used(PLAN, method="ancestral"), ValueError, "left out with a Plan"),
     "noised in one step": (

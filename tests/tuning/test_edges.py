@@ -197,3 +197,14 @@ GRID = fs.grids.uniform(1000, 3)
 )
 def test_refused(call, error, match):
     check_refusal(call, error, match)
+
+
+def test_a_random_network_is_told():
+    """Two calls with the same samples differ, so that the plan would be fitted to chance."""
+    random = fs.Denoiser(lambda x, t: 0.5 * x + 0.2 * torch.randn_like(x), LINEAR, (4,))
+    with pytest.warns(
+        UserWarning,
+        match=r"^tune: denoiser must be deterministic, got outputs for "
+        r"the same samples that differ by .*; call model\.eval\(\)",
+    ):
+        fs.tune(random, 3, samples=64, teacher_steps=12, max_runs=2)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import (
 from fastsample import ops
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.training_mode import training_meant
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
 from fastsample.sampling.diffuse import diffuse
@@ -118,7 +119,9 @@ def starting_points(
     """
     seed = streams.key("chain start")
     if start == "inverted":
-        return invert(denoiser, x0.detach(), Grid(plan.nodes), cond=cond and cond.mapping).detach()
+        with training_meant():
+            noise = invert(denoiser, x0.detach(), Grid(plan.nodes), cond=cond and cond.mapping)
+        return noise.detach()
     if start == "prior":
         identity = make_identity("FidelityLoss", seed, index, len(index), x0.device)
         return ops.noise(*identity, x0.shape[1:], dtype=x0.dtype)

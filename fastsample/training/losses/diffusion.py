@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import FloatArray, check_real
+from fastsample.denoiser.batches import check_data_range
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.likelihood.bound import posterior_table, vlb_terms
 from fastsample.plans.rows import Prediction, Variance, output_terms
@@ -116,6 +117,7 @@ class DiffusionLoss:
             bound = posterior_table(schedule, prediction=prediction)[::-1]
             table = np.concatenate([table, bound], axis=1)
         self._table = torch.as_tensor(table)
+        self._range_was_checked = False
         self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @classmethod
@@ -198,6 +200,8 @@ class DiffusionLoss:
             self._times.check("DiffusionLoss", t, x0.shape[0])
         if noise is None:
             noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
+        if self.kind != "simple":
+            self._check_range(x0)
         rows, timesteps = self._rows(t, x0), self._times.timesteps(model, t, x0.device)
         alpha, sigma, mx, me = (rows[:, i].reshape(-1, *[1] * (x0.ndim - 1)) for i in range(4))
         x_t = alpha * x0 + sigma * noise
@@ -251,6 +255,19 @@ class DiffusionLoss:
         if key not in self._tables:
             self._tables[key] = self._table.to(x0.device, x0.dtype)
         return self._tables[key][t.to(x0.device) - 1]
+
+    def _check_range(self, x0: Tensor) -> None:
+        """Raise ValueError for data outside the decoder's bins; a GPU's only in the first call.
+
+        The check waits for the GPU.
+        """
+        if torch.compiler.is_compiling() or not x0.numel():
+            return
+        if x0.device.type == "cpu" or not self._range_was_checked:
+            self._range_was_checked = True
+            check_data_range(
+                "DiffusionLoss", x0.detach(), '; latents and other real numbers need kind="simple"'
+            )
 
     def _check_denoiser(self, denoiser: Denoiser) -> None:
         """Raise ValueError for a model of another schedule, prediction or variance."""

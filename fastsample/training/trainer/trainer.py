@@ -250,7 +250,9 @@ class Trainer:
                 if failed is not None:
                     raise RuntimeError(
                         f"Trainer: the gradient of the {failed} must be finite, got none that is "
-                        f"in {MAX_FAILURES} iterations up to {self.iteration}; try a lower rate"
+                        f"in {MAX_FAILURES} iterations up to {self.iteration}: NaN, or an overflow "
+                        "of the data, the loss or the network; look for large values in the data, "
+                        "try precision=None, or try a lower rate if the loss grew before"
                     )
         return self.averaged
 

@@ -1,0 +1,82 @@
+"""Tells where in a run a network failed: its own error, with the row and the time added."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def explain(
+    error: Exception, where: str, timestep: Tensor, call_at: Callable[[Tensor], Any], model: Any
+) -> None:
+    """Add to a network's error where in the run it was raised.
+
+    Args:
+        error: what the network raised.
+        where: the place in the run: "in row 3 of 10 (t = 41.5)".
+        timestep: `(B,)` the timesteps that the network was given.
+        call_at: calls the network again at other timesteps.
+        model: the network.
+
+    Raises:
+        TypeError: the network takes no time.
+        ValueError: the network has a table of times and was given fractional ones. Whether this is
+            the cause is found out by a second call, with whole times.
+    """
+    if isinstance(error, TypeError) and not _takes_two(model):
+        raise TypeError(
+            "Denoiser: model must take x and the network's timestep, got "
+            f"{type(model).__name__}, which does not ({error}); wrap a network without time: "
+            "lambda x, t: network(x)"
+        ) from error
+    first = [float(value) for value in timestep.flatten()[:1]]
+    if timestep.is_floating_point() and _may_be_about_indices(error):
+        whole = torch.clamp(torch.round(timestep), min=0).to(torch.int64)
+        if _succeeds(lambda: call_at(whole)):
+            raise ValueError(
+                "Denoiser: times must be whole for this network, which looks its timestep up in a "
+                f"table, got fractional times in this run (a float timestep {first[0]:g} {where}); "
+                "pass whole=True, which rounds them and drops repeats, or a grid of whole times, "
+                'such as grid="uniform"'
+            ) from error
+    told = f", at the network's timestep {first[0]:g}" if first else ""
+    add_note(error, f"The network failed {where}{told}.")
+
+
+def add_note(error: Exception, note: str) -> None:
+    """Add a note to an error, which a traceback shows below its message."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    elif len(error.args) == 1 and isinstance(error.args[0], str):  # Python 3.10 has no notes
+        error.args = (f"{error.args[0]}\n{note}",)
+
+
+def _may_be_about_indices(error: Exception) -> bool:
+    """Return whether an error may come from a table that was given numbers with a fraction."""
+    return any(word in str(error).lower() for word in ("indices", "index", "integer"))
+
+
+def _succeeds(call: Callable[[], Any]) -> bool:
+    """Return whether a call raises no error."""
+    try:
+        call()
+    except Exception:
+        return False
+    return True
+
+
+def _takes_two(model: Any) -> bool:
+    """Return whether a callable takes two positional arguments; True where nothing tells."""
+    function: Any = model.forward if isinstance(model, nn.Module) else model
+    try:
+        inspect.signature(function).bind_partial(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # some functions written in C have no signature
+        return True
+    return True
