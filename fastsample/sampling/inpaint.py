@@ -36,6 +36,7 @@ def inpaint(
     method: str = "auto",
     grid: str = "auto",
     grid_seed: int | None = None,
+    whole: bool = False,
     seed: int | Sequence[int] | torch.Generator | None = None,
     sample_index: int | Sequence[int] | Tensor | None = None,
     start: Tensor | None = None,
@@ -84,6 +85,7 @@ def inpaint(
             paper's. A multistep method begins anew after each jump, at first order.
         grid: as for `sample`.
         grid_seed: as for `sample`.
+        whole: as for `sample`.
         seed: as for `sample`.
         sample_index: as for `sample`.
         start: x at the plan's first node ``(B, *shape)``, whose known region is overwritten; None
@@ -123,7 +125,7 @@ def inpaint(
     check_tensor(
         "known", known, (known.shape[0], *denoiser.shape), known.dtype, denoiser.device, name
     )
-    request = PlanRequest(steps, method, grid, clip, knobs, grid_seed, default="ddim")
+    request = PlanRequest(steps, method, grid, clip, knobs, grid_seed, default="ddim", whole=whole)
     untuned = denoiser.with_plans([])
     plan = with_jumps(untuned, request, resolve(name, untuned, request), jumps)
     sampler = Sampler.from_request(

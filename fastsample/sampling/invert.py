@@ -32,6 +32,7 @@ def invert(
     *,
     method: str = "auto",
     grid: str = "auto",
+    whole: bool = False,
     tolerance: float | None = None,
     max_iterations: int = 30,
     guidance: float | Sequence[float] | None = None,
@@ -68,6 +69,7 @@ def invert(
         steps: K >= 2, or the times of the sampling run to be inverted, or its deterministic plan.
         method: as for `sample`, but a deterministic method with its knobs.
         grid: as for `sample`.
+        whole: as for `sample`.
         tolerance: largest ``|x0 - sample(...)|`` over all elements, in data units. None is plain
             DDIM inversion, without a bound.
         max_iterations: iterations of each fixed point, with a tolerance; at least 1.
@@ -105,6 +107,7 @@ def invert(
         *(steps, method, grid, clip, knobs),
         guidance=guidance,
         guidance_interval=guidance_interval,
+        whole=whole,
     )
     plan = resolve("invert", denoiser, request).plan
     _check_invertible(plan)

@@ -54,12 +54,12 @@ BAD_STEPS = {
     "rows of another width": (
         {"rows": zeros(5, 12, dtype=torch.float64)},
         ValueError,
-        r"rows must be a table \(K, 15\), got \(5, 12\)$",
+        r"rows must be a table \(K, 15\) of at least one row, got \(5, 12\)$",
     ),
     "one row as a vector": (
         {"rows": zeros(15, dtype=torch.float64)},
         ValueError,
-        r"rows must be a table \(K, 15\), got \(15,\)$",
+        r"rows must be a table \(K, 15\) of at least one row, got \(15,\)$",
     ),
     "float32 rows": (
         {"rows": zeros(5, 15)},

@@ -30,6 +30,7 @@ FIRST_ORDER = {
     "shortcut": partial(fs.shortcut),
     "dpm++ 1": partial(fs.dpm_solver, order=1),
     "dpm++ sde 1": partial(fs.dpm_solver, order=1, stochastic=True),
+    "restart": partial(fs.restart),
 }
 HIGHER_ORDER = {
     "dpm++ 2": partial(fs.dpm_solver, order=2),

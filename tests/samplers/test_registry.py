@@ -39,6 +39,8 @@ KNOBS = {
     "order": [{"order": 1}],
     "stochastic": [{"stochastic": True}],
     "lower_order_final": [{"order": 3, "lower_order_final": False}],
+    "intervals": [{"intervals": [(200.0, 600.0, 2)]}],
+    "base": [{"base": "dpm++"}],
     "corrected": [{"order": 3, "corrected": True}],
 }
 CASES = [

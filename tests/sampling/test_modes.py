@@ -142,7 +142,11 @@ def check_trace(function, x):
 
 
 @_traced
-@pytest.mark.parametrize("names", [set(), {"seeds"}, {"noise"}, {"h1", "h2", "noise"}], ids=str)
+@pytest.mark.parametrize(
+    "names",
+    [set(), {"seeds"}, {"noise"}, {"h1", "h2", "noise"}],
+    ids=lambda names: "+".join(sorted(names)),
+)
 def test_a_trace_records_the_step(names):
     given = operands((2, 3, 4), names)
 

@@ -141,7 +141,9 @@ def test_a_step_of_a_negative_output(negative):
 SPARSE = {"coo": torch.Tensor.to_sparse, "csr": lambda x: x.flatten(1).to_sparse_csr()}
 
 
-@pytest.mark.parametrize("options", [{}, {"callback": discard}, WAYS["guided"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"callback": discard}, WAYS["guided"]], ids=["direct", "callback", "guided"]
+)
 def test_sparse_outputs_are_refused(options):
     with pytest.raises(TypeError, match=r"out.* must be a dense tensor.*, got .*torch\.sparse_coo"):
         run(lambda x, t: (0.5 * x).to_sparse(), **options)

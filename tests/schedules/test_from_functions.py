@@ -135,7 +135,7 @@ def test_every_sampler(schedule, sampler):
 
 
 @each_schedule
-def test_samples_have_the_datas_distribution(schedule):
+def test_samples_have_the_distribution_of_the_data(schedule):
     model = Gaussian(schedule, 0.3, 0.5, "v").denoiser(4)
     x = fs.sample(model, 60, num_samples=4000, seed=0, dtype=torch.float64, grid="log_snr")
     # 16000 numbers: mean to 0.5 / sqrt(16000) = 0.004, deviation to 0.003, four of each; the start
