@@ -1,6 +1,6 @@
 """Measures inpainting with jumps (RePaint), and Restart against DDIM, where the truth is known.
 
-    python -m benchmarks.bench_inpaint            # about ten minutes on one core
+    python -m benchmarks.bench_inpaint            # about twenty minutes on one core
     python -m benchmarks.bench_inpaint --quick    # fewer samples and settings, writes nothing
 
 The models are Gaussian mixtures with their exact noise. Given some coordinates, the others are a
