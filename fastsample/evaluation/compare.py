@@ -149,6 +149,7 @@ def compare(
     seed = next(number for number in range(len(tuning_seeds) + 1) if number not in tuning_seeds)
     identity = make_identity("compare", seed, torch.arange(count), count, denoiser.device)
     start = ops.noise(*identity, denoiser.shape, dtype=torch.float32)
+    start = start * denoiser.schedule.start_scale(denoiser.schedule.T)
     fine = _fine_plan(denoiser)
 
     def run(draw: Draw) -> Tensor:

@@ -114,6 +114,7 @@ class Measurement:
         """
         n = len(self.times)
         x = ops.noise(*identity, self.denoiser.shape, draw=PROFILE_DRAW + 1, dtype=self._dtype)
+        x = x * self.denoiser.schedule.start_scale(float(self.times[-1]))
         states, estimates = x.new_empty(n + 1, *x.shape), x.new_empty(n, *x.shape)
         states[n] = x
 

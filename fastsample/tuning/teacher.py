@@ -66,6 +66,7 @@ class Teacher:
         index = torch.as_tensor(split.index, device="cpu")
         identity = make_identity("tune", seed, index, len(index), denoiser.device)
         start = ops.noise(*identity, denoiser.shape, draw=TUNE_DRAW, dtype=torch.float32)
+        start = start * denoiser.schedule.start_scale(float(times[-1]))
         self.plan = dpm_solver(
             denoiser.schedule,
             Grid(np.append(times[::-1], 0.0)),

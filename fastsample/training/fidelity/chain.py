@@ -124,7 +124,8 @@ def starting_points(
         return noise.detach()
     if start == "prior":
         identity = make_identity("FidelityLoss", seed, index, len(index), x0.device)
-        return ops.noise(*identity, x0.shape[1:], dtype=x0.dtype)
+        noise = ops.noise(*identity, x0.shape[1:], dtype=x0.dtype)
+        return noise * denoiser.schedule.start_scale(float(plan.nodes[0]))
     return diffuse(
         x0.detach(), denoiser.schedule, float(plan.times[0]), seed=seed, sample_index=index
     )
