@@ -41,8 +41,8 @@ class Grid:
         if times[-1] != 0.0:
             raise ValueError(
                 f"Grid: times must end at 0 (data), got {times[-1]:g}; append 0.0 as the last "
-                "time (stop= ends a run there), or pass a network's timesteps, which count from 0, to "
-                "Grid.from_indices"
+                "time (stop= ends a run there), or pass a network's timesteps, which count from 0, "
+                "to Grid.from_indices"
             )
         times[-1] = 0.0  # -0.0 would compare equal but print and hash differently
         object.__setattr__(self, "times", frozen(times))

@@ -29,8 +29,9 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling():  # first, since dynamo cannot trace what follows
         return False
-    if not all(tensor is None or _is_dense(tensor) for tensor in tensors):
-        return False
+    for tensor in tensors:
+        if tensor is not None and not _is_dense(tensor):
+            return False
     modes = _num_dispatch_modes() or _num_function_modes()
     return not modes and _transform() is None and not _tracing()
 
@@ -102,7 +103,10 @@ class DirectSteps:
         self._target = x
         if not in_place:
             # A tensor made in inference mode would not count the writes of a network to it.
-            with torch.inference_mode(False):
+            if torch.is_inference_mode_enabled():
+                with torch.inference_mode(False):
+                    self._target = torch.empty_like(x)
+            else:
                 self._target = torch.empty_like(x)
         self._buffers = _history_buffers(x, slots.count, [] if spare is None else spare)
         self._kept = (rows, numbers, seeds, index)  # their addresses are used

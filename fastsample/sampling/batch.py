@@ -119,11 +119,16 @@ class Batch:
         """Return the samples at the first node; a run may overwrite those that were generated."""
         if self.start is None:
             assert self.identity is not None, "a run that makes its start has a seed"
-            # A tensor made in inference mode would not count the writes of a network to it.
-            with torch.inference_mode(False):
-                x = ops.noise(*self.identity, self.denoiser.shape, dtype=self.dtype)
-                return x if self.start_scale == 1.0 else x.detach() * self.start_scale
+            if torch.is_inference_mode_enabled():
+                # A tensor made there would not count the writes of a network to it.
+                with torch.inference_mode(False):
+                    return self._generated(self.identity)
+            return self._generated(self.identity)
         return self.start if self.needs_grad else self.start.detach()
+
+    def _generated(self, identity: Identity) -> Tensor:
+        x = ops.noise(*identity, self.denoiser.shape, dtype=self.dtype)
+        return x if self.start_scale == 1.0 else x * self.start_scale
 
     def parts(self, size: int | None) -> list[Batch]:
         """Return batches of at most `size` samples that make up this one; None is one batch."""
