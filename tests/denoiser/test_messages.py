@@ -66,9 +66,9 @@ TABLE = {
     ),
     "a Grid as a grid": (sample(grid=fs.Grid([9, 0])), ValueError, r"pass times as steps= instead"),
     "an unknown keyword": (
-        sample(guidence=2.0),
+        sample(guide=2.0),
         TypeError,
-        r"sample: keyword arguments must be those of sample or knobs of a method, got guidence=2",
+        r"sample: keyword arguments must be those of sample or knobs of a method, got guide=2",
     ),
     "swapped arguments of save_plans": (
         lambda: fs.save_plans([PLAN], "plans.json"),
