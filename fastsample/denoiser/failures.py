@@ -44,8 +44,8 @@ def explain(
                 "pass whole=True, which rounds them and drops repeats, or a grid of whole times, "
                 'such as grid="uniform"'
             ) from error
-    told = f", at the network's timestep {first[0]:g}" if first else ""
-    add_note(error, f"The network failed {where}{told}.")
+    detail = f", at the network's timestep {first[0]:g}" if first else ""
+    add_note(error, f"The network failed {where}{detail}.")
 
 
 def add_note(error: Exception, note: str) -> None:

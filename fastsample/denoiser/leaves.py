@@ -84,7 +84,7 @@ def cloned(leaf: Any) -> Any:
 def fingerprint(value: Any) -> object:
     """Return the shapes and dtypes of all tensors in a value, and the values of all else, hashable.
 
-    Objects that are no numbers, strings or arrays are told apart by identity.
+    Objects that are no numbers, strings or arrays are distinguished by identity.
     """
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.dtype)

@@ -78,7 +78,7 @@ def sample(
         whole: whether the network takes whole times only, as one that looks them up in a table
             does. Times are then rounded and repeats dropped, so that there may be fewer calls than
             `steps`. The rows of a plan, or of a method that chooses its times, stay as they are,
-            and only what the network is told is rounded.
+            and only the timesteps of the network are rounded.
         seed: 64-bit seed, or one per sample ``(B,)``, in which case every sample has index 0; or a
             generator, from which a seed is drawn. None draws a fresh one (`new_seed`) from torch's
             CPU generator, so that two calls differ and ``torch.manual_seed`` governs.
