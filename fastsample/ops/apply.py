@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,9 +94,8 @@ def step(
         return StepFunction.apply(*operands)[0]
     if target is None:
         return native.step(*operands) if is_plain(*operands) else library.step_op(*operands)
-    # A target always goes through the dispatcher, which tells autograd that it was overwritten.
     if target is x:
-        library.step_into_op(x, *_without_trailing_nones(operands))
+        _write_step(x, operands)
         return x
     if target.requires_grad and torch.is_grad_enabled():
         raise ValueError("step: target must not require grad, got one that does; it is overwritten")
@@ -112,7 +112,7 @@ def step(
             raise ValueError(
                 "step: target must be x or share no memory with the operands, got a mixture"
             )
-    library.step_into_op(target, *operands)
+    _write_step(target, operands)
     return target
 
 
@@ -144,6 +144,16 @@ def step_x0(
     if _needs_gradient(operands):
         return StepFunction.apply(*operands)
     return native.step_x0(*operands) if is_plain(*operands) else library.step_x0_op(*operands)
+
+
+def _write_step(target: Tensor, operands: tuple[Any, ...]) -> None:
+    """Write a step of checked operands to a target, and tell autograd that it was overwritten."""
+    if is_plain(target, *operands):
+        native.step_into(target, *operands)
+        if not target.is_inference():
+            torch.autograd.graph.increment_version(target)
+    else:
+        library.step_into_op(target, *_without_trailing_nones(operands))
 
 
 def _without_trailing_nones(operands: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
