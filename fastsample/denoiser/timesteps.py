@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,7 +14,16 @@ from fastsample._support.checks import FloatArray
 from fastsample.schedules.schedule import NoiseSchedule
 
 TimeInput: TypeAlias = (
-    Literal["index", "rescaled", "fraction", "log_snr"] | Callable[[FloatArray], Any]
+    Literal[
+        "index",
+        "rescaled",
+        "fraction",
+        "thousandths",
+        "whole_thousandths",
+        "reversed",
+        "log_snr",
+    ]
+    | Callable[[FloatArray], Any]
 )
 
 
@@ -21,10 +31,25 @@ def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
     return (times - 1.0) * (1000.0 / schedule.T)
 
 
-_TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], FloatArray]] = {
+def _thousandths(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
+    return times / schedule.T * 1000.0
+
+
+def _whole_thousandths(times: FloatArray, schedule: NoiseSchedule) -> npt.NDArray[np.int64]:
+    """Return the thousandths without their fraction, as UniPC and DPM-Solver++ of diffusers do.
+
+    Nothing is rounded up, however near: diffusers truncates the same double-precision numbers.
+    """
+    return _thousandths(times, schedule).astype(np.int64)
+
+
+_TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], npt.NDArray[Any]]] = {
     "index": lambda times, schedule: times - 1.0,
     "rescaled": _rescaled,
     "fraction": lambda times, schedule: times / schedule.T,
+    "thousandths": _thousandths,
+    "whole_thousandths": _whole_thousandths,
+    "reversed": lambda times, schedule: 1.0 - times / schedule.T,
     "log_snr": lambda times, schedule: schedule.log_snr(times),
 }
 
@@ -38,7 +63,8 @@ def check_time_input(schedule: NoiseSchedule, time: Any) -> None:
     if schedule.num_steps is None and time in ("index", "rescaled"):
         raise ValueError(
             f"Denoiser: time must not be {time!r} for {schedule!r}, which has no step numbers; "
-            'pass time="fraction", "log_snr" or a callable'
+            'pass time="fraction" (t / T), "thousandths" (1000 t / T), "whole_thousandths", '
+            '"reversed" (1 - t / T), "log_snr" or a callable'
         )
 
 

@@ -4,6 +4,7 @@
 `fastsample.grids.registry`.
 """
 
+from fastsample.grids.flow import flow, flow_mu
 from fastsample.grids.grid import Grid
 from fastsample.grids.makers import (
     ddim,
@@ -15,12 +16,16 @@ from fastsample.grids.makers import (
     uniform,
 )
 from fastsample.grids.scheduled import blended, karras, log_snr
+from fastsample.grids.sigmas import from_sigmas
 
 __all__ = [
     "Grid",
     "blended",
     "ddim",
     "diffusers",
+    "flow",
+    "flow_mu",
+    "from_sigmas",
     "karras",
     "log_snr",
     "power",

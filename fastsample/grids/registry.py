@@ -70,6 +70,8 @@ def check_grid_name(function: str, name: object) -> str:
     """Return the name; raise ValueError unless `grid_names` holds it."""
     if not isinstance(name, str) or name not in grid_names():
         given = "" if isinstance(name, str) else "; pass times as steps= instead"
+        if isinstance(name, str) and name == "flow":  # a name would hide the model's shift
+            given = "; pass steps=fs.grids.flow(K, shift=...) instead"
         raise ValueError(f"{function}: grid must be one of {grid_names()}, got {name!r:.80}{given}")
     return name
 
@@ -82,7 +84,13 @@ def noisiest(schedule: NoiseSchedule) -> float:
 def _whole(name: str, schedule: NoiseSchedule) -> int:
     """Return T as an int; raise ValueError for a continuous schedule."""
     if schedule.num_steps is None:
+        remedy = (
+            "pass fs.grids.flow(K, shift=...), the list of the model's program, as steps"
+            if schedule.kind == "flow"
+            else 'try grid="uniform"'
+        )
         raise ValueError(
-            f'grids.{name}: schedule must have whole steps, got {schedule!r}; try grid="uniform"'
+            f"grids.{name}: schedule must have whole steps, got {schedule!r}; the list holds their "
+            f"indices: {remedy}"
         )
     return schedule.num_steps

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsample._support.checks import FloatArray, check_array, frozen
+from fastsample.grids.sigmas import Convention
 from fastsample.plans.checks import (
     check_landing,
     check_laws,
@@ -29,6 +30,7 @@ from fastsample.plans.rows import (
     clip_bounds,
     history_length,
 )
+from fastsample.plans.sigmas import sigma_list, timestep_list
 from fastsample.plans.text import ARRAYS, PLAN, decode, encode, origin, shown, table
 from fastsample.schedules.schedule import NoiseSchedule
 
@@ -243,6 +245,39 @@ class Plan:
         for name, values in columns.items():
             rows[:, COLUMNS.index(name)] = values
         return replace(self, rows=rows)
+
+    # ---- lists for other programs
+
+    def to_sigmas(self, convention: Convention | None = None) -> FloatArray:
+        """Return the sigmas `(K + 1,)` at the nodes, for a program that takes only such a list.
+
+        It carries the noise levels alone, neither the rows (the method) nor `times`: the other
+        program runs its own sampler on it, and tells the network what it thinks right.
+        `grids.from_sigmas` is the way back. A plan that ends part way ends above 0.
+
+        Args:
+            convention: "ratio" is sigma / alpha, for k-diffusion, ComfyUI and diffusers' Euler;
+                "flow" is sigma / (alpha + sigma), the time of flow matching. None is "flow" for a
+                plan on `NoiseSchedule.flow` and "ratio" for every other one.
+
+        Raises:
+            ValueError: an unknown convention, or a plan without such a list: one that inverts, has
+                rows without a network call, or starts where "ratio" is infinite.
+        """
+        levels = (self.alphas, self.sigmas)
+        return sigma_list(self.nodes, self.rows, *levels, self.schedule, convention)
+
+    def to_timesteps(self) -> npt.NDArray[np.int64]:
+        """Return the 0-based timesteps `(K,)` of the rows, for a program that takes ``timesteps=``.
+
+        They are `times` minus 1. Such a program puts the noise levels at them too, so that a plan
+        whose nodes lie elsewhere loses its own. Neither are the rows carried (see `to_sigmas`).
+
+        Raises:
+            ValueError: a plan without such a list: on a continuous schedule, with times that are
+                not whole or do not fall, that inverts, or with rows without a network call.
+        """
+        return timestep_list(self.nodes, self.rows, self.times, self.schedule)
 
     # ---- copies, comparison and text
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastsample._support.checks import check_bool, check_real
+from fastsample._support.checks import FloatArray, check_bool, check_real
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
-from fastsample.plans.rows import Clip, Prediction, check_prediction, eps_terms
+from fastsample.plans.rows import (
+    Clip,
+    Prediction,
+    check_prediction,
+    clip_bounds,
+    eps_terms,
+    row_table,
+    x0_terms,
+)
 from fastsample.samplers.compile import Last, Levels, compile_plan, grid_levels
 from fastsample.schedules.schedule import NoiseSchedule
 from fastsample.schedules.transition import transition
@@ -59,19 +67,15 @@ def ddim(
         raise ValueError(f"ddim: eta must be 0 or 1 with sigma_hat=True, got {share:g}")
     check_prediction("ddim", prediction)
     levels = nodes, alphas, sigmas = grid_levels("ddim", schedule, grid, last)
-    alpha_t, sigma_t, alpha_s, sigma_s = alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:]
-    pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
     share = 1.0 if sigma_hat else share
-    d = np.sqrt(pair.variance) if sigma_hat else share * np.sqrt(pair.posterior_variance)
+    columns = _columns(
+        prediction, alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], share, rederive
+    )
+    if sigma_hat:
+        pair = transition(alphas[1:], sigmas[1:], alphas[:-1], sigmas[:-1])
+        columns["d"] = np.sqrt(pair.variance)
     if nodes[-1] == 0.0:
-        d[-1] = 0.0
-    # This equals sqrt(sigma_s^2 - d^2), written so that it loses no digits for eta near 1.
-    keep = sigma_s * np.sqrt((1.0 - share**2) + share**2 * pair.snr_ratio)
-    if rederive:
-        a, b, e = keep / sigma_t, alpha_s - keep * alpha_t / sigma_t, np.zeros_like(keep)
-    else:
-        from_x, from_output = eps_terms("ddim", prediction, alpha_t, sigma_t)
-        a, b, e = keep * from_x, alpha_s, keep * from_output
+        columns["d"][-1] = 0.0
     knobs = "sigma_hat=True" if sigma_hat else f"eta={share}"
     return compile_plan(
         "ddim",
@@ -81,11 +85,63 @@ def ddim(
         clip=clip,
         method=f"ddim({knobs})" if rederive else f"ddim({knobs}, rederive=False)",
         check="mean" if sigma_hat else "all",
-        a=a,
-        b=b,
-        e=e,
-        d=d,
+        **columns,
     )
+
+
+def ddim_pairs(
+    schedule: NoiseSchedule,
+    later: FloatArray,
+    earlier: FloatArray,
+    *,
+    eta: float = 0.0,
+    clip: Clip = None,
+    rederive: bool = True,
+    prediction: Prediction = "epsilon",
+) -> FloatArray:
+    """Return rows `(K, 15)` that lead from times to times, which need not follow on each other.
+
+    `DDIMScheduler` of diffusers makes such rows for some lists of timesteps: it takes for granted
+    that they are evenly spaced. They are no plan, since a row does not begin where the one before
+    it ended.
+
+    Args:
+        schedule: noise levels.
+        later: `(K,)` the times before the rows.
+        earlier: `(K,)` the times after them, each below its partner, or equal for an identity.
+        eta: as for `ddim`.
+        clip: as for `ddim`.
+        rederive: as for `ddim`.
+        prediction: as for `ddim`.
+    """
+    alphas, sigmas = schedule.levels(later)
+    columns = _columns(prediction, alphas, sigmas, *schedule.levels(earlier), eta, rederive)
+    columns["d"][earlier == 0.0] = 0.0
+    p, q = x0_terms("ddim", prediction, alphas, sigmas)
+    low, high = clip_bounds("ddim", clip)
+    return row_table(len(later), p=p, q=q, lo=low, hi=high, **columns)
+
+
+def _columns(
+    prediction: Prediction,
+    alpha_t: FloatArray,
+    sigma_t: FloatArray,
+    alpha_s: FloatArray,
+    sigma_s: FloatArray,
+    share: float,
+    rederive: bool,
+) -> dict[str, FloatArray]:
+    """Return the columns a, b, e and d of the rows that lead from levels t to levels s."""
+    pair = transition(alpha_s, sigma_s, alpha_t, sigma_t)
+    d = share * np.sqrt(pair.posterior_variance)
+    # This equals sqrt(sigma_s^2 - d^2), written so that it loses no digits for eta near 1.
+    keep = sigma_s * np.sqrt((1.0 - share**2) + share**2 * pair.snr_ratio)
+    if rederive:
+        a, b, e = keep / sigma_t, alpha_s - keep * alpha_t / sigma_t, np.zeros_like(keep)
+    else:
+        from_x, from_output = eps_terms("ddim", prediction, alpha_t, sigma_t)
+        a, b, e = keep * from_x, alpha_s, keep * from_output
+    return {"a": a, "b": b, "e": e, "d": d}
 
 
 def ddim_inversion(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -16,6 +16,7 @@ from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction
 from fastsample.samplers.compile import Last
 from fastsample.samplers.ddim import ddim
+from fastsample.samplers.variances import levels_grid
 from fastsample.schedules.schedule import NoiseSchedule
 
 Spacing: TypeAlias = Literal["linear", "quadratic"]
@@ -23,12 +24,14 @@ Spacing: TypeAlias = Literal["linear", "quadratic"]
 
 def fastdpm(
     schedule: NoiseSchedule,
-    num_steps: int,
+    num_steps: int | None = None,
     *,
     approximation: Literal["steps", "var"] = "steps",
     spacing: Spacing = "linear",
     kappa: float = 0.0,
     extended: bool = False,
+    variances: Sequence[float] | FloatArray | None = None,
+    noise_levels: Sequence[float] | FloatArray | None = None,
     last: Last = "data",
     clip: Clip = None,
     prediction: Prediction = "epsilon",
@@ -40,18 +43,24 @@ def fastdpm(
     time ``T(r)`` that has the level ``r_s^2 = prod (1 - eta)``. `schedule.time_at` is that ``T``:
     the Gamma-function form for linear betas, monotone interpolation of log alpha_bar for every
     other schedule. The reverse process is DDIM's with ``eta = kappa`` (DDIM-rev); kappa = 1 is
-    DDPM-rev.
+    DDPM-rev. A list of `variances` or `noise_levels` replaces the choice of S and of a spacing:
+    with ``kappa=1`` it is the fast sampling of DiffWave (arXiv:2009.09761) and WaveGrad
+    (arXiv:2009.00713), whose published lists it takes as they are.
 
     Args:
-        schedule: noise levels, with whole steps.
+        schedule: noise levels, with whole steps unless a list is given.
         num_steps: S >= 2, network calls. "steps" with quadratic spacing drops repeated indices and
-            makes fewer.
+            makes fewer. With a list it is the list's length, and may be left out.
         approximation: "steps" (STEP in the authors' code) or "var" (VAR).
         spacing: "linear" or "quadratic", of the steps or of the variances.
         kappa: share of the posterior noise, in [0, 1].
         extended: start at T where the authors' rule stops short of it: quadratic steps end at
             0.8 T, some linear ones at T - 1, and the variances of short chains (S < 9 linear, S <
             23 quadratic for the default schedule) are bounded before they reach alpha_bar(T).
+        variances: eta_s `(S,)` in (0, 1), the step next to the data first, such as DiffWave's
+            ``[0.0001, 0.001, 0.01, 0.05, 0.2, 0.5]``. The network's times are not below 1, its
+            first step.
+        noise_levels: r_s `(S,)` instead, the levels sqrt(alpha_bar) before each call, falling.
         last: where the last row lands: "data" (t = 0), "first" (t = 1, Stable Diffusion's
             `set_alpha_to_one=False`) or a time; steps at or below it are left out.
         clip: bound on |x0| in data units, a pair (lo, hi), or None (the authors never clip).
@@ -61,22 +70,32 @@ def fastdpm(
         A plan of S rows (see `num_steps`).
 
     Raises:
-        ValueError: for a value out of range, a schedule without whole steps, or a chain of
-            variances that cannot end at alpha_bar(T).
+        ValueError: for a value out of range, a schedule without whole steps, a chain of variances
+            that cannot end at alpha_bar(T), or a list with `spacing`, `extended` or another list.
 
     Warns:
         UserWarning: "var" without `extended` stops short of alpha_bar(T), which the authors' code
-            does in silence.
+            does in silence; or a list goes below it (`fastsample.samplers.variances`).
     """
     share = check_real("fastdpm", "kappa", kappa, 0.0, 1.0)
     if approximation not in ("steps", "var"):
         raise ValueError(f'fastdpm: approximation must be "steps" or "var", got {approximation!r}')
-    if approximation == "steps":
-        grid = steps_grid(schedule, num_steps, spacing, extended=extended)
+    if variances is not None or noise_levels is not None:
+        _check_alone(schedule, spacing, extended)
+        chosen = "variances" if noise_levels is None else "noise_levels"
+        grid = levels_grid(schedule, num_steps, variances, noise_levels)
+    elif num_steps is None:
+        raise ValueError(
+            "fastdpm: num_steps must be given without variances or noise_levels, got None"
+        )
     else:
-        grid = var_grid(schedule, num_steps, spacing, extended=extended)
+        chosen = f"{approximation}, {spacing}"
+        make_grid = steps_grid if approximation == "steps" else var_grid
+        grid = make_grid(schedule, num_steps, spacing, extended=extended)
     plan = ddim(schedule, grid, eta=share, last=last, clip=clip, prediction=prediction)
-    knobs = f"{approximation}, {spacing}, kappa={share}{', extended=True' if extended else ''}"
+    if schedule.num_steps is not None and plan.times[-1] < 1.0:
+        plan = plan.with_times(np.maximum(plan.times, 1.0))  # a network's first step is time 1
+    knobs = f"{chosen}, kappa={share}{', extended=True' if extended else ''}"
     return replace(plan, method=f"fastdpm({knobs})")
 
 
@@ -200,6 +219,18 @@ def _bisected(
         else:
             break
     return x
+
+
+def _check_alone(schedule: NoiseSchedule, spacing: str, extended: bool) -> None:
+    """Check the arguments beside a list; raise for the ones that choose other variances."""
+    if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"fastdpm: schedule must be a NoiseSchedule, got {schedule!r}")
+    for name, value, default in (("spacing", spacing, "linear"), ("extended", extended, False)):
+        if value != default:
+            raise ValueError(
+                f"fastdpm: {name} must be left out with a list of variances or noise levels, "
+                f"got {value!r}"
+            )
 
 
 def _checked(

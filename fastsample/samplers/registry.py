@@ -140,6 +140,23 @@ def methods_with(knob: str) -> list[str]:
     return [name for name, method in METHODS.items() if knob in method.knobs]
 
 
+def method_for(function: str, knobs: Mapping[str, Any], default: str = DEFAULT_METHOD) -> str:
+    """Return the name of the default method if it takes the knobs, else of the one that does.
+
+    Raises:
+        ValueError: knobs that several other methods take.
+    """
+    candidates = [name for name, method in METHODS.items() if knobs.keys() <= method.knobs.keys()]
+    if default in candidates or not candidates:
+        return default  # if no method takes them, `check_method` raises later
+    if len(candidates) > 1:
+        raise ValueError(
+            f"{function}: method must be given with {sorted(knobs)}, which several methods take, "
+            f'got "auto"; it may be one of {candidates}'
+        )
+    return candidates[0]
+
+
 def check_method(function: str, name: object, knobs: Mapping[str, Any]) -> Method:
     """Return the method of this name; raise unless it takes all the keyword arguments `knobs`.
 

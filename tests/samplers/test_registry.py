@@ -35,6 +35,8 @@ KNOBS = {
     "spacing": [{"spacing": "quadratic"}],
     "kappa": [{"kappa": 0.6}],
     "extended": [{"spacing": "quadratic", "extended": True}],
+    "variances": [{"variances": np.linspace(1e-4, 0.6, K)}],
+    "noise_levels": [{"noise_levels": np.linspace(0.999, 0.1, K)}],
     "last": [{"last": "first"}, {"last": 20.0}],
     "order": [{"order": 1}],
     "stochastic": [{"stochastic": True}],
