@@ -136,11 +136,14 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `profile` and `bpd` share."""
     parser.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
     parser.add_argument(
-        "data", help='"digits" (trained on), "digits-test", or a .npy file (N, *shape) in [-1, 1]'
+        "data", help='"digits" (trained on), "digits-test", or a .npy or .pt file (N, *shape)'
     )
     _option(parser, "--num N", int, None, "only the first samples (default: all)")
     _option(parser, "--batch-size B", int, 256, "samples per network call (default 256)")
-    bin_widths = "distance of the data's levels, or none (default 2/255; 1/8 for the digits)"
+    bin_widths = (
+        "distance of the data's levels in [-1, 1], or none for latents, whose bound is in nats "
+        "(default 2/255; 1/8 for the digits; profile: none where the data leave [-1, 1])"
+    )
     _option(parser, "--bin-width W", _bin_width, argparse.SUPPRESS, bin_widths)
     _option(parser, "--seed S", int, 0, "seed of the noise (default 0)")
     _option(parser, "--device D", str, None, "device to run on (default: cpu)")

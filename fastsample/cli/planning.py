@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def profile(options: argparse.Namespace) -> int:
                 trajectories=options.trajectories,
                 nodes=options.nodes,
                 save=options.out,
-                **_measuring_arguments(model, options),
+                **_measuring_arguments(model, options, bin_width="auto"),
             )
             seconds = time.perf_counter() - start
     except KeyboardInterrupt:
@@ -48,8 +49,10 @@ def profile(options: argparse.Namespace) -> int:
         f"{len(calls)} network calls, {seconds:.2f} s: {options.out.resolve()}"
     )
     trajectories = 0 if profile.trajectories is None else profile.trajectories.count
-    prior = profile.prior / (profile.dims * np.log(2))
-    print(f"{trajectories} trajectories, prior {prior:.4f} bits/dim")
+    prior, unit = profile.prior / profile.dims, "nats/dim; data without bins"
+    if profile.has_bins:
+        prior, unit = prior / np.log(2), "bits/dim"
+    print(f"{trajectories} trajectories, prior {prior:.4f} {unit}")
     print("  time  mean squared error of x0, per element")
     for k in sorted({round(k) for k in np.linspace(0, len(profile.times) - 1, 5).tolist()}):
         error = profile.error[k] / profile.dims
@@ -84,8 +87,7 @@ def plan(options: argparse.Namespace) -> int:
     print(f"{profile}\n{table}")
     for name, grid in named.items():
         taken = f" ({len(grid)} taken)" if options.at_most else ""
-        bits = f", {table.bits_per_dim(grid):.4f} bits/dim" if objective == "elbo" else ""
-        print(f"{name}{taken}: cost {table.cost(grid):.6g}{bits}")
+        print(f"{name}{taken}: cost {table.cost(grid):.6g}{_bound(table, grid)}")
         if len(grid) == len(profile.times):
             print("  no choice: these are all times of the profile; measure more of them")
         print("  " + " ".join(f"{t:.6g}" for t in grid))
@@ -95,7 +97,7 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def bpd(options: argparse.Namespace) -> int:
-    """Print the bound on the bits per dimension of data; returns the exit status."""
+    """Print the bound on the bits (or nats) per dimension of data; returns the exit status."""
     model, x = _model_and_data(options)
     with _counted_calls(model) as calls:
         start = time.perf_counter()
@@ -105,10 +107,10 @@ def bpd(options: argparse.Namespace) -> int:
             options.steps,
             grid=options.grid,
             variance=options.variance,
-            **_measuring_arguments(model, options),
+            **_measuring_arguments(model, options, bin_width=2 / 255),
         )
         seconds = time.perf_counter() - start
-    print(f"{bits.total:.4f} +- {bits.standard_error:.4f} bits/dim")
+    print(f"{bits.total:.4f} +- {bits.standard_error:.4f} {bits.unit}/dim")
     print(f"prior {bits.prior:.4f}, kl {bits.kl:.4f}, decoder {bits.decoder:.4f}")
     if options.terms:
         for t, s, term in zip(bits.grid.times, bits.grid.times[1:], bits.terms, strict=False):
@@ -137,28 +139,56 @@ def _model_and_data(options: argparse.Namespace) -> tuple[fs.Denoiser, Tensor]:
 
 
 def _open_array(function: str, path: Path) -> npt.NDArray[Any]:
-    """Return the array of a .npy file as a memory map, after checking that it holds data."""
-    if path.suffix.lower() != ".npy" or not path.is_file():
+    """Return the array of a .npy or .pt file as a memory map, after checking that it holds data."""
+    kind = path.suffix.lower()
+    if kind not in (".npy", ".pt") or not path.is_file():
         raise FileNotFoundError(
-            f'{function}: data must be "digits", "digits-test" or a .npy file, got {path}'
+            f'{function}: data must be "digits", "digits-test" or a .npy or .pt file, got {path}'
         )
     try:
-        x = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+        x = np.load(path, mmap_mode="r") if kind == ".npy" else _load_tensor(path)
+    except (ValueError, EOFError, RuntimeError, UnpicklingError) as error:
         raise ValueError(
-            f"{function}: data must be a .npy file of numbers, got {path} ({error})"
+            f"{function}: data must be a {kind} file of numbers, got {path} "
+            f"({' '.join(str(error).split()):.120})"
         ) from None
     if x.dtype.kind != "f" or x.ndim < 2:
         raise ValueError(
-            f"{function}: data must be floats (N, *shape) in [-1, 1], got {x.dtype} {x.shape} in "
-            f"{path}; 8-bit images are x / 127.5 - 1"
+            f"{function}: data must be floats (N, *shape), got {x.dtype} {x.shape} in {path}; "
+            "8-bit images are x / 127.5 - 1"
         )
     return x
 
 
-def _measuring_arguments(model: fs.Denoiser, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments that `fs.profile` and `fs.bits_per_dim` share."""
-    default = DIGITS_BIN_WIDTH if options.data in ("digits", "digits-test") else 2 / 255
+def _load_tensor(path: Path) -> npt.NDArray[Any]:
+    """Return the tensor of a .pt file as an array; bfloat16, which NumPy lacks, as float32."""
+    x: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(x, Tensor):
+        raise ValueError(f"holds a {type(x).__name__}, no tensor")
+    x = x.detach()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def _bound(table: fs.CostTable, grid: fs.Grid) -> str:
+    """Return the bound that an "elbo" table has for a grid, with its unit, to append to a line."""
+    if table.objective != "elbo":
+        return ""
+    if table.density:
+        return f", {table.nats_per_dim(grid):.4f} nats/dim"
+    return f", {table.bits_per_dim(grid):.4f} bits/dim"
+
+
+def _measuring_arguments(
+    model: fs.Denoiser, options: argparse.Namespace, bin_width: float | str
+) -> dict[str, Any]:
+    """Return the arguments that `fs.profile` and `fs.bits_per_dim` share.
+
+    Args:
+        model: the model.
+        options: the parsed options.
+        bin_width: the default for a file of data.
+    """
+    default = DIGITS_BIN_WIDTH if options.data in ("digits", "digits-test") else bin_width
     return {
         "batch_size": options.batch_size,
         # An option that is not given has no attribute here, since None is one of its values.

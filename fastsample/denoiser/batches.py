@@ -60,12 +60,16 @@ def check_data_range(function: str, x0: Tensor, remedy: str = "") -> None:
         x0: the data.
         remedy: what the message ends with.
     """
-    low, high = float(x0.min()), float(x0.max())
-    if not -1.0 - 1e-6 <= low <= high <= 1.0 + 1e-6:
+    if not in_data_range(x0):
         raise ValueError(
             f"{function}: data must be in [-1, 1], where the decoder's bins lie, "
-            f"got {low:g} to {high:g}{remedy}"
+            f"got {float(x0.min()):g} to {float(x0.max()):g}{remedy}"
         )
+
+
+def in_data_range(x0: Tensor) -> bool:
+    """Return whether all values are in [-1, 1] up to rounding; False for NaN."""
+    return -1.0 - 1e-6 <= float(x0.min()) <= float(x0.max()) <= 1.0 + 1e-6
 
 
 def warn_off_bins(
@@ -107,6 +111,12 @@ def warn_off_bins(
         f"bits per dimension to be right, got {100.0 * share:.3g}% of the values between them; "
         f"{likely or 'round them to the bins'}"
     )
+
+
+def check_finite(function: str, x0: Tensor) -> None:
+    """Raise ValueError for data that hold NaN or infinity."""
+    if not torch.isfinite(x0).all():
+        raise ValueError(f"{function}: data must be finite, got NaN or infinity")
 
 
 def check_bin_width(function: str, bin_width: Any) -> float:

@@ -19,6 +19,7 @@ from fastsample.denoiser.batches import (
     batches_of,
     check_bin_width,
     check_data_range,
+    check_finite,
     warn_off_bins,
 )
 from fastsample.denoiser.conditions import Conditions
@@ -35,7 +36,7 @@ from fastsample.sampling.resolve import make_grid
 
 @dataclass(frozen=True)
 class BitsPerDim:
-    """Holds the variational bound and its terms, as means over the data in bits per dimension.
+    """Holds the variational bound and its terms, as means over the data in `unit` per dimension.
 
     Attributes:
         total: prior plus the sum of the terms; an upper bound on the negative log-likelihood.
@@ -44,6 +45,8 @@ class BitsPerDim:
         standard_error: standard error of the total over samples.
         grid: the times of the steps.
         count: number of samples.
+        unit: "bits", or "nats" for data without bins: their bound is that of a density, which may
+            be negative and depends on the unit of the data.
     """
 
     total: float
@@ -52,6 +55,7 @@ class BitsPerDim:
     standard_error: float
     grid: Grid
     count: int
+    unit: Literal["bits", "nats"] = "bits"
 
     @property
     def kl(self) -> float:
@@ -64,10 +68,11 @@ class BitsPerDim:
         return float(self.terms[-1])
 
     def __repr__(self) -> str:
+        unit = "" if self.unit == "bits" else f" {self.unit}/dim"
         return (
-            f"BitsPerDim({self.total:.4f} +- {self.standard_error:.4f}: prior {self.prior:.4f}, "
-            f"kl {self.kl:.4f}, decoder {self.decoder:.4f}; {len(self.grid)} steps, "
-            f"{self.count} samples)"
+            f"BitsPerDim({self.total:.4f} +- {self.standard_error:.4f}{unit}: "
+            f"prior {self.prior:.4f}, kl {self.kl:.4f}, decoder {self.decoder:.4f}; "
+            f"{len(self.grid)} steps, {self.count} samples)"
         )
 
 
@@ -79,7 +84,7 @@ def bits_per_dim(
     variance: Literal["small", "large", "learned_range"] | None = None,
     grid: str = "uniform",
     clip: Clip | Literal["auto"] = "auto",
-    bin_width: float = 2 / 255,
+    bin_width: float | None = 2 / 255,
     decoder_variance: float | None = None,
     cond: Mapping[str, Any] | None = None,
     batch_size: int = 256,
@@ -95,16 +100,20 @@ def bits_per_dim(
     network call per step, with fresh noise that is a function of (seed, sample, step): the result
     does not depend on the batches. The sums are float64.
 
+    Data without bins, such as latents, have no bits: with ``bin_width=None`` the decoder is a
+    Gaussian density of the same variance, and the bound is in nats per dimension.
+
     Args:
         denoiser: the model.
-        data: samples ``(N, *shape)`` in [-1, 1], on multiples of `bin_width` from -1; or an
-            iterable of such batches, which is read once.
+        data: samples ``(N, *shape)`` in [-1, 1], on multiples of `bin_width` from -1, or of any
+            range without one; or an iterable of such batches, which is read once.
         steps: the number K of steps, or the times, or None for every step of a discrete schedule.
         variance: variance of the reverse steps; None is the model's.
         grid: how K times are spread, as for `sample`; "auto" gives the times of the lowest bound by
             the model's profile.
         clip: range that x0 is clamped to, a bound on |x0| in data units; "auto" is the model's.
-        bin_width: distance of neighbouring data levels, in (0, 2]; 2/255 for 8-bit images.
+        bin_width: distance of neighbouring data levels, in (0, 2]; 2/255 for 8-bit images; None for
+            data without bins.
         decoder_variance: variance of the last step, in squared data units; None is the posterior
             variance of the step before it, which needs K >= 2.
         cond: keyword arguments for the network, one entry per sample of a `data` tensor.
@@ -114,12 +123,12 @@ def bits_per_dim(
         progress: show a progress bar.
 
     Returns:
-        The bound and its parts, in bits per dimension.
+        The bound and its parts, in bits per dimension; in nats without bins.
 
     Raises:
         TypeError: data that are no floating tensors.
-        ValueError: no data, values outside [-1, 1], a network that returns NaN (the message names
-            the time), or arguments out of range.
+        ValueError: no data, values outside [-1, 1] with a `bin_width`, a network that returns NaN
+            (the message names the time), or arguments out of range.
     """
     name = "bits_per_dim"
     check_denoiser(name, denoiser)
@@ -142,7 +151,7 @@ def bits_per_dim(
     if bounds[0] != -bounds[1]:
         raise ValueError(f"{name}: clip must be symmetric, got {bounds}")
     bound = None if math.isinf(bounds[1]) else bounds[1]
-    width = check_bin_width(name, bin_width)
+    width = None if bin_width is None else check_bin_width(name, bin_width)
     if decoder_variance is not None:
         decoder_variance = check_real(name, "decoder_variance", decoder_variance)
     num_samples = len(data) if isinstance(data, Tensor) and data.dim() else None
@@ -166,9 +175,7 @@ def bits_per_dim(
     squares, prior, count = 0.0, 0.0, 0
     with torch.inference_mode(), tqdm(disable=not progress, desc=name, unit="call") as bar:
         for x0 in batches_of(name, denoiser, data, batch_size):
-            check_data_range(name, x0)
-            if count == 0:
-                warn_off_bins(name, x0, width)
+            _check_data(name, x0, width, first=count == 0)
             batch = x0.shape[0]
             batch_conditions = conditions.part(count, x0)
             identity = make_identity(name, seed, count, batch, x0.device)
@@ -212,8 +219,24 @@ def bits_per_dim(
         raise ValueError(f"{name}: noise must be for {count} samples, got {noise.shape[1]}")
     means = (sums / count).numpy()
     total = prior / count + float(means.sum())
-    spread = max(squares / count - total**2, 0.0) / max(count - 1, 1)
-    return BitsPerDim(total, prior / count, means, math.sqrt(spread), times, count)
+    error = math.sqrt(max(squares / count - total**2, 0.0) / max(count - 1, 1))
+    if width is not None:
+        return BitsPerDim(total, prior / count, means, error, times, count)
+    nats = math.log(2.0)
+    return BitsPerDim(
+        nats * total, nats * prior / count, nats * means, nats * error, times, count, "nats"
+    )
+
+
+def _check_data(function: str, x0: Tensor, width: float | None, *, first: bool) -> None:
+    """Raise ValueError for data outside of the bins, or without bins for data not finite."""
+    if width is None:
+        check_finite(function, x0)
+        return
+    remedy = "; latents and other data without bins need bin_width=None, for a bound in nats"
+    check_data_range(function, x0, remedy)
+    if first:
+        warn_off_bins(function, x0, width)
 
 
 def _check_variance_name(function: str, variance: Any) -> None:

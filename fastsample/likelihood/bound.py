@@ -21,6 +21,7 @@ from fastsample.schedules.transition import transition
 
 __all__ = [
     "discretized_gaussian_log_likelihood",
+    "gaussian_log_density",
     "normal_kl",
     "posterior_table",
     "prior_bits_per_dim",
@@ -65,6 +66,23 @@ def discretized_gaussian_log_likelihood(
         Log-probabilities in nats, in the shape of `x`; never below log(1e-12).
     """
     return bin_log_likelihood(x, mean, log_scale, bin_width)
+
+
+def gaussian_log_density(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Return the log density of each element under a Gaussian, in nats per unit of the data.
+
+    It is the decoder of data without bins, such as latents. It may be positive.
+
+    Args:
+        x: data, any real numbers.
+        mean: mean of the Gaussian, the shape of `x`.
+        log_scale: log of the standard deviation, any shape that broadcasts with `x`.
+
+    Returns:
+        Log densities in nats, in the shape of `x`.
+    """
+    square = ((x - mean) * torch.exp(-log_scale)) ** 2
+    return -0.5 * (square + math.log(2.0 * math.pi)) - log_scale
 
 
 def posterior_table(
@@ -139,7 +157,7 @@ def vlb_terms(
     *,
     variance: Variance = "learned_range",
     clip: float | None = None,
-    bin_width: float = 2 / 255,
+    bin_width: float | None = 2 / 255,
 ) -> tuple[Tensor, Tensor]:
     """Compute the bound's term at one step per sample, and the predicted x0.
 
@@ -149,15 +167,17 @@ def vlb_terms(
     Args:
         output: the network's output at (x_t, t), `(B, C, ...)`, or `(B, 2C, ...)` = prediction
             and raw variance, which only "learned_range" uses.
-        x0: data `(B, C, ...)` in [-1, 1].
+        x0: data `(B, C, ...)`, in [-1, 1] with a `bin_width`.
         x_t: the noisy data, the shape of `x0`.
         rows: rows of `posterior_table` `(B, 9)`, one per sample, in the dtype of `x0`.
         variance: reverse variance "small", "large" or "learned_range".
         clip: bound on the predicted |x0| in data units, or None.
-        bin_width: distance of neighbouring data levels, in data units.
+        bin_width: distance of neighbouring data levels, in data units; None for data without bins,
+            whose last step is a density.
 
     Returns:
-        The terms `(B,)` in bits per dimension, and the predicted x0 in the shape of `x0`.
+        The terms `(B,)` in bits per dimension (of a density: its nats divided by log(2)), and the
+        predicted x0 in the shape of `x0`.
     """
     _, _, weight, log_small, log_large, log_range, last, p, q = (
         column.reshape(-1, *[1] * (x0.ndim - 1)) for column in rows.unbind(1)
@@ -175,10 +195,14 @@ def vlb_terms(
     # Both means contain the same multiple of x_t; leaving it out avoids cancellation in float32.
     divergence = normal_kl(weight * x0, log_small, weight * predicted, log_variance)
     # At the last step weight = 1 and x_t drops out, so the predicted x0 is the decoder's mean.
-    decoder = -discretized_gaussian_log_likelihood(
-        x0, predicted, 0.5 * log_variance, bin_width=bin_width
-    )
-    terms = torch.where(last > 0, decoder, divergence)
+    log_scale = 0.5 * log_variance
+    if bin_width is None:
+        likelihood = gaussian_log_density(x0, predicted, log_scale)
+    else:
+        likelihood = discretized_gaussian_log_likelihood(
+            x0, predicted, log_scale, bin_width=bin_width
+        )
+    terms = torch.where(last > 0, -likelihood, divergence)
     return terms.flatten(1).mean(1) / math.log(2.0), predicted
 
 

@@ -32,6 +32,8 @@ class CostTable:
         start: `(n + 1,)` costs of starting at each time; None if all grids start at the last.
         prior: cost in nats that every grid from the last time has besides; 0 without a prior.
         dims: number of dimensions of a sample.
+        density: whether the last step's cost is that of a Gaussian density, for data without bins;
+            its nats may be negative, and are no bits.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class CostTable:
         prior: float = 0.0,
         last_two: FloatArray | None = None,
         start: FloatArray | None = None,
+        density: bool = False,
     ) -> None:
         self.schedule = schedule
         self.times = frozen(times)
@@ -55,6 +58,7 @@ class CostTable:
         self.decoder_variance = decoder_variance
         self.prior = prior
         self.dims = dims
+        self.density = density
         self._costs = costs
         # If the last step's variance depends on the step before, this is the cost of t -> s -> 0.
         self._last_two = last_two
@@ -144,17 +148,46 @@ class CostTable:
         return self._last_two is not None
 
     def bits_per_dim(self, grid: Grid) -> float:
-        """Return the ELBO of a grid in bits per dimension, prior included ("elbo" only)."""
+        """Return the ELBO of a grid in bits per dimension, prior included ("elbo" only).
+
+        Raises:
+            ValueError: a table of another objective, or of data without bins: `nats_per_dim` is
+                their bound. For data in [-1, 1] whose bins would be 2/255 apart, a density of n
+                nats stands for about ``n / log(2) + log2(127.5)`` bits.
+        """
+        self._check_elbo("bits_per_dim")
+        if self.density:
+            raise ValueError(
+                "bits_per_dim: table must be of data on bins, got one of a density; nats_per_dim "
+                "gives its bound"
+            )
+        return self.nats_per_dim(grid) / math.log(2.0)
+
+    def nats_per_dim(self, grid: Grid) -> float:
+        """Return the ELBO of a grid in nats per dimension, prior included ("elbo" only).
+
+        For data without bins it bounds a negative log density, which may be negative and depends
+        on the unit of the data: data that are c times as large have log(c) nats more.
+
+        Raises:
+            ValueError: a table of another objective.
+        """
+        self._check_elbo("nats_per_dim")
+        return (self.cost(grid) + self.prior) / self.dims
+
+    def _check_elbo(self, function: str) -> None:
+        """Raise ValueError for a table of another objective than "elbo"."""
         if self.objective != "elbo":
             raise ValueError(
-                f'bits_per_dim: objective must be "elbo", got a table of {self.objective!r}'
+                f'{function}: objective must be "elbo", got a table of {self.objective!r}'
             )
-        return (self.cost(grid) + self.prior) / (self.dims * math.log(2.0))
 
     def __repr__(self) -> str:
         variance = f", variance={self.variance!r}" if self.variance else ""
         decoder = ', decoder="respaced"' if self.respaced else ""
-        return f"CostTable({self.objective!r}{variance}{decoder}, {len(self.times) - 1} times)"
+        density = ", density" if self.density else ""
+        times = f"{len(self.times) - 1} times"
+        return f"CostTable({self.objective!r}{variance}{decoder}{density}, {times})"
 
     def _planned(self, budget: int) -> Paths:
         """Return the paths of up to `budget` edges or more; they are stored for later calls."""

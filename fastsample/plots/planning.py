@@ -167,7 +167,8 @@ def draw_bits(
         lines[f"{name} times" + ("" if exact else f" (nearest of the table's {most})")] = near
     lines["best times"] = [best[k] for k in budgets]
     axes = figure.add_subplot()
-    bits = {name: [table.bits_per_dim(grid) for grid in grids] for name, grids in lines.items()}
+    bound = table.nats_per_dim if table.density else table.bits_per_dim
+    bits = {name: [bound(grid) for grid in grids] for name, grids in lines.items()}
     for i, (name, values) in enumerate(bits.items()):
         style: dict[str, Any] = {
             "ls": ("--", "-.", "-")[i],
@@ -184,7 +185,8 @@ def draw_bits(
     axes.set_xscale("log", base=2)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(budgets, [str(k) for k in budgets])
-    axes.set(xlabel="steps (network calls)", ylabel="bits per dimension")
+    unit = "nats" if table.density else "bits"
+    axes.set(xlabel="steps (network calls)", ylabel=f"{unit} per dimension")
     if measured is not None:
         axes.set_title("times chosen on one table, bound of another", fontsize=11)
     _finish(axes)

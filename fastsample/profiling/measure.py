@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +16,17 @@ from tqdm import tqdm
 
 from fastsample._support.checks import FloatArray, check_integer, check_vector
 from fastsample._support.distributed import check_agreement
-from fastsample.denoiser.batches import (
-    batches_of,
-    check_bin_width,
-    check_data_range,
-    warn_off_bins,
-)
+from fastsample.denoiser.batches import batches_of, check_bin_width
 from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.wrap import check_denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.rows import Clip, clip_bounds
+from fastsample.profiling.batch import AUTO_BIN_WIDTH, BatchMeasurement
 from fastsample.profiling.distributed import all_reduced, batch_selection
-from fastsample.profiling.measurement import Measurement
 from fastsample.profiling.profile import Profile
 from fastsample.profiling.resume import load_or_create, run_origin, save_profile
 from fastsample.profiling.statistics import Settings
-from fastsample.sampling.noise import make_identity
 from fastsample.schedules.schedule import NoiseSchedule
 
 _CONTINUOUS_TIMES = 256
@@ -44,7 +39,7 @@ def profile(
     *,
     times: Sequence[float] | FloatArray | Grid | None = None,
     batch_size: int = 256,
-    bin_width: float | None = 2 / 255,
+    bin_width: float | Literal["auto"] | None = "auto",
     trajectories: int = 64,
     nodes: int = 16,
     clip: Clip | Literal["auto"] = "auto",
@@ -73,7 +68,10 @@ def profile(
             steps. None is every step, or 256 even times in continuous time.
         batch_size: samples per network call, for a `data` tensor.
         bin_width: distance of neighbouring data levels in [-1, 1], 2/255 for 8-bit images; None
-            for continuous data, whose decoder is a density.
+            for data without bins, such as latents, of any range. Only ``costs("elbo")`` reads it:
+            with bins the last step is a probability, without them a Gaussian density. "auto" is
+            2/255 if all data lie in [-1, 1], in whatever order they come, and None if any value
+            does not.
         trajectories: number of samples, from the first one on, for which a DDIM trajectory over all
             `times` is run from noise, for ``costs("trajectory")``; this takes one more network call
             per time. Fewer than 100 times make coarse trajectories. Holds up to 1 GB.
@@ -94,20 +92,20 @@ def profile(
 
     Raises:
         TypeError: data that are no floating tensors.
-        ValueError: no data, values outside [-1, 1] with a `bin_width`, a network that returns NaN
-            (the message names the time), times that the model was not trained on, or a file of
-            another run.
+        ValueError: no data, values outside [-1, 1] with a number as `bin_width`, bytes that nobody
+            scaled, a network that returns NaN (the message names the time), times that the model
+            was not trained on, or a file of another run.
     """
     check_denoiser("profile", denoiser)
     time_list = _checked_times(denoiser.schedule, times)
-    if bin_width is not None:
-        bin_width = check_bin_width("profile", bin_width)
+    auto_bins = isinstance(bin_width, str) and bin_width == "auto"
+    width = AUTO_BIN_WIDTH if auto_bins else bin_width
     learned = denoiser.variance == "learned_range"
     settings = Settings(
         prediction=denoiser.prediction,
         variance=denoiser.variance,
         clip=clip_bounds("profile", denoiser.clip_for(clip)),
-        bin_width=bin_width,
+        bin_width=None if width is None else check_bin_width("profile", width),
         nodes=check_integer("profile", "nodes", nodes, 2, 64) if learned else 0,
         seed=check_integer("profile", "seed", seed, 0, 2**64 - 1),
     )
@@ -133,35 +131,31 @@ def profile(
         torch.inference_mode(),
         tqdm(desc="profile", total=calls, disable=no_bar, unit="call") as bar,
     ):
-        measurement = Measurement(denoiser, time_list, settings, bar.update)
         batches = batches_of("profile", denoiser, data, size)
         first_batch = next(batches, None)
         if first_batch is None:
             raise ValueError("profile: data must hold at least one sample, got none")
+        measurement = BatchMeasurement(
+            denoiser,
+            empty,
+            conditions,
+            trajectories=num_trajectories,
+            first_index=first,
+            auto=auto_bins,
+            on_call=bar.update,
+        )
         total = empty
         if path is not None:
             origin = run_origin(denoiser, first_batch, conditions, first)
-            total = load_or_create(replace(empty, origin=origin), path, num_trajectories)
+            total = replace(empty, origin=origin)
+            total = load_or_create(total, path, num_trajectories, auto_bins=auto_bins)
+            measurement.follow(total)
         check_agreement("profile", "save", total.count, denoiser.device)
         check_agreement("profile", "data", float(first_batch.double().sum()), denoiser.device)
         numbered = _NumberedBatches(itertools.chain([first_batch], batches), total.count)
-        for index, x0 in select(numbered):
-
-            def measure(index: int = index, x0: Tensor | None = x0) -> Profile:
-                if x0 is None:  # In the last round some processes may have no batch.
-                    return empty
-                _check_data(x0, settings.bin_width, first=index == 0)
-                count = x0.shape[0]
-                identity = make_identity("profile", seed, first + index, count, x0.device)
-                cond = conditions.part(index, x0)
-                part = replace(empty, count=count, sums=measurement.errors(x0, identity, cond))
-                remaining = min(num_trajectories - first - index, count)
-                if remaining <= 0:
-                    return part
-                trajectories = measurement.trajectories(identity, remaining, cond)
-                return replace(part, trajectories=trajectories)
-
-            total = total.merge(all_reduced(measure, denoiser.device))
+        for batch in select(numbered):
+            part = all_reduced(partial(measurement.part, *batch), denoiser.device)
+            total = measurement.added(total, part)
             if path is not None and rank == 0:
                 save_profile(total, path)
     conditions.check_count(numbered.position)
@@ -189,19 +183,6 @@ class _NumberedBatches:
                 f"profile: data must hold the {self.done} samples that the file already counts, "
                 f"got {self.position}"
             )
-
-
-def _check_data(x0: Tensor, bin_width: float | None, *, first: bool) -> None:
-    """Raise ValueError for data outside [-1, 1], or for continuous data that are not finite.
-
-    Warns of data in the first batch that look quantised, but not to the decoder's bins.
-    """
-    if bin_width is not None:
-        check_data_range("profile", x0, "; latents and other real numbers need bin_width=None")
-        if first:
-            warn_off_bins("profile", x0, bin_width, only_mistakes=True)
-    elif not torch.isfinite(x0).all():
-        raise ValueError("profile: data must be finite, got NaN or infinity")
 
 
 def _checked_times(schedule: NoiseSchedule, times: Any) -> FloatArray:

@@ -110,6 +110,7 @@ def elbo_table(statistics: Statistics, variance: str, decoder: DecoderChoice) ->
         decoder_variance=variances,
         prior=statistics.prior,
         last_two=last_two,
+        density=not statistics.has_bins,
     )
 
 

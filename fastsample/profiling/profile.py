@@ -64,6 +64,15 @@ class Profile(Statistics):
         trajectories = Trajectories.from_arrays(sums)
         return replace(self, sums=sums, trajectories=trajectories)
 
+    def without_bins(self) -> Profile:
+        """Return the profile that ``bin_width=None`` measures, without the decoder on bins.
+
+        It can be added to a profile of data without bins, such as latents.
+        """
+        settings = replace(self.settings, bin_width=None)
+        sums = {**self.sums, "nll": np.empty((len(self.times), 0))}
+        return replace(self, settings=settings, sums=sums)
+
     def check_model(self, model: Any) -> None:
         """Raise ValueError unless schedule, shape, prediction and variance are the model's.
 
@@ -168,7 +177,9 @@ class Profile(Statistics):
         """Return the costs of the steps between all pairs of times.
 
         - "elbo": the step's term of the bound in nats, which Watson et al. 2021 (arXiv:2106.03802)
-          minimise. Best for likelihood; its grids crowd near the data, and samples suffer.
+          minimise. Best for likelihood; its grids crowd near the data, and samples suffer. The last
+          step is a probability of bins, or for a profile without bins a Gaussian density, whose
+          nats may be negative.
         - "mse": ``(t - s) / T E||x0 - x0hat_t||^2``, their reweighted objective.
         - "trajectory": mean squared distance of one DDIM step from a fine DDIM trajectory. Best
           for samples of deterministic samplers in few steps. Its grids may start below T, where

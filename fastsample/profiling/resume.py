@@ -58,13 +58,17 @@ def run_origin(
     }
 
 
-def load_or_create(empty: Profile, path: Path, trajectories: int) -> Profile:
+def load_or_create(
+    empty: Profile, path: Path, trajectories: int, *, auto_bins: bool = False
+) -> Profile:
     """Return the profile that an earlier run saved; without a file save and return `empty`.
 
     Args:
         empty: the profile of no samples, with the origin of this run.
         path: the file.
         trajectories: number of trajectories of this run.
+        auto_bins: whether a file without bins is of the same run: data outside of [-1, 1] have
+            dropped them there.
 
     Raises:
         ValueError: a file of another run, or a path that cannot be written.
@@ -75,6 +79,8 @@ def load_or_create(empty: Profile, path: Path, trajectories: int) -> Profile:
         return empty
     try:
         earlier = Profile.load(path)
+        if auto_bins and not earlier.has_bins:
+            empty = empty.without_bins()
         total = empty.merge(earlier)
     except (ValueError, OSError) as error:
         raise ValueError(

@@ -30,7 +30,7 @@ class Settings:
         prediction: what the network predicts.
         variance: the model's reverse variance.
         clip: range that x0hat is clamped to; (-inf, inf) does not clamp.
-        bin_width: distance of neighbouring data levels; None for continuous data.
+        bin_width: distance of neighbouring data levels; None for data without bins.
         nodes: number of Chebyshev nodes per time for a learned variance; 0 without one.
         seed: seed of the noise.
     """
@@ -105,9 +105,14 @@ class Statistics:
         energy = alpha**2 * float(self.sums["x0_square"]) / self.count
         return 0.5 * (energy + self.dims * (sigma**2 - 1.0 - 2.0 * math.log(sigma)))
 
+    @property
+    def has_bins(self) -> bool:
+        """Return whether the decoder was measured on bins; without them it is a density."""
+        return self.settings.bin_width is not None
+
     def decoder(self) -> Decoders:
         """Return the last step's cost from each time, as a function of the decoder's variance."""
-        if self.settings.bin_width is None:
+        if not self.has_bins:
             return GaussianDecoder(self.error, self.dims)
         return DiscretizedDecoder(self.log_scales, self.sums["nll"] / self.count)
 
@@ -127,7 +132,7 @@ class Statistics:
         name = type(self).__name__
         return (
             f"{name}({self.schedule!r}, shape={self.shape}, {len(self.times)} times, "
-            f"{self.count} samples)"
+            f"{self.count} samples{'' if self.has_bins else ', no bins'})"
         )
 
     def check_arrays(self) -> None:
@@ -143,7 +148,7 @@ class Statistics:
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"{count} samples")
         check_prediction("Profile", self.settings.prediction)
-        n, scales = len(self.times), 0 if self.settings.bin_width is None else len(self.log_scales)
+        n, scales = len(self.times), len(self.log_scales)
         shapes = sum_shapes(n, self.settings.nodes, scales)
         for name, shape in shapes.items():
             if self.sums[name].shape != shape or self.sums[name].dtype != np.float64:
@@ -198,7 +203,10 @@ def check_same(function: str, one: Statistics, other: Statistics) -> None:
     }
     for name, (expected, actual) in pairs.items():
         if expected != actual:
-            raise ValueError(f"{function}: {name} must be {expected!r}, got {actual!r}")
+            remedy = ""
+            if name == "settings" and one.has_bins != other.has_bins:
+                remedy = "; without_bins() of a profile is one without bins"
+            raise ValueError(f"{function}: {name} must be {expected!r}, got {actual!r}{remedy}")
     if not np.array_equal(one.times, other.times):
         raise ValueError(
             f"{function}: times must be the same {len(one.times)}, got {len(other.times)} others"

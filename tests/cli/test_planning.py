@@ -164,9 +164,13 @@ def test_plan_prints_and_writes_the_best_grids(
     for steps in (2, 4):
         grid = table.best_grid(steps)
         assert fs.Grid(result["grids"][str(steps)]) == grid
-        bits = f", {table.bits_per_dim(grid):.4f} bits/dim" if objective == "elbo" else ""
+        bound = ""
+        if objective == "elbo":  # "small" has no bins.
+            bound = f", {table.nats_per_dim(grid):.4f} nats/dim"
+            if file != "small":
+                bound = f", {table.bits_per_dim(grid):.4f} bits/dim"
         times = " ".join(f"{t:g}" for t in grid)
-        assert f"{steps} steps: cost {table.cost(grid):.6g}{bits}\n  {times}\n" in printed
+        assert f"{steps} steps: cost {table.cost(grid):.6g}{bound}\n  {times}\n" in printed
     assert repr(profile) in printed
     assert str(out.resolve()) in printed
 
@@ -255,3 +259,39 @@ def test_a_plan_of_all_times_is_no_choice(data, tmp_path, capsys):
     assert "no choice: these are all times of the profile; measure more" in capsys.readouterr().out
     assert run("plan {0} --steps 2 --objective mse", out) == 0
     assert "no choice" not in capsys.readouterr().out
+
+
+# ---- data without bins ----
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [(".npy", torch.float32), (".pt", torch.float32), (".pt", torch.bfloat16)],
+)
+def test_files_of_latents(suffix, dtype, tmp_path, capsys):
+    """Any range: the profile has no bins by itself, the bound in nats has to be asked for."""
+    x = (5.0 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))).to(dtype)
+    path, out = tmp_path / f"x{suffix}", tmp_path / "p"
+    if suffix == ".npy":
+        np.save(path, x.float().numpy())
+    else:
+        torch.save(x, path)
+    options = "--times 3 --trajectories 1 --batch-size 2 --quiet"
+    assert run(f"profile digits {{0}} --out {{1}} {options}", path, out) == 0
+    expected = fs.profile(DIGITS, x.float(), **OPTIONS, bin_width=None)
+    assert_same(fs.Profile.load(out), expected)
+    nats = expected.prior / 64
+    assert (
+        f"1 trajectories, prior {nats:.4f} nats/dim; data without bins" in capsys.readouterr().out
+    )
+    assert run("plan {0} --steps 2 --objective elbo", out) == 0
+    table = expected.costs("elbo")
+    bound = f"{table.nats_per_dim(table.best_grid(2)):.4f} nats/dim"
+    assert bound in capsys.readouterr().out
+
+    assert run("bpd digits {0} --steps 3 --quiet", path) == 2
+    assert "without bins need bin_width=None, for a bound in nats" in capsys.readouterr().err
+    assert run("bpd digits {0} --steps 3 --bin-width none --quiet", path) == 0
+    found = fs.bits_per_dim(DIGITS, x.float(), 3, bin_width=None, cond=NULL)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"{found.total:.4f} +- {found.standard_error:.4f} nats/dim"

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from fastsample.cli.main import main
 from tests.helpers.cli_cases import MEASURE, digits_file, run
@@ -21,7 +22,7 @@ def data(tmp_path):
     [
         ("profile nothing {0} --out {1}/p", 'load: name must be "digits" or a file'),
         ("profile digits nothing.npy --out {1}/p", 'profile: data must be "digits", "digits-test"'),
-        ("profile digits {1} --out {1}/p", "or a .npy file, got"),
+        ("profile digits {1} --out {1}/p", "or a .npy or .pt file, got"),
         ("profile digits {0} --out {1}/p --num 7", r"profile: num must be in [1, 6], got 7"),
         ("profile digits {0} --out {1}/p --num 0", r"profile: num must be in [1, 6], got 0"),
         ("profile digits {0} --out {1}/p --times 1", r"profile: times must be in [2, 1000], got 1"),
@@ -41,7 +42,7 @@ def data(tmp_path):
         ("plan digits --picture {1}/p.txt", "save: path must end in"),
         ("bpd digits {0} --steps 0", r"bits_per_dim: steps must be in [1, 1000], got 0"),
         ("bpd digits {0} --steps 3 --grid even", "bits_per_dim: grid must be one of"),
-        ("bpd digits {0} --steps 3 --bin-width none", "bin_width must be a real number"),
+        ("bpd digits {0} --steps 3 --bin-width 3", "bin_width must be in (0, 2], got 3"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(arguments, message, data, tmp_path, capsys):
@@ -59,9 +60,12 @@ def test_bad_arguments_are_one_clear_line(arguments, message, data, tmp_path, ca
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((2, 1, 8, 8), np.uint8), "must be floats (N, *shape) in [-1, 1], got uint8"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "must be floats (N, *shape), got uint8"),
         (np.zeros(4), "got float64 (4,)"),
-        (np.full((2, 1, 8, 8), 1.5), "data must be in [-1, 1]"),
+        (
+            np.full((2, 1, 8, 8), 1.5),
+            "data must be in [-1, 1], where the decoder's bins lie, got 1.5",
+        ),
         (np.zeros((2, 1, 4, 4)), "data must have shape (2, 1, 8, 8), got (2, 1, 4, 4)"),
         (np.full((2, 1, 8, 8), None), "must be a .npy file of numbers"),
         (None, "must be a .npy file of numbers"),
@@ -73,6 +77,28 @@ def test_wrong_files_of_data(array, message, tmp_path, capsys):
     path.write_bytes(b"") if array is None else np.save(path, array)
     assert run("bpd digits {0} --steps 2 --quiet", path) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (b"no archive", "must be a .pt file of numbers"),
+        (
+            {"x0": torch.zeros(2, 1, 8, 8)},
+            "must be a .pt file of numbers, got {0} (holds a dict, no",
+        ),
+        (np.zeros(3), "must be a .pt file of numbers"),  # would need a pickle of any code
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "must be floats (N, *shape), got uint8"),
+    ],
+    ids=["text", "dict", "array", "bytes"],
+)
+def test_wrong_tensor_files(stored, message, tmp_path, capsys):
+    path = tmp_path / "x.pt"
+    path.write_bytes(stored) if isinstance(stored, bytes) else torch.save(stored, path)
+    assert run("bpd digits {0} --steps 2 --quiet", path) == 2
+    printed = capsys.readouterr().err
+    assert message.format(path) in printed
+    assert len(printed.splitlines()) == 1
 
 
 def test_another_run_is_not_added_to_a_file(data, tmp_path, capsys):

@@ -93,7 +93,7 @@ def test_a_bound_on_latents_is_refused(kind):
     with pytest.raises(
         ValueError,
         match=r"^DiffusionLoss: data must be in \[-1, 1\], where the decoder's bins lie, got "
-        '3 to 3; latents and other real numbers need kind="simple"$',
+        '3 to 3; latents and other data without bins need bin_width=None, or kind="simple"$',
     ):
         loss(halve_wide, x0, torch.tensor([1]))
     assert loss(halve_wide, x0 / 3.0, torch.tensor([1]))["loss"].shape == (1,)

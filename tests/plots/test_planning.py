@@ -127,11 +127,20 @@ def test_bits_of_even_quadratic_and_best_times():
     }
     for name, result in expected.items():
         assert drawn[name].get_xdata().tolist() == [2, 5, 8]
-        bits = [table.bits_per_dim(grid) for grid in result]
-        np.testing.assert_array_equal(drawn[name].get_ydata(), bits)
+        nats = [table.nats_per_dim(grid) for grid in result]
+        np.testing.assert_array_equal(drawn[name].get_ydata(), nats)
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "5", "8"]
-    assert "bits per dim" in axes.get_ylabel()
+    assert axes.get_ylabel() == "nats per dimension"  # of data without bins
+
+
+def test_bits_of_data_on_bins():
+    model, x0 = denoiser(halve, 3, clip=1.0), levels(8, 3)
+    table = fs.profile(model, x0, times=[1, 500, 1000], trajectories=0).costs("elbo")
+    (axes,) = plots.bits_against_steps(table, steps=[2]).axes
+    bits = table.bits_per_dim(table.best_grid(2))
+    assert lines(axes)["best times"].get_ydata().tolist() == [bits]
+    assert axes.get_ylabel() == "bits per dimension"
 
 
 def test_bits_default_to_powers_of_two_and_all_times():
@@ -149,8 +158,8 @@ def test_bits_say_when_times_had_to_be_moved():
 def test_bits_measured_on_another_table():
     chosen, measured = WHOLE.costs("elbo"), WHOLE.costs("elbo", decoder="forward")
     (axes,) = plots.bits_against_steps(chosen, measured, steps=[3]).axes
-    bits = measured.bits_per_dim(chosen.best_grid(3))
-    assert lines(axes)["best times"].get_ydata().tolist() == [bits]
+    nats = measured.nats_per_dim(chosen.best_grid(3))
+    assert lines(axes)["best times"].get_ydata().tolist() == [nats]
     assert "another" in axes.get_title()
 
 

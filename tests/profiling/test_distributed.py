@@ -21,6 +21,7 @@ RUNS = {
     "trajectories in the first batches": {"batch_size": 4, "trajectories": 6},
     "no trajectories": {"batch_size": 9, "trajectories": 0},
     "second half of a series": {"batch_size": 4, "trajectories": 6, "sample_index": 3},
+    "latents in a later batch": {"batch_size": 4, "data": torch.cat([DATA[:13], 5.0 * DATA[13:]])},
     "conditions": {"batch_size": 3, "cond": {"y": torch.arange(17.0)}},
 }
 INTERRUPTED = 9  # samples in the file that both processes go on from

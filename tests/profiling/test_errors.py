@@ -35,11 +35,23 @@ def broken(at, batch=None):
         ),
         "no batches": (profiled([]), ValueError, "data must hold at least one sample, got none"),
         "range": (
-            profiled(2.0 * levels(4, 3)),
+            profiled(2.0 * levels(4, 3), bin_width=2 / 255),
             ValueError,
-            r"profile: data must be in \[-1, 1\], where the decoder's bins lie, got -.* to ",
+            r"profile: data must be in \[-1, 1\], where the decoder's bins lie, got -.* to .*; "
+            "latents and other real numbers need bin_width=None",
         ),
-        "NaN": (profiled(torch.full((2, 3), math.nan)), ValueError, r"data must be in \[-1, 1\]"),
+        "bytes": (
+            profiled(torch.arange(12.0).reshape(4, 3)),
+            ValueError,
+            "profile: data must be scaled as the model's, got whole numbers from 0 to 11; 8-bit "
+            r"images are x / 127\.5 - 1, and bin_width=None takes any numbers as they are",
+        ),
+        "NaN": (profiled(torch.full((2, 3), math.nan)), ValueError, "must be finite, got NaN or"),
+        "infinity": (
+            profiled(torch.full((2, 3), -math.inf), bin_width=None),
+            ValueError,
+            "profile: data must be finite, got NaN or infinity",
+        ),
         "shape": (
             profiled(levels(4, 5)),
             ValueError,
@@ -136,7 +148,7 @@ def merged(**changes):
         "bin_width": (
             merged(bin_width=None),
             ValueError,
-            "settings must be .*got .*bin_width=None",
+            r"settings must be .*got .*bin_width=None.*; without_bins\(\) of a profile is one",
         ),
         "times": (
             merged(times=[1, 2]),

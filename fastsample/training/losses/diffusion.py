@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import FloatArray, check_real
-from fastsample.denoiser.batches import check_data_range
+from fastsample.denoiser.batches import check_bin_width, check_data_range
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.likelihood.bound import posterior_table, vlb_terms
 from fastsample.plans.rows import Prediction, Variance, output_terms
@@ -54,7 +54,9 @@ class DiffusionLoss:
         prediction: what the network predicts: "epsilon", "x0", "v" or "flow".
         vlb_weight: weight of the bound in "hybrid", in units of a bit per dimension. With bits
             instead of nats the default equals RESCALED_MSE of the released code.
-        bin_width: distance of neighbouring data levels, in data units: 2/255 for 8-bit images.
+        bin_width: distance of neighbouring data levels in [-1, 1], in data units: 2/255 for 8-bit
+            images. None for data without bins, such as latents, of any range: the bound's last
+            step is then a Gaussian density. "simple" does not read it.
         weighting: for kind "simple", a weight of the squared error of x0: "snr", "snr+1",
             "truncated_snr" or "min_snr" (see `output_weights`). None weighs the error of the
             network's output equally at all times.
@@ -73,7 +75,7 @@ class DiffusionLoss:
         variance: Variance = "learned_range",
         prediction: Prediction = "epsilon",
         vlb_weight: float = 1e-3,
-        bin_width: float = 2 / 255,
+        bin_width: float | None = 2 / 255,
         weighting: Weighting | None = None,
         gamma: float = 5.0,
     ) -> None:
@@ -104,7 +106,7 @@ class DiffusionLoss:
         self.variance: Variance = variance
         self.prediction: Prediction = prediction
         self.vlb_weight = vlb_weight
-        self.bin_width = bin_width
+        self.bin_width = None if bin_width is None else check_bin_width("DiffusionLoss", bin_width)
         self.weighting: Weighting | None = weighting
         self.gamma = gamma
         self.num_steps = schedule.num_steps
@@ -129,7 +131,8 @@ class DiffusionLoss:
         Args:
             denoiser: the model.
             kind: "simple", "hybrid" or "vlb"; None is "hybrid" for a learned variance, else
-                "simple".
+                "simple". A latent model with a learned variance, such as DiT, also needs
+                ``bin_width=None``.
             **options: `vlb_weight`, `bin_width`, `weighting`, `gamma`.
         """
         if kind is None:
@@ -174,7 +177,8 @@ class DiffusionLoss:
             model: a `Denoiser` of this schedule, prediction and variance; or a callable, called as
                 `model(x_t, t - 1, **cond)`, on a continuous schedule as `model(x_t, t, **cond)`
                 with t in float32.
-            x0: data `(B, C, ...)`, floating; in [-1, 1] unless the kind is "simple".
+            x0: data `(B, C, ...)`, floating; in [-1, 1] for a bound with a `bin_width`, of any
+                range for kind "simple" or without one.
             t: times `(B,)`: integers in 1..T, or real numbers in (0, T] on a continuous schedule;
                 None draws them uniformly. Real times are read on the CPU: if they are there
                 already, nothing waits for a GPU.
@@ -185,7 +189,7 @@ class DiffusionLoss:
         Returns:
             `loss`; `mse`, the squared error of the output without a weight; and, unless the kind
             is "simple", `vb`, the bound's term of the drawn step in bits per dimension (`loss`
-            holds it times T). Each is `(B,)`.
+            holds it times T; for a density, its nats divided by log(2)). Each is `(B,)`.
 
         Raises:
             ValueError: times out of range, an output that does not fit `x0`, or a denoiser of
@@ -200,7 +204,7 @@ class DiffusionLoss:
             self._times.check("DiffusionLoss", t, x0.shape[0])
         if noise is None:
             noise = torch.randn(x0.shape, dtype=x0.dtype, device=x0.device, generator=generator)
-        if self.kind != "simple":
+        if self.kind != "simple" and self.bin_width is not None:
             self._check_range(x0)
         rows, timesteps = self._rows(t, x0), self._times.timesteps(model, t, x0.device)
         alpha, sigma, mx, me = (rows[:, i].reshape(-1, *[1] * (x0.ndim - 1)) for i in range(4))
@@ -265,9 +269,8 @@ class DiffusionLoss:
             return
         if x0.device.type == "cpu" or not self._range_was_checked:
             self._range_was_checked = True
-            check_data_range(
-                "DiffusionLoss", x0.detach(), '; latents and other real numbers need kind="simple"'
-            )
+            remedy = '; latents and other data without bins need bin_width=None, or kind="simple"'
+            check_data_range("DiffusionLoss", x0.detach(), remedy)
 
     def _check_denoiser(self, denoiser: Denoiser) -> None:
         """Raise ValueError for a model of another schedule, prediction or variance."""

@@ -18,10 +18,12 @@ _IMPOSSIBLE = -0.1
 """Fewer nats than this mean that x0 is none of the levels: a probability is at most 1."""
 
 
-def checked_levels(function: str, levels: Tensor | None) -> Tensor | None:
+def checked_levels(function: str, levels: Tensor | str | None) -> Tensor | None:
     """Check the values that data can take, `(V,)` or `(D, V)` per dimension; return a copy."""
     if levels is None:
         return None
+    if isinstance(levels, str):
+        raise ValueError(f'{function}: levels must be a tensor, "density" or None, got {levels!r}')
     if not isinstance(levels, Tensor) or not levels.is_floating_point():
         got = levels.dtype if isinstance(levels, Tensor) else type(levels).__name__
         raise TypeError(f"{function}: levels must be a floating tensor, got {got}")

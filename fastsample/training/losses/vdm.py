@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 import torch
@@ -33,6 +33,10 @@ class VDMLoss(nn.Module):
         prior            KL(N(alpha_1 x0, sigma_1^2) || N(0, 1))
         reconstruction   -log p(x0 | z_0), p a softmax of N(z_0 / alpha_0; level, e^gamma(0))
 
+    For data without levels, such as latents, p is the density N(x0; z_0 / alpha_0, e^gamma(0)), and
+    the reconstruction is its mean over z_0, ``D / 2 (1 + log(2 pi) + gamma(0))`` nats. Without this
+    term a learned gamma(0) would rise without end, since a shorter schedule costs less.
+
     The scalars w and b are trained with the network, and get a gradient through its input gamma
     too. This gamma is linear in u, as in the paper's published two-dimensional example; the
     paper's monotone network for gamma is not implemented. Optimise ``loss.parameters()`` along
@@ -42,12 +46,13 @@ class VDMLoss(nn.Module):
         gamma_min: gamma(0) at the start of training, in [-700, 700].
         gamma_max: gamma(1) at the start of training, above gamma_min.
         levels: the values that an element of the data can take, `(V,)`, or `(D, V)` with a row for
-            each of the D elements of a sample in C order; None sets the reconstruction term to 0.
+            each of the D elements of a sample in C order; "density" for real numbers of any range;
+            None sets the reconstruction term to 0, which does for a schedule that is not trained.
         learn: whether w and b are trained.
 
     Raises:
         TypeError: levels that are no floating tensor.
-        ValueError: gamma_max not above gamma_min, or levels of another shape.
+        ValueError: gamma_max not above gamma_min, or levels of another shape or name.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class VDMLoss(nn.Module):
         gamma_min: float = -13.3,
         gamma_max: float = 5.0,
         *,
-        levels: Tensor | None = None,
+        levels: Tensor | Literal["density"] | None = None,
         learn: bool = True,
     ) -> None:
         super().__init__()
@@ -67,7 +72,9 @@ class VDMLoss(nn.Module):
         self.b = nn.Parameter(torch.tensor(low, dtype=torch.float32), requires_grad=learn)
         self.levels: Tensor | None
         # The levels are not in the state dict, because they belong to the data and are not trained.
-        self.register_buffer("levels", checked_levels("VDMLoss", levels), persistent=False)
+        self.density = isinstance(levels, str) and levels == "density"
+        checked = None if self.density else checked_levels("VDMLoss", levels)
+        self.register_buffer("levels", checked, persistent=False)
 
     @classmethod
     def of(cls, denoiser: Denoiser, **options: Any) -> VDMLoss:
@@ -87,6 +94,7 @@ class VDMLoss(nn.Module):
     def extra_repr(self) -> str:
         """Describe for the repr the shape of the levels and whether the end points are trained."""
         shape = None if self.levels is None else tuple(self.levels.shape)
+        shape = "density" if self.density else shape
         return f"levels={shape}, learn={self.w.requires_grad}"
 
     def gamma(self, u: Tensor) -> Tensor:
@@ -140,8 +148,9 @@ class VDMLoss(nn.Module):
             **cond: keyword arguments of the network.
 
         Returns:
-            `diffusion`, `prior`, `reconstruction` and their sum `loss`, in bits per dimension;
-            each `(B,)`. The reconstruction term has a gradient in b, not in `x0`.
+            `diffusion`, `prior`, `reconstruction` and their sum `loss`, in bits per dimension (of
+            a density: nats divided by log(2), perhaps negative); each `(B,)`. The reconstruction
+            term has a gradient in b, not in `x0`.
 
         Raises:
             TypeError: data of another dtype.
@@ -159,7 +168,12 @@ class VDMLoss(nn.Module):
         gamma_0, gamma_1 = self.gamma(zero), self.gamma(one)
         alpha_1 = torch.sigmoid(-gamma_1).sqrt()
         prior = normal_kl(alpha_1 * x0, logsigmoid(gamma_1), zero, zero).flatten(1).sum(1)
-        if self.levels is None:
+        if self.density:
+            # The mean over z_0 needs no noise: that of |x0 - z_0 / alpha_0|^2 is e^gamma(0) D.
+            dims = math.prod(x0.shape[1:])
+            nats = 0.5 * dims * (1.0 + math.log(2.0 * math.pi) + gamma_0)
+            reconstruction = nats.to(prior).expand_as(prior)
+        elif self.levels is None:
             reconstruction = torch.zeros_like(prior)
         else:
             decoder_eps = _checked_noise("decoder_noise", decoder_noise, x0, generator)
