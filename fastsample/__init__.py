@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors; a test compares it with what is found below
     from fastsample import grids as grids
+    from fastsample import integrations as integrations
+    from fastsample import plans as plans
     from fastsample import training as training
     from fastsample.bundled.load import load as load
     from fastsample.denoiser.denoiser import Denoiser as Denoiser
@@ -88,7 +90,8 @@ _MODULES = {
     "tuning.tune": ("tune",),
 }
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
-_PACKAGES = ("grids", "training")  # public as they are: `fs.grids.uniform`, `fs.training.Trainer`
+# Public as they are: `fs.grids.uniform`, `fs.training.Trainer`.
+_PACKAGES = ("grids", "integrations", "plans", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from fastsample._support.checks import FloatArray, check_array, check_integer
 from fastsample._support.tensors import make_device
 from fastsample.denoiser.fit import CarriedProfile, check_profile, plans_by_length
 from fastsample.denoiser.outputs import check_output, unpacked
+from fastsample.denoiser.threshold import ModelsLast, Threshold, models_last, models_threshold
 from fastsample.denoiser.timesteps import TimeInput, check_time_input, timesteps
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip, Prediction, Variance, check_prediction, clip_bounds
@@ -43,12 +44,21 @@ class Denoiser:
         clip: range of the data: a bound on |x0|, a pair (lo, hi), or None.
         time: the timestep that the network takes for project time t: "index" (t - 1, the 0-based
             step, int64 when every time of the run is whole, else float32, never rounded),
-            "rescaled" ((t - 1) 1000 / T, float32), "fraction" (t / T), "log_snr"
-            (log(alpha^2 / sigma^2)), or a callable from the float64 array of times to an array.
+            "rescaled" ((t - 1) 1000 / T, float32), "fraction" (t / T), "thousandths" (1000 t / T,
+            as flow models of diffusers take), "whole_thousandths" (the same truncated to int64, as
+            Wan's scheduler does), "reversed" (1 - t / T), "log_snr" (log(alpha^2 / sigma^2)), or a
+            callable from the float64 array of times to an array.
         uncond: keyword arguments that mean "no condition", for guidance; numbers stand for a whole
             batch.
         device: where to run; a module is moved there. None is the device of the model's
             parameters, or the CPU if it has none.
+        threshold: dynamic thresholding that the model is sampled with (see `fastsample.sample`), a
+            quantile or (quantile, largest bound); needs `clip`. Functions that draw samples use it
+            unless they are given a `clip`, a plan or a threshold. A profile, a likelihood and
+            `tune` clip x0 without it, and tuned plans are run without it, as they were measured.
+        last: where samplers land unless told: "data" (t = 0), or "first" (t = 1), as
+            ``set_alpha_to_one=False`` of Stable Diffusion means. `tune` and its plans, and the
+            chains of `FidelityLoss`, end at data, and likelihoods do not depend on it.
 
     Raises:
         TypeError: a model that cannot be called, or an argument of the wrong type.
@@ -67,6 +77,8 @@ class Denoiser:
         time: TimeInput = "index",
         uncond: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
+        threshold: Threshold | None = None,
+        last: ModelsLast = "data",
     ) -> None:
         if not callable(model):
             raise TypeError(f"Denoiser: model must be callable, got {type(model).__name__}")
@@ -90,6 +102,8 @@ class Denoiser:
         self.variance: Variance = variance
         self.clip: Clip = clip
         self.time: TimeInput = time
+        self.threshold = models_threshold("Denoiser", threshold, clip)
+        self.last = models_last("Denoiser", schedule, last)
         self.uncond = None if uncond is None else _checked_uncond(uncond)
         self.profile: Any = None
         self.plans: dict[int, Plan] = {}

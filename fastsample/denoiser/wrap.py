@@ -34,11 +34,12 @@ def as_denoiser(model: Any, shape: Sequence[int] | None, schedule: Any, function
                 f"{function}: schedule must be the model's {model.schedule!r}, got {schedule!r}"
             )
         return model
-    if hasattr(model, "scheduler") and (hasattr(model, "unet") or hasattr(model, "transformer")):
+    ours = "fastsample.integrations.diffusers.denoiser"
+    parts = ("unet", "transformer", "from_pipe")  # networks, or a method of every pipeline
+    if hasattr(model, "scheduler") and any(hasattr(model, part) for part in parts):
         raise TypeError(
             f"{function}: model must be a Denoiser or a callable (x, t) -> output, got the "
-            f"pipeline {type(model).__name__}; "
-            "wrap its network: Denoiser(pipe.unet, schedule, shape)"
+            f"pipeline {type(model).__name__}; pass {ours}(pipe)"
         )
     if not callable(model):
         raise TypeError(
@@ -46,7 +47,11 @@ def as_denoiser(model: Any, shape: Sequence[int] | None, schedule: Any, function
             f"got {type(model).__name__}"
         )
     if shape is None:
-        raise ValueError(f"{function}: shape must be given for a bare callable, got None")
+        kind: Any = type(model)
+        remedy = ""
+        if any(base.__module__.startswith("diffusers.") for base in kind.__mro__):
+            remedy = f"; of diffusers pass {ours}(model, scheduler)"
+        raise ValueError(f"{function}: shape must be given for a bare callable, got None{remedy}")
     schedule = _default_schedule() if schedule is None else schedule
     stepless = isinstance(schedule, NoiseSchedule) and schedule.num_steps is None
     return Denoiser(model, schedule, shape, time="fraction" if stepless else "index")

@@ -118,10 +118,11 @@ class DirectSteps:
         self._format = torch.contiguous_format if contiguous else CHANNELS_LAST[x.dim()]
         self._half = batch * size * x.element_size()  # bytes of the output for B samples
         self._from, self._to = x.data_ptr(), self._target.data_ptr()
-        self._prefix = (
-            *(*device_arguments(x), DTYPE_CODES[x.dtype], batch, size, channels),
+        self._shape = (
+            *(DTYPE_CODES[x.dtype], batch, size, channels),
             *(size // channels if channels else 0, not contiguous),
         )
+        self._prefix = (*device_arguments(x), *self._shape)
         self._table = (rows.data_ptr(), rows.shape[0])
         self._first_number = numbers.data_ptr()
         self._identity = (0, False, 0, 0, False)
@@ -136,19 +137,48 @@ class DirectSteps:
             ]
 
     @staticmethod
-    def can_run(x: Tensor) -> bool:
+    def can_run(x: Tensor, *, plain: bool = False) -> bool:
         """Return whether the kernel may be called directly on these samples.
 
         The caller has seen to it that no gradient is asked for.
+
+        Args:
+            x: samples `(B, *shape)`.
+            plain: whether the caller knows that `is_plain` holds for them.
         """
-        if not is_plain(x):
+        if not plain and not is_plain(x):
             return False
         if x.is_contiguous():
             return True
         fmt = CHANNELS_LAST.get(x.dim())
         return fmt is not None and x.is_contiguous(memory_format=fmt)
 
-    def step(self, k: int, out: Tensor, uncond: Tensor | None = None, guided: bool = False) -> None:
+    @property
+    def history(self) -> list[Tensor]:
+        """The buffers of x0 estimates, which `HistorySlots` numbers."""
+        return self._buffers
+
+    def move(self, x: Tensor, target: Tensor) -> None:
+        """Let the next row read its samples from a tensor, and write them to another one.
+
+        Both have the shape, dtype, strides and device of the samples before.
+        """
+        self.x, self._from = x, x.data_ptr()
+        self._target, self._to = target, target.data_ptr()
+        self._prefix = (*device_arguments(x), *self._shape)  # The CUDA stream may have changed.
+
+    def release(self) -> None:
+        """Forget the tensors of `move`, so that their memory can be used again."""
+        del self.x, self._target
+
+    def step(
+        self,
+        k: int,
+        out: Tensor,
+        uncond: Tensor | None = None,
+        guided: bool = False,
+        noise: Tensor | None = None,
+    ) -> None:
         """Run row k on the samples.
 
         Args:
@@ -157,6 +187,7 @@ class DirectSteps:
                 for 2 B, unconditional half first.
             uncond: unconditional output, if it is a tensor of its own.
             guided: whether `out` holds both halves.
+            noise: explicit noise of this row, shape and dtype of `x`, instead of that of the run.
         """
         if not _is_dense(out):
             out = _dense(out)
@@ -170,9 +201,10 @@ class DirectSteps:
         elif uncond is not None:
             uncond = _dense(uncond).contiguous(memory_format=self._format)
             unconditional = uncond.data_ptr()
-        noise = None
-        if self._noise is not None:
-            noise = _dense(self._noise[k]).contiguous(memory_format=self._format)
+        if noise is None and self._noise is not None:
+            noise = self._noise[k]
+        if noise is not None:
+            noise = _dense(noise).contiguous(memory_format=self._format)
             given = noise.data_ptr()
         h1, h2, h3, h4, x0 = self._history[k] if self._history else (0, 0, 0, 0, 0)
         _native.step(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import FloatArray, check_array, check_real
+from fastsample.denoiser.threshold import Threshold, threshold_pair
 from fastsample.ops.dtypes import history_dtype
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import COLUMNS
@@ -73,10 +74,12 @@ class Correction:
             eqs. 15 and 16), which scales the guided output to the standard deviation of the
             conditional one.
         threshold: quantile in (0, 1] of dynamic thresholding (Saharia et al. 2022,
-            arXiv:2205.11487, section 2.3): x0 is clamped at that quantile of |x0|, if above the
-            clip bound, and scaled back to the bound. None is off.
+            arXiv:2205.11487, section 2.3), or (quantile, largest bound): x0 is clamped at that
+            quantile of |x0|, if above the clip bound and at most at the largest bound, and scaled
+            back to the clip bound. None is off.
 
     Attributes:
+        threshold: (quantile, largest bound or None), or None.
         plan: the plan for corrected outputs. With thresholding it is a plan for x0 prediction:
             p = 0, q = 1. In half precision the corrected output, and so the x0 that multistep rows
             read again later, is rounded to the samples' dtype.
@@ -87,21 +90,18 @@ class Correction:
     """
 
     def __init__(
-        self, function: str, plan: Plan, rescale: float = 0.0, threshold: float | None = None
+        self, function: str, plan: Plan, rescale: float = 0.0, threshold: Threshold | None = None
     ) -> None:
         self._rescale = check_real(function, "guidance_rescale", rescale, 0.0, 1.0)
         self._rows = [dict(zip(COLUMNS, row, strict=True)) for row in plan.rows.tolist()]
-        self._quantile = threshold
+        self.threshold = None if threshold is None else threshold_pair(function, threshold)
         self.plan = plan
-        if threshold is None:
+        if self.threshold is None:
             return
-        self._quantile = check_real(function, "threshold", threshold, 0.0, 1.0)
-        if self._quantile == 0.0:
-            raise ValueError(f"{function}: threshold must be above 0, got 0")
         if np.any(plan.column("e")):
             raise ValueError(
                 f"{function}: threshold must go with rows that read the output through x0 alone "
-                f"(e = 0), got {plan.method}; pass rederive=True"
+                f"(e = 0), got {plan.method}; pass rederive=True, or threshold=None"
             )
         low, high = plan.column("lo"), plan.column("hi")
         bad = ~np.isfinite(high) | (low != -high)
@@ -110,6 +110,12 @@ class Correction:
             raise ValueError(
                 f"{function}: threshold must go with a clip bound on |x0|, the data's range, got "
                 f"({low[k]:g}, {high[k]:g}); pass clip=1.0"
+            )
+        largest = self.threshold[1]
+        if largest is not None and largest < high.max():
+            raise ValueError(
+                f"{function}: threshold must have a largest bound of at least the clip bound "
+                f"{high.max():g}, got {largest:g}"
             )
         rows = np.array(plan.rows)
         rows[:, COLUMNS.index("p")], rows[:, COLUMNS.index("q")] = 0.0, 1.0
@@ -131,23 +137,28 @@ class Correction:
                 # A constant output has deviation 0, which makes the ratio infinite or NaN.
                 ratio = torch.where(torch.isfinite(ratio), ratio, 1.0)
                 m = m * (self._rescale * ratio + (1.0 - self._rescale))
-        if self._quantile is not None:
-            m = dynamic_threshold(row["p"] * x.to(dtype) + row["q"] * m, row["hi"], self._quantile)
+        if self.threshold is not None:
+            x0 = row["p"] * x.to(dtype) + row["q"] * m
+            m = dynamic_threshold(x0, row["hi"], *self.threshold)
         m = m.to(conditional.dtype)
         return (torch.cat((m, variance), dim=1) if variance.shape[1] else m), None
 
 
-def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
+def dynamic_threshold(
+    x0: Tensor, bound: float, quantile: float, maximum: float | None = None
+) -> Tensor:
     """Return x0 after the dynamic thresholding of Imagen (Saharia et al. 2022, section 2.3).
 
     Args:
         x0: clean estimates ``(B, *shape)``.
         bound: the data lie in [-bound, bound].
         quantile: in (0, 1], 0.995 in the paper; interpolated linearly between order statistics.
+        maximum: the largest s, in data units, which wins over `bound`; at `bound` this is plain
+            clipping. It is `sample_max_value` of diffusers. None is no limit.
 
     Returns:
         ``clamp(x0, -s, s) bound / s`` in the shape of `x0`, with s the quantile of |x0| of each
-        sample, but at least `bound`.
+        sample, but at least `bound` and at most `maximum`.
     """
     if x0.numel() == 0:
         return x0
@@ -157,7 +168,7 @@ def dynamic_threshold(x0: Tensor, bound: float, quantile: float) -> Tensor:
     # topk is enough; torch.quantile would sort all values, and refuses 16 M elements.
     top = torch.topk(sizes, sizes.shape[1] - below, dim=1).values
     s = torch.lerp(top[:, -1], top[:, max(top.shape[1] - 2, 0)], position - below)
-    s = s.clamp(min=bound).reshape(-1, *[1] * (x0.dim() - 1))
+    s = s.clamp(min=bound, max=maximum).reshape(-1, *[1] * (x0.dim() - 1))
     return torch.minimum(torch.maximum(x0, -s), s) * (bound / s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from fastsample import ops
 from fastsample._support.checks import check_integer
 from fastsample._support.tensors import check_tensor
 from fastsample.denoiser.denoiser import Denoiser
+from fastsample.denoiser.threshold import Threshold
 from fastsample.denoiser.wrap import as_denoiser
 from fastsample.ops.draws import INPAINT_DRAW
 from fastsample.ops.dtypes import DTYPE_CODES, history_dtype
@@ -20,7 +22,7 @@ from fastsample.plans.rows import Clip
 from fastsample.sampling.jumps import with_jumps
 from fastsample.sampling.loop import Step
 from fastsample.sampling.noise import Identity, agreed_batch, as_seed, make_identity
-from fastsample.sampling.resolve import PlanRequest, Steps, resolve
+from fastsample.sampling.resolve import PlanRequest, Steps, resolve, threshold_for
 from fastsample.sampling.sampler import Sampler
 from fastsample.schedules.schedule import NoiseSchedule
 
@@ -46,7 +48,7 @@ def inpaint(
     guidance: float | Sequence[float] | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
-    threshold: float | None = None,
+    threshold: Threshold | Literal["auto"] | None = "auto",
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
     progress: bool = False,
@@ -125,9 +127,15 @@ def inpaint(
     check_tensor(
         "known", known, (known.shape[0], *denoiser.shape), known.dtype, denoiser.device, name
     )
-    request = PlanRequest(steps, method, grid, clip, knobs, grid_seed, default="ddim", whole=whole)
+    request = PlanRequest(
+        *(steps, method, grid, clip, knobs, grid_seed),
+        default="ddim",
+        whole=whole,
+        models_last=True,
+    )
     untuned = denoiser.with_plans([])
-    plan = with_jumps(untuned, request, resolve(name, untuned, request), jumps)
+    base = resolve(name, untuned, request)
+    plan = with_jumps(untuned, request, base, jumps)
     sampler = Sampler.from_request(
         name,
         denoiser,
@@ -136,7 +144,8 @@ def inpaint(
             guidance=guidance,
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
-            threshold=threshold,
+            # The sampler below is given a plan, for which "auto" would mean none.
+            threshold=threshold_for(denoiser, replace(request, threshold=threshold), base.method),
         ),
         *(None, None, uncond, None, None, False, batch_size),
     )

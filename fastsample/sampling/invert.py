@@ -52,7 +52,8 @@ def invert(
 
     Without a tolerance this is DDIM inversion (Song et al. 2021, arXiv:2010.02502, eq. 13 and
     section 4.3) along the plan's times, whatever its rows: K - 1 network calls, each at the cleaner
-    of two times.
+    of two times. Where the model's samples are at t = 1 (`Denoiser.last`), so are the data, and K
+    calls are made.
 
     With a tolerance each row is inverted exactly, by fixed points; see
     `fastsample.sampling.exact_inversion`. The result is sampled from again and compared with `x0`.
@@ -102,15 +103,16 @@ def invert(
     # A model's own plan, like its clip range, serves only if it does not clip, which loses x0.
     clip = "auto" if isinstance(steps, Plan) or denoiser.clip is None else None
     if isinstance(steps, Plan):
-        _check_invertible(steps)
+        _check_invertible(steps, denoiser)
     request = PlanRequest(
         *(steps, method, grid, clip, knobs),
         guidance=guidance,
         guidance_interval=guidance_interval,
         whole=whole,
+        models_last=True,
     )
     plan = resolve("invert", denoiser, request).plan
-    _check_invertible(plan)
+    _check_invertible(plan, denoiser)
     uncond = unconditional("invert", denoiser, plan, uncond, asked=guidance is not None)
     check_tensor("x0", x0, (x0.shape[0], *denoiser.shape), x0.dtype, denoiser.device, "invert")
     conditions = Conditions("invert", cond, uncond, x0.shape[0], x0.device)
@@ -125,9 +127,16 @@ def invert(
             )
     if len(plan) < 2:
         raise ValueError(f"invert: steps must be at least 2, got {len(plan)}")
-    upward = ddim_inversion(denoiser.schedule, Grid(plan.nodes), prediction=denoiser.prediction)
-    # An upward row calls the network at the node at which the sampling plan's row starts.
-    upward = upward.with_guidance(plan.column("w")[:0:-1])
+    # The upward rows start at the plan's last node above 0, where they call the network.
+    ends_at_data = plan.nodes[-1] == 0.0
+    grid_up = Grid(plan.nodes if ends_at_data else np.append(plan.nodes, 0.0))
+    upward = ddim_inversion(denoiser.schedule, grid_up, prediction=denoiser.prediction)
+    # An upward row calls the network at the node at which the sampling plan's row starts. No row
+    # starts at the last node of a plan that ends above 0: its last row's scale is taken there.
+    scales = plan.column("w")[::-1]
+    upward = upward.with_guidance(
+        scales[:-1] if ends_at_data else np.append(scales[:1], scales[:-1])
+    )
     with torch.no_grad(), call_counter(upward.calls, "inverting", show=progress) as count_call:
         x = run(
             denoiser,
@@ -152,8 +161,8 @@ def _check_floating(x0: Any) -> None:
         raise TypeError(f"invert: x0 must be a floating tensor, got {got}")
 
 
-def _check_invertible(plan: Plan) -> None:
-    """Raise ValueError for a plan that draws noise, clips x0, or does not end at data."""
+def _check_invertible(plan: Plan, denoiser: Denoiser) -> None:
+    """Raise ValueError for a plan that draws noise, clips x0, or ends elsewhere than samples do."""
     if plan.is_stochastic:
         raise ValueError(f"invert: steps must be a deterministic plan, got {plan.method}")
     if not np.all(plan.calls_network):
@@ -161,7 +170,7 @@ def _check_invertible(plan: Plan) -> None:
             "invert: steps must be a plan that calls the network in every row, got "
             f"{plan.calls} calls in {len(plan)} rows"
         )
-    if plan.nodes[-1] != 0.0:
+    if plan.nodes[-1] not in (0.0, 1.0 if denoiser.last == "first" else 0.0):
         raise ValueError(
             f"invert: steps must be a plan that ends at data (t = 0), got t = {plan.nodes[-1]:g}"
         )

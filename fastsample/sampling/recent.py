@@ -106,10 +106,13 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
     # Lists and arrays may change, and a time function may keep a network alive.
     if not (isinstance(r.steps, (int, float, str, Plan, Grid)) and isinstance(denoiser.time, str)):
         return Prepared(resolve(function, denoiser, request))
+    # For a model without thresholding "auto" is none.
+    threshold = r.threshold if denoiser.threshold or not isinstance(r.threshold, str) else None
     values = (
         *(r.method, r.grid, r.clip, r.grid_seed, r.guidance, r.guidance_interval),
-        *(r.guidance_rescale, r.threshold, r.default, r.whole, *knobs.values()),
-        *(denoiser.prediction, denoiser.variance, denoiser.clip),
+        *(r.guidance_rescale, threshold, r.default, r.whole, *knobs.values()),
+        *(denoiser.prediction, denoiser.variance, denoiser.clip, denoiser.threshold),
+        denoiser.last if r.models_last else "data",
     )
     try:
         constants = _constants(values)

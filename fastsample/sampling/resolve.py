@@ -13,12 +13,13 @@ from torch import Tensor
 from fastsample._support.checks import check_bool, check_integer, warn_user
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.fit import check_plan, check_variance
+from fastsample.denoiser.threshold import Threshold
 from fastsample.grids import makers
 from fastsample.grids.grid import Grid
 from fastsample.grids.registry import GRIDS, check_grid_name, maker_for, noisiest
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
-from fastsample.samplers.registry import DEFAULT_METHOD, METHODS, Method, check_method
+from fastsample.samplers.registry import DEFAULT_METHOD, Method, check_method, method_for
 from fastsample.sampling.guidance import Correction, interval_scales
 
 Steps: TypeAlias = int | Grid | Plan | Sequence[float]
@@ -38,9 +39,12 @@ class PlanRequest:
         guidance: classifier-free guidance scale, one or one per row; None is off.
         guidance_interval: times (low, high) between which rows are guided.
         guidance_rescale: weight of guidance rescaling.
-        threshold: quantile of dynamic thresholding.
+        threshold: quantile of dynamic thresholding, (quantile, largest bound), or "auto" for the
+            model's.
         default: the method that "auto" means without tuned plans and knobs of another method.
         whole: whether the network takes whole times only.
+        models_last: whether a plan without a `last` of the caller's lands where the model's
+            samplers do (`Denoiser.last`), not on data.
     """
 
     steps: Steps
@@ -52,9 +56,10 @@ class PlanRequest:
     guidance: float | Sequence[float] | None = None
     guidance_interval: tuple[float, float] | None = None
     guidance_rescale: float = 0.0
-    threshold: float | None = None
+    threshold: Threshold | Literal["auto"] | None = None
     default: str = DEFAULT_METHOD
     whole: bool = False
+    models_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,28 @@ def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved
         raise ValueError(
             f"{function}: guidance must be given with guidance_rescale, got no guided row"
         )
-    if request.threshold is not None or request.guidance_rescale != 0.0:
-        correct = Correction(function, plan, request.guidance_rescale, request.threshold)
+    threshold = threshold_for(denoiser, request, unguided.method)
+    if threshold is not None or request.guidance_rescale != 0.0:
+        correct = Correction(function, plan, request.guidance_rescale, threshold)
         plan = correct.plan
     return replace(unguided, plan=plan, correct=correct)
+
+
+def threshold_for(denoiser: Denoiser, request: PlanRequest, method: str) -> Threshold | None:
+    """Return the dynamic thresholding of a run, or None.
+
+    A model's own thresholding goes with its clip range. It is left out for plans from the caller,
+    which hold the range that they clamp to, and for tuned plans, which were measured without it.
+
+    Args:
+        denoiser: the model.
+        request: the arguments of the caller.
+        method: what `Resolved` says of the plan.
+    """
+    if not (isinstance(request.threshold, str) and request.threshold == "auto"):
+        return request.threshold
+    own = isinstance(request.clip, str) and method not in ("given", "tuned")
+    return denoiser.threshold if own else None
 
 
 def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved:
@@ -129,7 +152,7 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
         plan = _tuned_plan(denoiser, request)
         if plan is not None:
             return Resolved(check_plan(function, "steps", denoiser, plan), "tuned", "given")
-        name = _method_for(function, request)
+        name = method_for(function, request.knobs, request.default)
     method = check_method(function, name, request.knobs)
     options = dict(request.knobs)
     if "variance" in method.knobs:
@@ -137,6 +160,8 @@ def _unguided(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolv
         check_variance(function, denoiser, options["variance"])
     options["clip"] = denoiser.clip_for(request.clip)
     options["prediction"] = denoiser.prediction
+    if request.models_last and "last" in method.knobs:
+        options.setdefault("last", denoiser.last)
     if not method.chooses_times:
         grid, label = make_grid(
             *(function, denoiser, request.steps, request.grid, request.grid_seed),
@@ -178,7 +203,8 @@ def _tuned_plan(denoiser: Denoiser, request: PlanRequest) -> Plan | None:
     """Return the model's tuned plan for this number of steps; None if the request excludes it."""
     choices: tuple[Any, ...] = (request.grid, request.clip)
     chosen = any(not (isinstance(value, str) and value == "auto") for value in choices)
-    if chosen or request.knobs or request.guidance is not None or request.threshold is not None:
+    thresholds = request.threshold is not None and not isinstance(request.threshold, str)
+    if chosen or request.knobs or request.guidance is not None or thresholds:
         return None
     if _are_times(request.steps) or isinstance(request.steps, (bool, float, str)):
         return None
@@ -187,20 +213,6 @@ def _tuned_plan(denoiser: Denoiser, request: PlanRequest) -> Plan | None:
         return denoiser.plans.get(operator.index(steps))
     except TypeError:  # `make_grid` raises the error for such steps
         return None
-
-
-def _method_for(function: str, request: PlanRequest) -> str:
-    """Return the default method if it takes the request's knobs, else the one that does."""
-    knobs, default = request.knobs, request.default
-    candidates = [name for name, method in METHODS.items() if knobs.keys() <= method.knobs.keys()]
-    if default in candidates or not candidates:
-        return default  # if no method takes them, `check_method` raises later
-    if len(candidates) > 1:
-        raise ValueError(
-            f"{function}: method must be given with {sorted(knobs)}, which several methods take, "
-            f'got "auto"; it may be one of {candidates}'
-        )
-    return candidates[0]
 
 
 def make_grid(

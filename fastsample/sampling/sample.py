@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fastsample.denoiser.threshold import Threshold
 from fastsample.plans.rows import Clip
 from fastsample.sampling.loop import Step
 from fastsample.sampling.resolve import PlanRequest, Steps
@@ -34,7 +35,7 @@ def sample(
     guidance: float | Sequence[float] | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
-    threshold: float | None = None,
+    threshold: Threshold | Literal["auto"] | None = "auto",
     cond: Mapping[str, Any] | None = None,
     uncond: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
@@ -98,7 +99,9 @@ def sample(
         guidance_rescale: weight in [0, 1] of scaling the guided output to the standard deviation of
             the conditional one (Lin et al. 2023, arXiv:2305.08891).
         threshold: quantile in (0, 1] of dynamic thresholding (Saharia et al. 2022,
-            arXiv:2205.11487), 0.995 in the paper; needs a clip bound. None is off: x0 is clamped.
+            arXiv:2205.11487), 0.995 in the paper, or (quantile, largest bound), as in diffusers;
+            needs a clip bound. None is off: x0 is clamped. "auto" is the model's, but off with a
+            `clip` of your own, a `Plan` or a tuned plan.
         cond: keyword arguments for the network, one entry per sample (or a number for all).
         uncond: the same arguments for "no condition"; None is the model's.
         device: device of the samples; None is the model's. A module is not moved.
@@ -116,9 +119,9 @@ def sample(
         batch_size: samples per run; more are drawn in several runs, with the same results. None
             runs all samples at once.
         **knobs: further keyword arguments of the method, such as ``eta=1.0`` of `ddim`,
-            ``variance="large"`` of `ancestral` (the model's by default) or ``order=3`` of
-            `dpm_solver`; listed in `fastsample.samplers.registry`. A knob that one method alone
-            takes selects it when `method` is "auto".
+            ``variance="large"`` of `ancestral` or ``order=3`` of `dpm_solver`; listed in
+            `fastsample.samplers.registry`. `variance` and `last` are the model's by default. A knob
+            that one method alone takes selects it when `method` is "auto".
 
     Returns:
         ``(B, *shape)``; with `return_states` ``(K' + 1, B, *shape)``: the start, and the samples
@@ -141,6 +144,7 @@ def sample(
         guidance_rescale,
         threshold,
         whole=whole,
+        models_last=True,
     )
     sampler = Sampler.from_request(
         "sample", model, request, shape, schedule, uncond, device, dtype, graph, batch_size

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastsample._support.checks import check_bool, check_integer, check_real
 from fastsample._support.tensors import make_device
+from fastsample.denoiser.threshold import Threshold
 from fastsample.denoiser.wrap import as_denoiser
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
@@ -54,7 +55,7 @@ class Sampler:
         guidance: classifier-free guidance scale.
         guidance_interval: times between which rows are guided.
         guidance_rescale: weight of guidance rescaling.
-        threshold: quantile of dynamic thresholding.
+        threshold: dynamic thresholding.
         uncond: conditions that mean "no condition".
         device: device of the samples.
         dtype: dtype of the samples.
@@ -88,7 +89,7 @@ class Sampler:
         guidance: float | Sequence[float] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
-        threshold: float | None = None,
+        threshold: Threshold | Literal["auto"] | None = "auto",
         uncond: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -108,6 +109,7 @@ class Sampler:
             guidance_rescale,
             threshold,
             whole=whole,
+            models_last=True,
         )
         self._set_up(
             "Sampler", model, request, shape, schedule, uncond, device, dtype, graph, batch_size

@@ -47,7 +47,8 @@ def until(
     cut = unguided.plan.with_guidance(plan.column("w")[:rows])
     correct = None
     if whole.correct is not None:
-        correct = Correction(function, cut, request.guidance_rescale, request.threshold)
+        threshold = whole.correct.threshold
+        correct = Correction(function, cut, request.guidance_rescale, threshold)
         cut = correct.plan
     return replace(whole, plan=cut, correct=correct)
 

@@ -23,7 +23,8 @@ MODELS = {
     "pipeline": (
         sample(SimpleNamespace(unet=halve, scheduler=object())),
         TypeError,
-        r"sample: model must be a Denoiser .*, got the pipeline SimpleNamespace; wrap its network",
+        r"sample: model must be a Denoiser .*, got the pipeline SimpleNamespace; pass "
+        r"fastsample.integrations.diffusers.denoiser\(pipe\)",
     ),
     "no shape": (
         sample(halve),
@@ -136,7 +137,7 @@ def test_a_diffusers_pipeline_is_told_how_to_be_wrapped():
         layers_per_block=1,
     )
     pipeline = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())
-    with pytest.raises(TypeError, match=r"got the pipeline DDPMPipeline; wrap its network: Den"):
+    with pytest.raises(TypeError, match=r"got the pipeline DDPMPipeline; pass fastsample"):
         fs.sample(pipeline, 3)
 
 

@@ -16,6 +16,7 @@ def check(path: Path) -> None:
         "fastsample/bundled/digits-profile.safetensors",
         "fastsample/ops/native.py",
         "fastsample/samplers/ddim.py",
+        "fastsample/samplers/published.json",
     }
     assert needed <= set(names), needed - set(names)
     stray = [n for n in names if not n.startswith(("fastsample/", "fastsample-"))]

@@ -28,6 +28,8 @@ PAGES = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
 ]
 RESULTS = ROOT / "benchmarks" / "results"
+# The optional package that the blocks of a page import.
+EXTRAS = {"docs/diffusers_models.md": "diffusers", "docs/diffusers_pipelines.md": "diffusers"}
 
 
 @cache
@@ -91,6 +93,8 @@ def readers(tmp_path_factory):
 
     @cache
     def reader(page: str) -> tuple[Reader, Path]:
+        if page in EXTRAS:
+            pytest.importorskip(EXTRAS[page])
         return Reader(page), tmp_path_factory.mktemp(Path(page).stem)
 
     return reader
@@ -179,6 +183,7 @@ def test_there_are_tables_to_check():
         "planner.json",
         "profile-cpu.json",
         "profile-cuda.json",
+        "scheduler-cpu.json",
     }
     for page in PAGES:  # a marker that is spelt otherwise would not be compared
         assert text_of(page).count("<!-- from ") == sum(page == other for other, *_ in COPIED)
@@ -288,6 +293,24 @@ def profiles(result: dict[str, Any]) -> str:
     return markdown("what, measured", rows)
 
 
+def schedulers(result: dict[str, Any]) -> str:
+    """The table of a pipeline's step, of either device."""
+    rows = [
+        [
+            f"`{entry['source']}`",
+            size(entry["shape"]),
+            *(
+                duration(entry["times"][name]["median_us"])
+                for name in ("diffusers", "FastSampleScheduler")
+            ),
+            factor(entry["ratio"]),
+            f"{entry['over_add']:.2f}",
+        ]
+        for entry in result["results"]
+    ]
+    return markdown("replaced, samples, diffusers, here, faster, over `torch.add`", rows)
+
+
 MAKERS = {
     "step-cpu-float32.json": steps,
     "step-cuda-bfloat16.json": steps,
@@ -295,6 +318,7 @@ MAKERS = {
     "planner.json": planner,
     "profile-cpu.json": profiles,
     "profile-cuda.json": profiles,
+    "scheduler-cpu.json": schedulers,
 }
 
 

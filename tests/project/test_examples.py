@@ -71,3 +71,14 @@ def test_finetuning_for_a_reward_raises_it(tmp_path, monkeypatch, capsys):
     assert after > before + 0.02
     for name in ("before-after.png", "reward.png"):
         assert (tmp_path / name).stat().st_size > 1000
+
+
+def test_a_diffusers_pipeline_with_four_schedulers(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("diffusers")
+    out = tmp_path / "pictures.png"
+    printed = run(
+        *("diffusers_pipeline", monkeypatch, capsys),
+        *("--steps", 4, "--samples", 16, "--out", out),
+    )
+    assert sum("4 calls in" in line for line in printed) == 4
+    assert out.stat().st_size > 1000

@@ -1,0 +1,72 @@
+"""The result of a scheduler's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+_NAMES = ("prev_sample", "pred_original_sample")
+
+
+class StepOutput:
+    """The result of `FastSampleScheduler.step`; it can be read like diffusers' own results.
+
+    The estimate of the clean samples is computed when it is first asked for, since few pipelines
+    do, and it costs more than the step itself. Until then the object keeps the tensors of the step.
+
+    Attributes:
+        prev_sample: the samples after the step.
+    """
+
+    __slots__ = ("_estimate", "_make_estimate", "prev_sample")
+
+    def __init__(self, prev_sample: Tensor, make_estimate: Callable[[], Tensor]) -> None:
+        self.prev_sample = prev_sample
+        self._make_estimate: Callable[[], Tensor] | None = make_estimate
+        self._estimate: Tensor | None = None
+
+    @property
+    def pred_original_sample(self) -> Tensor:
+        """The step's estimate x0 of the clean samples, in the dtype of the samples."""
+        if self._estimate is None and self._make_estimate is not None:
+            self._estimate = self._make_estimate()
+            self._make_estimate = None
+        assert self._estimate is not None
+        return self._estimate
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of the results."""
+        return _NAMES
+
+    def values(self) -> tuple[Tensor, ...]:
+        """Return the results."""
+        return self.to_tuple()
+
+    def items(self) -> tuple[tuple[str, Tensor], ...]:
+        """Return pairs of name and result."""
+        return tuple(zip(_NAMES, self.to_tuple(), strict=True))
+
+    def to_tuple(self) -> tuple[Tensor, ...]:
+        """Return the results as a tuple."""
+        return self.prev_sample, self.pred_original_sample
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a result by its name, or the default for another name."""
+        return getattr(self, name) if name in _NAMES else default
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if isinstance(key, str):
+            if key not in _NAMES:
+                raise KeyError(key)
+            return getattr(self, key)
+        if key == 0:
+            return self.prev_sample  # without the estimate
+        return self.to_tuple()[key]
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NAMES
