@@ -62,6 +62,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """What fixtures of a module compute is computed with as many threads as in its tests."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
     torch.manual_seed(20240)

@@ -74,8 +74,11 @@ class FastSampleSigmas:
         if denoise <= 0.0:
             return (torch.empty(0),)  # nothing to do, as ComfyUI's own schedulers say it
         schedule = k_diffusion.schedule(model.get_model_object("model_sampling"))
-        # Image-to-image takes the last steps of a longer list, as ComfyUI's schedulers do.
-        total = min(int(steps / denoise), schedule.num_steps or steps * 100)
+        # Image-to-image takes the last steps of a longer list, as ComfyUI's schedulers do. A model
+        # with a table has no more levels than its length, so that fewer steps keep the start.
+        total, most = int(steps / denoise), schedule.num_steps
+        if most is not None and total > most:
+            total, steps = most, max(1, round(most * denoise))
         sigmas = k_diffusion.sigmas(GRIDS[spacing](schedule, total), schedule)
         return (sigmas[-(steps + 1) :],)
 

@@ -10,8 +10,9 @@ import inspect
 import math
 import operator
 import warnings
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +39,13 @@ def check_integer(
 def check_real(
     function: str, name: str, value: object, low: float = -math.inf, high: float = math.inf
 ) -> float:
-    """Return the value as a float if it is finite and in [low, high]; raise for a bool."""
+    """Return the value as a float if it is finite and in [low, high]; raise for a bool.
+
+    Arrays and tensors without axes are numbers too.
+    """
+    given, value = value, _number(value)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{function}: {name} must be a real number, got {value!r}")
+        raise TypeError(f"{function}: {name} must be a real number, got {given!r}")
     number = float(value)
     if not (math.isfinite(number) and low <= number <= high):
         finite = math.isinf(low) and math.isinf(high)
@@ -52,12 +57,14 @@ def check_real(
 def check_array(function: str, name: str, value: Any, *, infinite: bool = False) -> FloatArray:
     """Return the value as a float64 array of any shape, without NaN.
 
-    Infinities pass only with `infinite=True`.
+    Tensors may have any floating or integer dtype, be on any device and require grad. Infinities
+    pass only with `infinite=True`.
     """
     try:
-        array = np.asarray(value)
-    except ValueError:  # NumPy raises this for nested lists of different lengths
-        raise TypeError(f"{function}: {name} must hold real numbers, got {value!r:.80}") from None
+        array = np.asarray(on_host(value))
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths, meta tensors, ..
+        shown = " ".join(repr(value).split())  # tensors have several lines
+        raise TypeError(f"{function}: {name} must hold real numbers, got {shown:.80}") from None
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{function}: {name} must hold real numbers, got {array.dtype} data")
     array = array.astype(np.float64)
@@ -76,6 +83,30 @@ def check_vector(function: str, name: str, value: Any) -> FloatArray:
             f"{function}: {name} must be a vector with at least one entry, got shape {array.shape}"
         )
     return array
+
+
+def on_host(value: Any) -> Any:
+    """Return a tensor, or a list that holds some, as what NumPy can read; else the value.
+
+    This module does without torch, so a tensor is known by its methods.
+    """
+    if isinstance(value, (list, tuple)):
+        entries: list[Any] = [on_host(entry) for entry in cast("Sequence[Any]", value)]
+        return entries
+    is_tensor = hasattr(value, "detach") and hasattr(value, "is_floating_point")
+    # torch.compile lends arrays the methods of a tensor.
+    if not is_tensor or isinstance(value, np.ndarray):
+        return cast(Any, value)
+    tensor = value.detach().cpu()
+    # NumPy has no bfloat16, and float64 holds every value of the smaller dtypes.
+    return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _number(value: Any) -> Any:
+    """Return the number in an array or a tensor without axes; else the value."""
+    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "item", None)):
+        return value.item()
+    return value
 
 
 def frozen(array: npt.NDArray[np.float64]) -> FloatArray:

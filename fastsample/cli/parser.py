@@ -142,7 +142,7 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     _option(parser, "--batch-size B", int, 256, "samples per network call (default 256)")
     bin_widths = (
         "distance of the data's levels in [-1, 1], or none for latents, whose bound is in nats "
-        "(default 2/255; 1/8 for the digits; profile: none where the data leave [-1, 1])"
+        "(default 2/255; 1/8 for the digits; profile: none for data on other levels)"
     )
     _option(parser, "--bin-width W", _bin_width, argparse.SUPPRESS, bin_widths)
     _option(parser, "--seed S", int, 0, "seed of the noise (default 0)")

@@ -20,6 +20,7 @@ from torch import Tensor
 import fastsample as fs
 from fastsample import plots
 from fastsample._support.checks import FloatArray, check_integer
+from fastsample._support.torch_files import fault_of
 from fastsample.bundled.datasets import DIGITS_BIN_WIDTH, digits_data
 
 
@@ -147,7 +148,12 @@ def _open_array(function: str, path: Path) -> npt.NDArray[Any]:
         )
     try:
         x = np.load(path, mmap_mode="r") if kind == ".npy" else _load_tensor(path)
-    except (ValueError, EOFError, RuntimeError, UnpicklingError) as error:
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{function}: data must be a {kind} file of numbers, got {path}, "
+            f"{fault_of(path, error)}"
+        ) from None
+    except (ValueError, EOFError, RuntimeError) as error:
         raise ValueError(
             f"{function}: data must be a {kind} file of numbers, got {path} "
             f"({' '.join(str(error).split()):.120})"

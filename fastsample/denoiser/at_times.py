@@ -120,7 +120,8 @@ class AtTimes:
             output = self.denoiser.at_timestep(network_input, timestep, conditions.arguments)
         except Exception as error:
             again = partial(self.denoiser.at_timestep, network_input, cond=conditions.arguments)
-            explain(error, place, timestep, again, self.denoiser.model)
+            given = conditions.arguments
+            explain(error, place, timestep, again, self.denoiser.model, given)
             raise
         if network_input._version != version:
             raise ValueError(

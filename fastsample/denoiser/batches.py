@@ -72,12 +72,28 @@ def in_data_range(x0: Tensor) -> bool:
     return -1.0 - 1e-6 <= float(x0.min()) <= float(x0.max()) <= 1.0 + 1e-6
 
 
+def share_off_bins(x0: Tensor, bin_width: float) -> float:
+    """Return the share of values that are not on bins, at multiples of `bin_width` from -1.
+
+    It is 0 for data of a dtype that cannot tell neighbouring bins apart, such as bfloat16 for the
+    bins of 8-bit data.
+
+    Args:
+        x0: data in [-1, 1].
+        bin_width: the distance of neighbouring bins.
+    """
+    # Levels that were computed in another way differ by up to three roundings of numbers below 2.
+    tolerance = max(1e-3, 1.5 * torch.finfo(x0.dtype).eps / bin_width)
+    if tolerance > 0.2 or not x0.numel():
+        return 0.0
+    position: FloatArray = (x0.detach().flatten().double().cpu().numpy() + 1.0) / bin_width
+    return float(np.mean(np.abs(position - np.rint(position)) > tolerance))
+
+
 def warn_off_bins(
     function: str, x0: Tensor, bin_width: float, *, only_mistakes: bool = False
 ) -> None:
-    """Warn of data that are not on the decoder's bins, at multiples of `bin_width` from -1.
-
-    Data of a dtype that cannot tell neighbouring bins apart are not judged.
+    """Warn of data that are not on the decoder's bins; see `share_off_bins`.
 
     Args:
         function: the caller's name, for the message.
@@ -85,15 +101,10 @@ def warn_off_bins(
         bin_width: the distance of neighbouring bins.
         only_mistakes: warn only of data that look quantised otherwise, not of any real numbers.
     """
-    # Levels that were computed in another way differ by a few roundings of numbers near 1.
-    tolerance = max(1e-3, 4.0 * torch.finfo(x0.dtype).eps / bin_width)
-    if tolerance > 0.2 or not x0.numel():
-        return
-    values: FloatArray = x0.detach().flatten().double().cpu().numpy()
-    position = (values + 1.0) / bin_width
-    share = float(np.mean(np.abs(position - np.rint(position)) > tolerance))
+    share = share_off_bins(x0, bin_width)
     if share == 0.0:
         return
+    values: FloatArray = x0.detach().flatten().double().cpu().numpy()
     low, high = float(values.min()), float(values.max())
     levels = np.unique(values[:65536])
     step = float(np.diff(levels).min()) if 1 < len(levels) <= 512 else 0.0

@@ -99,7 +99,7 @@ class Conditions:
             if size != self.batch:
                 raise ValueError(
                     f"{self._function}: {path} must have one entry per sample ({self.batch}), "
-                    f"got {size}"
+                    f"got {size}; mark what is the same for all as fs.shared(value)"
                 )
 
     def _with(self, cond: Any, uncond: Any, batch: int | None) -> Conditions:

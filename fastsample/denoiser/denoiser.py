@@ -43,11 +43,11 @@ class Denoiser:
             (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
         clip: range of the data: a bound on |x0|, a pair (lo, hi), or None.
         time: the timestep that the network takes for project time t: "index" (t - 1, the 0-based
-            step, int64 when every time of the run is whole, else float32, never rounded),
-            "rescaled" ((t - 1) 1000 / T, float32), "fraction" (t / T), "thousandths" (1000 t / T,
-            as flow models of diffusers take), "whole_thousandths" (the same truncated to int64, as
-            Wan's scheduler does), "reversed" (1 - t / T), "log_snr" (log(alpha^2 / sigma^2)), or a
-            callable from the float64 array of times to an array.
+            step, int64 when every time of the run is whole, else float32, never rounded; 0 for
+            times below 1), "rescaled" (that index times 1000 / T, float32), "fraction" (t / T),
+            "thousandths" (1000 t / T, as flow models of diffusers take), "whole_thousandths" (the
+            same truncated to int64, as Wan's scheduler does), "reversed" (1 - t / T), "log_snr"
+            (log(alpha^2 / sigma^2)), or a callable from the float64 array of times to an array.
         uncond: keyword arguments that mean "no condition", for guidance; numbers stand for a whole
             batch.
         device: where to run; a module is moved there. None is the device of the model's

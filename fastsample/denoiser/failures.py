@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 
 
 def explain(
-    error: Exception, where: str, timestep: Tensor, call_at: Callable[[Tensor], Any], model: Any
+    error: Exception,
+    where: str,
+    timestep: Tensor,
+    call_at: Callable[[Tensor], Any],
+    model: Any,
+    given: Collection[str] = (),
 ) -> None:
     """Add to a network's error where in the run it was raised.
 
@@ -22,9 +28,10 @@ def explain(
         timestep: `(B,)` the timesteps that the network was given.
         call_at: calls the network again at other timesteps.
         model: the network.
+        given: names of the keyword arguments that the network was given.
 
     Raises:
-        TypeError: the network takes no time.
+        TypeError: the network takes no time, or needs an argument that it was not given.
         ValueError: the network has a table of times and was given fractional ones. Whether this is
             the cause is found out by a second call, with whole times.
     """
@@ -33,6 +40,12 @@ def explain(
             "Denoiser: model must take x and the network's timestep, got "
             f"{type(model).__name__}, which does not ({error}); wrap a network without time: "
             "lambda x, t: network(x)"
+        ) from error
+    missing = _missing(error, model, given)
+    if missing:
+        raise TypeError(
+            f"Denoiser: cond must hold the network's argument {missing!r}, got {sorted(given)}; "
+            f"pass cond={{{missing!r}: ...}}, with one entry per sample"
         ) from error
     first = [float(value) for value in timestep.flatten()[:1]]
     if timestep.is_floating_point() and _may_be_about_indices(error):
@@ -46,6 +59,34 @@ def explain(
             ) from error
     detail = f", at the network's timestep {first[0]:g}" if first else ""
     add_note(error, f"The network failed {where}{detail}.")
+
+
+def _missing(error: Exception, model: Any, given: Collection[str]) -> str | None:
+    """Return the name of an argument for the lack of which a network failed; None if none is known.
+
+    Class-conditional networks of improved- and guided-diffusion have a default for their labels
+    ``y`` and assert that it is not used.
+    """
+    if isinstance(error, TypeError):
+        for parameter in _parameters(model)[2:]:
+            is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if is_named and parameter.default is parameter.empty and parameter.name not in given:
+                return parameter.name
+    if isinstance(error, AssertionError) and "y" not in given:
+        told = re.search(r"\by\b|class", str(error)) is not None
+        labelled = getattr(model, "num_classes", told or None) is not None
+        if labelled and any(parameter.name == "y" for parameter in _parameters(model)):
+            return "y"
+    return None
+
+
+def _parameters(model: Any) -> list[inspect.Parameter]:
+    """Return the parameters of a callable; none where nothing tells."""
+    function: Any = model.forward if isinstance(model, nn.Module) else model
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some functions written in C have no signature
+        return []
 
 
 def add_note(error: Exception, note: str) -> None:

@@ -57,7 +57,11 @@ def check_plan(function: str, name: str, model: Any, plan: Plan) -> Plan:
     if plan.prediction != model.prediction:
         refuse("prediction", model.prediction, plan.prediction)
     if plan.schedule is not None and plan.schedule != model.schedule:
-        refuse("schedule", model.schedule, plan.schedule)
+        published = (plan.provenance or {}).get("published")
+        remedy = ""
+        if published is not None:
+            remedy = f"; plans.load({published!r}, schedule=denoiser.schedule) is one for the model"
+        refuse("schedule", model.schedule, plan.schedule, remedy)
     if plan.nodes[0] > model.schedule.T:
         refuse("times up to T =", model.schedule.T, float(plan.nodes[0]))
     if plan.learns_variance:

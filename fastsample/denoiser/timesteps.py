@@ -27,8 +27,13 @@ TimeInput: TypeAlias = (
 )
 
 
+def _index(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
+    """Return t - 1, and 0 for times below 1: a network's first index is that of time 1."""
+    return np.maximum(times - 1.0, 0.0)
+
+
 def _rescaled(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
-    return (times - 1.0) * (1000.0 / schedule.T)
+    return _index(times, schedule) * (1000.0 / schedule.T)
 
 
 def _thousandths(times: FloatArray, schedule: NoiseSchedule) -> FloatArray:
@@ -44,7 +49,7 @@ def _whole_thousandths(times: FloatArray, schedule: NoiseSchedule) -> npt.NDArra
 
 
 _TIME_INPUTS: dict[str, Callable[[FloatArray, NoiseSchedule], npt.NDArray[Any]]] = {
-    "index": lambda times, schedule: times - 1.0,
+    "index": _index,
     "rescaled": _rescaled,
     "fraction": lambda times, schedule: times / schedule.T,
     "thousandths": _thousandths,
@@ -81,10 +86,11 @@ def timesteps(schedule: NoiseSchedule, time: TimeInput, times: FloatArray) -> Te
     """
     times = np.asarray(times, dtype=np.float64)
     if time == "index" and np.all(times == np.rint(times)):
-        return torch.as_tensor(times.astype(np.int64) - 1, device="cpu")
+        return torch.as_tensor(_index(times, schedule).astype(np.int64), device="cpu")
     values = time(times) if callable(time) else _TIME_INPUTS[time](times, schedule)
     if not isinstance(values, Tensor):
-        values = torch.as_tensor(values, device="cpu")  # whatever torch's default device is
+        # A copy, since a callable may return the read-only times; on the CPU, whatever the default.
+        values = torch.as_tensor(np.array(values), device="cpu")
     if values.shape != times.shape:
         raise ValueError(
             f"Denoiser: time must give one value per time {times.shape}, got {tuple(values.shape)}"

@@ -44,8 +44,8 @@ def flow(
         shift: positive; `shift` or `flow_shift` of the scheduler. Above 1, more times are noisy.
         mu: dynamic shifting of time_shift_type "exponential" instead: the shift is ``e^mu``
             (`flow_mu` computes mu from the resolution). "euler" then shifts its last time once. For
-            time_shift_type "linear", where mu is the shift itself, pass its logarithm as `mu`; but
-            for "euler" that is the same as ``shift=mu``.
+            time_shift_type "linear", where mu is the shift itself, pass its logarithm as `mu`;
+            except with "euler" that is the same as ``shift=mu``.
         terminal: `shift_terminal` of the scheduler, in (0, 1): the shifted times are stretched away
             from 1 until the last one above 0 is this. It needs two steps, and "dpm" has none.
         like: the program, see above.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastsample._support.checks import FloatArray, check_vector, frozen
+from fastsample._support.checks import FloatArray, check_vector, frozen, on_host
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -58,7 +58,7 @@ class Grid:
             TypeError: values that are not integers.
             ValueError: no indices, or negative ones.
         """
-        array = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
+        array = np.asarray(on_host(indices if hasattr(indices, "__array__") else list(indices)))
         if array.dtype.kind not in "iu" and array.size:
             raise TypeError(
                 f"Grid.from_indices: indices must be integers, got {array.dtype} data; "

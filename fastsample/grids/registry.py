@@ -61,6 +61,19 @@ def maker_for(name: str, family: Family) -> Callable[[NoiseSchedule, int], Grid]
     return GRIDS[f"{family}:{name}" if name in get_args(Spacing) else name]
 
 
+def auto_name(schedule: NoiseSchedule, own: str) -> str:
+    """Return the name of the grid that "auto" means for a sampler on a schedule.
+
+    For a variance-exploding schedule it is "log_snr", by measured errors of all samplers: even
+    times would spend all steps but one on pure noise (docs/choosing.md).
+
+    Args:
+        schedule: noise levels.
+        own: the sampler's own default, for all other schedules.
+    """
+    return "log_snr" if scheduled.explodes(schedule) else own
+
+
 def grid_names() -> list[str]:
     """Return all names that a `grid` argument accepts: those of `GRIDS`, "auto" and "random"."""
     return sorted([*GRIDS, "auto", "random"])

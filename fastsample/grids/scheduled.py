@@ -11,9 +11,13 @@ import numpy.typing as npt
 from fastsample._support.checks import check_integer, check_real
 from fastsample.grids.grid import Grid
 from fastsample.grids.makers import MOST_EXPONENT, distinct
+from fastsample.grids.sigmas import karras_sigmas
 from fastsample.schedules.schedule import NoiseSchedule
 
 _MOST_KNOTS = 4096  # A schedule is read at so many times at most.
+_EXPLODES = 2.0  # the deviation of the starting noise from which a schedule is variance exploding
+_CLEANEST = 0.02  # the last sigma / alpha before data there, by measured errors (docs/choosing.md)
+_NEAR_ZERO = 1e-12  # "Just above 0" is this share of T.
 
 
 def blended(
@@ -50,7 +54,8 @@ def blended(
 def log_snr(schedule: NoiseSchedule, num_steps: int) -> Grid:
     """Make a grid of K real times that are evenly spaced in log SNR, followed by 0.
 
-    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). The end points are those of `karras`.
+    Lu et al. 2022, "DPM-Solver" (arXiv:2206.00927). The end points are those of `karras`. For a
+    variance-exploding schedule it is what ``grid="auto"`` means.
 
     Args:
         schedule: noise levels.
@@ -67,9 +72,11 @@ def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
     """Make a grid of K times, evenly spaced in ``(sigma / alpha)^(1 / rho)``, followed by 0.
 
     Karras et al. 2022, "Elucidating the Design Space" (arXiv:2206.00364), eq. (5). The cleanest of
-    the K times is t = 1 for a discrete schedule (the network's timestep 0) and T / 1000 for a
-    continuous one. If alpha(T) = 0, where the log SNR is infinite, the spacing begins as far below
-    T, and the first time is T itself.
+    the K times is t = 1 for a discrete schedule (the network's timestep 0), T / 1000 for a
+    continuous one, and that of sigma / alpha = 0.02 for a variance-exploding one, such as
+    `NoiseSchedule.exploding`; EDM's 0.002 needs more steps than a short run has. If alpha(T) = 0,
+    where the log SNR is infinite, the spacing begins as far below T, and the first time is T
+    itself.
 
     Args:
         schedule: noise levels.
@@ -82,9 +89,15 @@ def karras(schedule: NoiseSchedule, num_steps: int, rho: float = 7.0) -> Grid:
         raise ValueError(f"grids.karras: rho must be positive, got {exponent:g}")
     if steps == 1:
         return Grid([schedule.T, 0.0])
-    scale = -0.5 / exponent
-    high, low = (math.exp(scale * end) for end in _log_snr_ends(schedule))
-    return _from_log_snr(schedule, np.log(np.linspace(high, low, steps)[1:]) / scale)
+    high, low = (math.exp(-0.5 * end) for end in _log_snr_ends(schedule))
+    name = "grids.karras"
+    levels = karras_sigmas(name, steps, sigma_min=low, sigma_max=high, rho=exponent)
+    return _from_log_snr(schedule, -2.0 * np.log(levels[1:]))
+
+
+def explodes(schedule: NoiseSchedule) -> bool:
+    """Return whether a schedule is variance exploding: its x_T is far wider than the data."""
+    return schedule.start_scale(schedule.T) > _EXPLODES
 
 
 def _budget(name: str, schedule: NoiseSchedule, num_steps: int) -> int:
@@ -101,6 +114,11 @@ def _log_snr_ends(schedule: NoiseSchedule) -> tuple[float, float]:
     high = float(schedule.log_snr(T))
     if np.isneginf(high):
         high = float(schedule.log_snr(T - unit))
+    if explodes(schedule):
+        # Time may be sigma itself or its logarithm, so that no share of T is a clean level. Some
+        # schedules of functions stop at a noisier level than the clean one just above t = 0.
+        first = float(schedule.log_snr(_NEAR_ZERO * T))
+        return high, min(-2.0 * math.log(_CLEANEST), first)
     return high, float(schedule.log_snr(unit))
 
 

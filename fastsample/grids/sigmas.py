@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsample._support.checks import FloatArray, check_vector
+from fastsample._support.checks import FloatArray, check_integer, check_real, check_vector
 from fastsample.grids.grid import Grid
 from fastsample.schedules.schedule import NoiseSchedule
 
@@ -31,7 +32,8 @@ def from_sigmas(
             14.6146 at T. It then means T.
         convention: "ratio" is sigma / alpha, for k-diffusion, ComfyUI and diffusers' Euler; "flow"
             is sigma / (alpha + sigma), the time of flow matching. None is "flow" for
-            `NoiseSchedule.flow` and "ratio" for every other schedule.
+            `NoiseSchedule.flow` and functions with alpha + sigma = 1, and "ratio" for every other
+            schedule.
 
     Raises:
         TypeError: an argument of the wrong type.
@@ -61,7 +63,7 @@ def from_sigmas(
             f"{values[0]:g}"
         )
     values = np.minimum(values[:-1], most)
-    if schedule.kind == "flow" and kind == "flow":
+    if (schedule.kind, kind) in (("flow", "flow"), ("exploding", "ratio")):
         return Grid(np.append(values, 0.0))  # times themselves, which logarithms would round
     with np.errstate(divide="ignore"):
         signal = 1.0 - values if kind == "flow" else 1.0
@@ -70,6 +72,38 @@ def from_sigmas(
     times = schedule.time_at_log_snr(np.maximum(log_snr, lowest))
     times[values == most] = schedule.T
     return Grid(np.append(times, 0.0))
+
+
+def karras_sigmas(
+    function: str, num_steps: int, *, sigma_min: float, sigma_max: float, rho: float
+) -> FloatArray:
+    """Return the K noise levels of Karras et al. 2022 (arXiv:2206.00364), eq. (5), without the 0.
+
+    Their ``sigma^(1 / rho)`` is evenly spaced from `sigma_max`, which is the first level exactly,
+    to `sigma_min`.
+
+    Args:
+        function: the caller's name, for messages.
+        num_steps: K, at least 1; a single level is `sigma_max`.
+        sigma_min: the last level, positive.
+        sigma_max: the first level, above `sigma_min`.
+        rho: exponent, positive; larger puts more levels near the data.
+    """
+    low = check_real(function, "sigma_min", sigma_min)
+    high = check_real(function, "sigma_max", sigma_max)
+    power = check_real(function, "rho", rho)
+    if power <= 0.0:
+        raise ValueError(f"{function}: rho must be positive, got {power:g}")
+    if low <= 0.0:
+        raise ValueError(f"{function}: sigma_min must be positive, got {low:g}")
+    if high <= low:
+        raise ValueError(f"{function}: sigma_max must be above sigma_min = {low:g}, got {high:g}")
+    steps = check_integer(function, "steps", num_steps, 1)
+    first, last = math.pow(high, 1.0 / power), math.pow(low, 1.0 / power)
+    roots: FloatArray = np.linspace(first, last, steps)
+    levels: FloatArray = np.power(roots, power)
+    levels[0] = high  # a power of a root may round to above the schedule's T
+    return levels
 
 
 def sigmas_of(alpha: FloatArray, sigma: FloatArray, convention: Convention) -> FloatArray:
@@ -83,10 +117,18 @@ def checked_convention(
 ) -> Convention:
     """Return the convention, where None is the schedule's own; ValueError for an unknown one."""
     if convention is None:
-        return "flow" if schedule is not None and schedule.kind == "flow" else "ratio"
+        return "flow" if schedule is not None and _is_flow(schedule) else "ratio"
     for known in get_args(Convention):
         if convention == known:
             return known
     raise ValueError(
         f"{function}: convention must be one of {list(get_args(Convention))}, got {convention!r}"
     )
+
+
+def _is_flow(schedule: NoiseSchedule) -> bool:
+    """Return whether alpha + sigma is 1 at all times, as for flow matching."""
+    if schedule.kind != "from_functions":
+        return schedule.kind == "flow"
+    alpha, sigma = schedule.levels(np.linspace(0.0, schedule.T, 65))
+    return np.allclose(alpha + sigma, 1.0, rtol=0.0, atol=1e-9)

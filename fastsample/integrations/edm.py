@@ -12,8 +12,8 @@ import torch
 from fastsample._support.checks import FloatArray, check_real
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
-from fastsample.integrations.k_diffusion import denoiser as wrapped
-from fastsample.integrations.k_diffusion import karras
+from fastsample.integrations.k_diffusion.denoiser import wrap
+from fastsample.integrations.k_diffusion.levels import karras_grid
 from fastsample.plans.rows import Clip
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
@@ -62,7 +62,7 @@ def denoiser(
     top = min(check_real(name, "sigma_max", sigma_max), _stated(net, "sigma_max", math.inf))
     if top > 0.0:
         top = max(top, float(_rounded(net, np.array([top]))[0]))  # where its grid may begin
-    return wrapped(net, shape, sigma_max=top, clip=clip, uncond=uncond, device=device)
+    return wrap(name, net, shape, top, clip, uncond, device)
 
 
 def grid(
@@ -91,7 +91,7 @@ def grid(
     """
     low = max(check_real("edm.grid", "sigma_min", sigma_min), _stated(net, "sigma_min", 0.0))
     high = min(check_real("edm.grid", "sigma_max", sigma_max), _stated(net, "sigma_max", math.inf))
-    times = karras(steps, sigma_min=low, sigma_max=high, rho=rho).times
+    times = karras_grid("edm.grid", steps, low, high, rho).times
     return Grid(np.append(np.unique(_rounded(net, times[:-1]))[::-1], 0.0))
 
 

@@ -40,7 +40,7 @@ class BitsPerDim:
 
     Attributes:
         total: prior plus the sum of the terms; an upper bound on the negative log-likelihood.
-        prior: KL divergence of x at the first time from the standard normal distribution.
+        prior: KL divergence of x at the first time from the normal noise that sampling starts from.
         terms: `(K,)` one term per step, noisiest first; the last one is the decoder's.
         standard_error: standard error of the total over samples.
         grid: the times of the steps.
@@ -154,6 +154,12 @@ def bits_per_dim(
     width = None if bin_width is None else check_bin_width(name, bin_width)
     if decoder_variance is not None:
         decoder_variance = check_real(name, "decoder_variance", decoder_variance)
+        if decoder_variance <= 0.0:
+            raise ValueError(f"{name}: decoder_variance must be positive, got {decoder_variance:g}")
+    elif len(times) == 1:
+        raise ValueError(
+            f"{name}: steps must be at least 2, got 1; a single step needs decoder_variance"
+        )
     num_samples = len(data) if isinstance(data, Tensor) and data.dim() else None
     conditions = Conditions(name, cond, batch=num_samples)
     if noise is not None and (noise.dim() < 2 or noise.shape[0] != len(times)):

@@ -207,7 +207,10 @@ def vlb_terms(
 
 
 def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = None) -> Tensor:
-    """Return the bound's prior term KL(q(x_t | x0) || N(0, I)) in bits per dimension.
+    """Return the bound's prior term KL(q(x_t | x0) || N(0, s^2 I)) in bits per dimension.
+
+    The deviation s of the noise that sampling starts from is `NoiseSchedule.start_scale`: 1 for
+    variance-preserving and flow schedules.
 
     Args:
         schedule: noise levels.
@@ -217,8 +220,9 @@ def prior_bits_per_dim(schedule: NoiseSchedule, x0: Tensor, t: float | None = No
     Returns:
         `(B,)` in bits per dimension.
     """
-    alpha, sigma = (float(level) for level in schedule.levels(schedule.T if t is None else t))
+    start = schedule.T if t is None else t
+    alpha, sigma = (float(level) for level in schedule.levels(start))
     log_variance = x0.new_tensor(2.0 * math.log(sigma))
-    zero = x0.new_zeros(())
-    kl = normal_kl(alpha * x0, log_variance, zero, zero)
+    log_prior = x0.new_tensor(2.0 * math.log(schedule.start_scale(start)))
+    kl = normal_kl(alpha * x0, log_variance, x0.new_zeros(()), log_prior)
     return kl.flatten(1).mean(1) / math.log(2.0)

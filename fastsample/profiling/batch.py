@@ -13,6 +13,7 @@ from fastsample.denoiser.batches import (
     check_data_range,
     check_finite,
     in_data_range,
+    share_off_bins,
     warn_off_bins,
 )
 from fastsample.denoiser.conditions import Conditions
@@ -28,8 +29,8 @@ AUTO_BIN_WIDTH = 2 / 255
 class BatchMeasurement:
     """Measures one batch after another, with or without the discretised decoder.
 
-    With `auto` the bins are dropped as soon as one value of the data is outside of [-1, 1], also
-    from the batches before it: whether a profile has bins depends on the set of its data alone, not
+    With `auto` the bins are dropped as soon as one value of the data is on none of them, also from
+    the batches before it: whether a profile has bins depends on the set of its data alone, not
     on their order, on the batches, or on the processes that share them.
 
     Args:
@@ -38,7 +39,8 @@ class BatchMeasurement:
         conditions: extra arguments of the network.
         trajectories: number of samples with a trajectory, from the first one on.
         first_index: global index of the first sample.
-        auto: whether data outside of [-1, 1] drop the bins instead of being refused.
+        auto: whether data outside of [-1, 1] or between the bins drop the bins, instead of being
+            refused or taken as they are.
         on_call: called after every network call.
     """
 
@@ -108,7 +110,7 @@ class BatchMeasurement:
         return Measurement(self._denoiser, profile.times, profile.settings, self._on_call)
 
     def _are_on_bins(self, x0: Tensor, *, first: bool) -> bool:
-        """Return whether a batch lies in [-1, 1]; raise where it must, or looks like bytes.
+        """Return whether a batch may have bins; raise where it must, or looks like bytes.
 
         Warns of data in the first batch that look quantised, but not to the decoder's bins.
         """
@@ -121,7 +123,7 @@ class BatchMeasurement:
             return False
         if first:
             warn_off_bins("profile", x0, width, only_mistakes=True)
-        return True
+        return not self._auto or share_off_bins(x0, width) == 0.0
 
 
 def _refuse_bytes(x0: Tensor) -> None:

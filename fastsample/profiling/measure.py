@@ -21,6 +21,7 @@ from fastsample.denoiser.conditions import Conditions
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.wrap import check_denoiser
 from fastsample.grids.grid import Grid
+from fastsample.grids.scheduled import explodes, log_snr
 from fastsample.plans.rows import Clip, clip_bounds
 from fastsample.profiling.batch import AUTO_BIN_WIDTH, BatchMeasurement
 from fastsample.profiling.distributed import all_reduced, batch_selection
@@ -65,13 +66,16 @@ def profile(
         denoiser: the model, in eval mode.
         data: samples ``(N, *shape)``, or an iterable of such batches, which is read once.
         times: ascending times in (0, T] ``(n,)``, or a `Grid`; integers for a schedule with integer
-            steps. None is every step, or 256 even times in continuous time.
+            steps. None is every step, or 256 times in continuous time, which are even, or those of
+            `grids.log_snr` for a variance-exploding schedule.
         batch_size: samples per network call, for a `data` tensor.
         bin_width: distance of neighbouring data levels in [-1, 1], 2/255 for 8-bit images; None
             for data without bins, such as latents, of any range. Only ``costs("elbo")`` reads it:
             with bins the last step is a probability, without them a Gaussian density. "auto" is
-            2/255 if all data lie in [-1, 1], in whatever order they come, and None if any value
-            does not.
+            2/255 if all data are on the 256 levels of 8-bit data, up to the rounding of their
+            dtype, in whatever order they come, and None if any value is not: latents, or images
+            that were resized or cropped with interpolation. bfloat16, which cannot tell, counts as
+            8-bit data within [-1, 1].
         trajectories: number of samples, from the first one on, for which a DDIM trajectory over all
             `times` is run from noise, for ``costs("trajectory")``; this takes one more network call
             per time. Fewer than 100 times make coarse trajectories. Holds up to 1 GB.
@@ -191,6 +195,8 @@ def _checked_times(schedule: NoiseSchedule, times: Any) -> FloatArray:
     if times is None:
         if num_steps is not None:
             return np.arange(1.0, num_steps + 1.0)
+        if explodes(schedule):  # of even times, hardly any would be as clean as the data
+            return log_snr(schedule, _CONTINUOUS_TIMES).times[-2::-1]
         return np.linspace(0.0, schedule.T, _CONTINUOUS_TIMES + 1)[1:]
     if isinstance(times, Grid):
         times = times.times[-2::-1]

@@ -100,8 +100,13 @@ class Statistics:
 
     @property
     def prior(self) -> float:
-        """Return ``E KL(q(x_t | x0) || N(0, I))`` at the last time, in nats."""
-        alpha, sigma = (float(level) for level in self.schedule.levels(self.times[-1]))
+        """Return ``E KL(q(x_t | x0) || N(0, s^2 I))`` at the last time, in nats.
+
+        The deviation s of the noise that sampling starts from is `NoiseSchedule.start_scale`.
+        """
+        scale = self.schedule.start_scale(float(self.times[-1]))
+        levels = self.schedule.levels(self.times[-1])
+        alpha, sigma = (float(level) / scale for level in levels)
         energy = alpha**2 * float(self.sums["x0_square"]) / self.count
         return 0.5 * (energy + self.dims * (sigma**2 - 1.0 - 2.0 * math.log(sigma)))
 

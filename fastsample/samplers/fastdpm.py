@@ -70,8 +70,8 @@ def fastdpm(
         A plan of S rows (see `num_steps`).
 
     Raises:
-        ValueError: for a value out of range, a schedule without whole steps, a chain of variances
-            that cannot end at alpha_bar(T), or a list with `spacing`, `extended` or another list.
+        ValueError: for a value out of range, a schedule without whole steps, variances that cannot
+            end at alpha_bar(T), or a list in reverse order, or with `spacing` or `extended`.
 
     Warns:
         UserWarning: "var" without `extended` stops short of alpha_bar(T), which the authors' code
@@ -85,9 +85,7 @@ def fastdpm(
         chosen = "variances" if noise_levels is None else "noise_levels"
         grid = levels_grid(schedule, num_steps, variances, noise_levels)
     elif num_steps is None:
-        raise ValueError(
-            "fastdpm: num_steps must be given without variances or noise_levels, got None"
-        )
+        raise ValueError("fastdpm: num_steps must be given without a list of levels, got None")
     else:
         chosen = f"{approximation}, {spacing}"
         make_grid = steps_grid if approximation == "steps" else var_grid
@@ -240,7 +238,11 @@ def _checked(
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"fastdpm: schedule must be a NoiseSchedule, got {schedule!r}")
     if schedule.num_steps is None:
-        raise ValueError(f"fastdpm: schedule must have whole steps, got {schedule!r}; try ddim")
+        grid = "fs.grids.flow(K, shift=...)" if schedule.kind == "flow" else "real times"
+        raise ValueError(
+            f'fastdpm: schedule must have whole steps, got {schedule!r}; take method="ddim" on '
+            f"{grid} instead"
+        )
     if spacing not in ("linear", "quadratic"):
         raise ValueError(f'fastdpm: spacing must be "linear" or "quadratic", got {spacing!r}')
     check_bool("fastdpm", "extended", extended)

@@ -49,7 +49,7 @@ class Method:
             them and comparisons run them. Empty for a stochastic sampler.
         chooses_times: whether it takes a number of steps instead of a grid.
         grid: the name of the grid that ``grid="auto"`` means for a model without a profile, by
-            measured errors.
+            measured errors; but see `grids.registry.auto_name`.
         family: whose lists of diffusers the grids "leading", "trailing" and "linspace" are.
     """
 

@@ -30,12 +30,11 @@ def levels_grid(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: both lists, values out of range, another number of steps, a schedule that is not
-            variance preserving, or two levels at or below alpha_bar(T).
+        ValueError: both lists, values out of range or in reverse order, another number of steps, a
+            schedule that is not variance preserving, or two levels at or below alpha_bar(T).
 
     Warns:
-        UserWarning: the last level is below alpha_bar(T), and the chain starts at T instead; or
-            variances that fall, as if they were in reverse order.
+        UserWarning: the last level is below alpha_bar(T), and the chain starts at T instead.
     """
     if variances is not None and noise_levels is not None:
         raise ValueError(
@@ -48,8 +47,8 @@ def levels_grid(
         count = check_integer("fastdpm", "num_steps", num_steps, 1)
         if count != len(values):
             raise ValueError(
-                f"fastdpm: num_steps must be the number of {name}, {len(values)}, got {count}; "
-                f"pass steps={len(values)} to sample"
+                f"fastdpm: num_steps must be the number of {name}, {len(values)}, got {count}; it "
+                "may be left out"
             )
     log_levels = _log_levels(name, values)
     lowest = float(_log(schedule.alpha_bar(schedule.T)))
@@ -98,15 +97,17 @@ def _log_levels(name: str, values: FloatArray) -> FloatArray:
         raise ValueError(f"fastdpm: {name} must be in (0, 1), got {name}[{i}] = {values[i]:g}")
     if name == "noise_levels":
         if not np.all(np.diff(values) < 0.0):
+            reverse = len(values) > 1 and bool(np.all(np.diff(values) > 0.0))
             raise ValueError(
-                "fastdpm: noise_levels must fall strictly, the level next to the data first, "
-                f"got {values.tolist()!s:.80}; a level is sqrt(alpha_bar)"
+                "fastdpm: noise_levels must fall strictly, the cleanest level first, got "
+                f"{values.tolist()!s:.80}; "
+                f"{'pass noise_levels[::-1]' if reverse else 'a level is sqrt(alpha_bar)'}"
             )
         return 2.0 * np.log(values)
     if len(values) > 1 and np.all(np.diff(values) < 0.0):
-        warn_user(
-            "fastdpm: variances should begin with the step next to the data, got values that fall "
-            f"from {values[0]:g} to {values[-1]:g}; pass variances[::-1] if the list is reversed"
+        raise ValueError(
+            "fastdpm: variances must begin with that of the cleanest step, got values that fall "
+            f"from {values[0]:g} to {values[-1]:g}; pass variances[::-1]"
         )
     return np.cumsum(np.log1p(-values))
 

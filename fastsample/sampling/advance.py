@@ -19,6 +19,7 @@ from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.leaves import equal_leaves
 from fastsample.denoiser.training_mode import warn_of_training_mode
 from fastsample.plans.plan import Plan
+from fastsample.sampling.first_node import warn_of_signal
 from fastsample.sampling.history import History, earlier_x0s
 from fastsample.sampling.mixed_rows import RowTable, check_samples, numbers_of
 from fastsample.sampling.noise import agreed_batch, as_seed, make_identity
@@ -124,6 +125,7 @@ class SamplerStack:
         self._parts = parts
         self.plans = tuple(part.plan for part in parts)
         self._tables: dict[torch.device, RowTable] = {}
+        self._started: set[int] = set()  # samplers whose first node `start` has looked at
         # For each plan, the number of earlier x0's that its rows read.
         self._histories = np.array([plan.needs_history for plan in self.plans], np.int64)
         self._scales = np.array(
@@ -165,6 +167,10 @@ class SamplerStack:
         identity = make_identity("start", seed, sample_index, size, device)
         which = numbers_of("start", "sampler", sampler, size)
         self._table(device).numbers("start", np.zeros_like(which), which)  # checks `which`
+        for number, one in enumerate(self._parts):
+            if number not in self._started and np.any(which == number):
+                self._started.add(number)
+                warn_of_signal("start", one.denoiser.schedule, one.plan)
         x = ops.noise(*identity, part.denoiser.shape, dtype=part.dtype or dtype)
         scales = self._scales[which]
         # A number of Python is not rounded to the samples' dtype before the product, a tensor is.

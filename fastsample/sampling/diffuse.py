@@ -54,7 +54,7 @@ def diffuse(
         raise ValueError(f"diffuse: x0 must have shape (B, *shape), got {tuple(x0.shape)}")
     if not isinstance(schedule, NoiseSchedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"diffuse: schedule must be a NoiseSchedule, got {schedule!r}")
-    times = check_array("diffuse", "t", t.detach().cpu() if isinstance(t, Tensor) else t)
+    times = check_array("diffuse", "t", t)
     batch, dtype = x0.shape[0], history_dtype(x0)
     if times.shape not in ((), (batch,)):
         raise ValueError(

@@ -19,6 +19,7 @@ from fastsample.ops.draws import INPAINT_DRAW
 from fastsample.ops.dtypes import DTYPE_CODES, history_dtype
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
+from fastsample.sampling.first_node import warn_of_signal
 from fastsample.sampling.jumps import with_jumps
 from fastsample.sampling.loop import Step
 from fastsample.sampling.noise import Identity, agreed_batch, as_seed, make_identity
@@ -156,6 +157,7 @@ def inpaint(
     check_tensor("start", start, (batch, *denoiser.shape), known.dtype, known.device, name)
     with torch.no_grad():
         if start is None:
+            warn_of_signal(name, denoiser.schedule, plan)
             start = ops.noise(*identity, denoiser.shape, dtype=known.dtype)
             start = start * denoiser.schedule.start_scale(float(plan.nodes[0]))
         region = _KnownRegion(plan, known.detach(), _checked_mask(mask, known, batch), identity)

@@ -130,7 +130,7 @@ def run(
                 except Exception as error:
                     where = f"in row {k} of {len(program.calls)} (t = {program.times[k]:g})"
                     again = partial(denoiser.at_timestep, inputs.doubled(x), cond=inputs.arguments)
-                    explain(error, where, timestep, again, denoiser.model)
+                    explain(error, where, timestep, again, denoiser.model, inputs.arguments)
                     raise
                 if version is not None and x._version != version:
                     raise ValueError(

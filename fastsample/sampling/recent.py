@@ -12,13 +12,17 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
+from fastsample._support.checks import warn_user
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.grids.grid import Grid
 from fastsample.plans.plan import Plan
+from fastsample.sampling.first_node import signal_at_start
 from fastsample.sampling.program import Program
 from fastsample.sampling.resolve import PlanRequest, Resolved, resolve
 
 Value = TypeVar("Value")
+
+_STEPS = (int, float, str, Plan, Grid, type(None))  # the kinds of `steps` that cannot change
 
 
 class Recent(Generic[Value]):
@@ -62,16 +66,33 @@ class Prepared:
         resolved: the plan and where it came from.
         programs: the programs that were made so far.
         kept: objects whose identity is part of the key under which this is remembered.
+        warning: what a run from noise should warn of, see `signal_at_start`.
+        warned: the functions that did.
     """
 
     resolved: Resolved
     programs: dict[torch.device, Program] = field(default_factory=dict[torch.device, Program])
     kept: Any = None
+    warning: str | None = None
+    warned: set[str] = field(default_factory=set[str])
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, resolved: Resolved, kept: Any = None) -> Prepared:
+        """Return a resolved plan of a model, with what is to be told of it."""
+        # Here and not in a run, because torch.compile cannot trace NumPy code; see `Sampler`.
+        warning = signal_at_start(denoiser.schedule, resolved.plan)
+        return cls(resolved, kept=kept, warning=warning)
 
     @cached_property
     def is_stochastic(self) -> bool:
         """Whether any row draws noise."""
         return self.resolved.plan.is_stochastic
+
+    def warn_of_start(self, function: str) -> None:
+        """Warn, once per function, of a plan that should not be run from noise."""
+        if self.warning and function not in self.warned:
+            self.warned.add(function)
+            warn_user(f"{function}: {self.warning}")
 
     def program(self, denoiser: Denoiser, device: torch.device) -> Program:
         """Return the plan's program on a device."""
@@ -104,8 +125,8 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
     """
     r, knobs = request, request.knobs
     # Lists and arrays may change, and a time function may keep a network alive.
-    if not (isinstance(r.steps, (int, float, str, Plan, Grid)) and isinstance(denoiser.time, str)):
-        return Prepared(resolve(function, denoiser, request))
+    if not (isinstance(r.steps, _STEPS) and isinstance(denoiser.time, str)):
+        return Prepared.of(denoiser, resolve(function, denoiser, request))
     # For a model without thresholding "auto" is none.
     threshold = r.threshold if denoiser.threshold or not isinstance(r.threshold, str) else None
     values = (
@@ -117,14 +138,16 @@ def prepare(function: str, denoiser: Denoiser, request: PlanRequest) -> Prepared
     try:
         constants = _constants(values)
     except TypeError:
-        return Prepared(resolve(function, denoiser, request))
+        return Prepared.of(denoiser, resolve(function, denoiser, request))
     steps = r.steps if isinstance(r.steps, (int, float, str)) else id(r.steps)
     kept = (r.steps, denoiser.schedule, denoiser.profile, _tuned(denoiser, r.steps))
     key = (
         *(steps, type(r.steps), constants, *knobs, denoiser.shape, denoiser.time),
         *map(id, kept[1:]),
     )
-    return _PREPARED.get(key, lambda: Prepared(resolve(function, denoiser, request), kept=kept))
+    return _PREPARED.get(
+        key, lambda: Prepared.of(denoiser, resolve(function, denoiser, request), kept)
+    )
 
 
 def _constants(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from fastsample._support.checks import check_bool, check_integer, warn_user
+from fastsample._support.checks import check_bool, check_integer, check_vector, on_host, warn_user
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.denoiser.fit import check_plan, check_variance
 from fastsample.denoiser.threshold import Threshold
 from fastsample.grids import makers
 from fastsample.grids.grid import Grid
-from fastsample.grids.registry import GRIDS, check_grid_name, maker_for, noisiest
+from fastsample.grids.registry import GRIDS, auto_name, check_grid_name, maker_for, noisiest
 from fastsample.plans.plan import Plan
 from fastsample.plans.rows import Clip
 from fastsample.samplers.registry import DEFAULT_METHOD, Method, check_method, method_for
@@ -24,13 +24,16 @@ from fastsample.sampling.guidance import Correction, interval_scales
 
 Steps: TypeAlias = int | Grid | Plan | Sequence[float]
 
+_DEFAULT_STEPS = 10
+_LISTS = ("variances", "noise_levels")  # knobs whose length is the number of steps
+
 
 @dataclass(frozen=True)
 class PlanRequest:
     """Holds the arguments of `sample` that determine the plan.
 
     Attributes:
-        steps: K, times, or a plan.
+        steps: K, times, or a plan; None is the length of a list among the knobs, else 10.
         method: a name of `samplers.registry`, or "auto".
         grid: a name of `grids.registry`, "auto" or "random".
         clip: range that x0 is clamped to, or "auto" for the model's.
@@ -47,7 +50,7 @@ class PlanRequest:
             samplers do (`Denoiser.last`), not on data.
     """
 
-    steps: Steps
+    steps: Steps | None
     method: str = "auto"
     grid: str = "auto"
     clip: Clip | Literal["auto"] = "auto"
@@ -60,6 +63,10 @@ class PlanRequest:
     default: str = DEFAULT_METHOD
     whole: bool = False
     models_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps is None and all(self.knobs.get(name) is None for name in _LISTS):
+            object.__setattr__(self, "steps", _DEFAULT_STEPS)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def resolve(function: str, denoiser: Denoiser, request: PlanRequest) -> Resolved
     steps, unless times, a grid, knobs, a clip, guidance or a threshold are requested; the one
     method that takes the knobs; `PlanRequest.default`. The grid "auto" is the best one for the
     model's profile (`Denoiser.with_profile`), or without a profile the method's own
-    (`samplers.registry.Method.grid`).
+    (`samplers.registry.Method.grid`; for variance-exploding schedules `grids.registry.auto_name`).
 
     Args:
         function: the caller's name, for messages.
@@ -252,8 +259,12 @@ def make_grid(
             return steps, "given"
         times: Any = steps
         if isinstance(steps, Tensor):
-            times = steps.detach().cpu().numpy()
-        made = Grid(times)
+            times = on_host(steps)
+        try:
+            made = Grid(times)
+        except ValueError:
+            _refuse_variances(function, times)
+            raise
         if _may_be_timesteps(steps, made, schedule.num_steps):
             warn_user(
                 f"{function}: steps must be times, from T = {schedule.num_steps} (noise) to 0 "
@@ -271,7 +282,7 @@ def make_grid(
             best = profile.best_grid(count, **objective)
         else:
             best = profile.sampling_grid(count, method.order)
-        default = "uniform" if method is None else method.grid
+        default = "uniform" if method is None else auto_name(schedule, method.grid)
         return (best, "auto") if best else (GRIDS[default](schedule, count), default)
     if grid != "random":
         family = "ddim" if method is None else method.family
@@ -282,6 +293,16 @@ def make_grid(
             "times"
         )
     return makers.random(noisiest(schedule), count, grid_seed), grid
+
+
+def _refuse_variances(function: str, steps: Any) -> None:
+    """Raise ValueError for a list of variances, cleanest first, as it stands in papers on audio."""
+    values = check_vector("Grid", "times", steps)
+    if len(values) > 1 and values[0] > 0.0 and values[-1] < 1.0 and np.all(np.diff(values) > 0.0):
+        raise ValueError(
+            f"{function}: steps must be falling times that end at 0 (data), got numbers that rise "
+            f"from {values[0]:g} to {values[-1]:g}; pass a list of variances as variances="
+        )
 
 
 def _may_be_timesteps(steps: Any, grid: Grid, num_steps: int | None) -> bool:

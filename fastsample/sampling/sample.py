@@ -18,7 +18,7 @@ from fastsample.schedules.schedule import NoiseSchedule
 
 def sample(
     model: Any,
-    steps: Steps = 10,
+    steps: Steps | None = None,
     *,
     num_samples: int | None = None,
     method: str = "auto",
@@ -64,7 +64,8 @@ def sample(
             network index t - 1; wrap it in a `Denoiser` for anything else).
         steps: the number K of network calls (grids of other libraries, see `grid`, may hold
             another number of times); or the times themselves (a `Grid`, or a list that ends at 0);
-            or a whole `Plan`, which goes without `method`, its knobs, `grid` and `clip`.
+            or a whole `Plan`, which goes without `method`, its knobs, `grid` and `clip`. None is
+            10, or with `variances` or `noise_levels` the length of that list.
         num_samples: number of samples B; None takes it from `start`, `noise`, `cond`,
             `sample_index` or `seed`, and is 1 without them.
         method: the sampler, one of `fastsample.samplers.registry.METHODS`. "auto" is the plan that
@@ -131,6 +132,10 @@ def sample(
         TypeError: an argument of the wrong type.
         ValueError: an argument out of range, shapes that do not fit, or a network that returns NaN
             or infinity (the message names the row and time).
+
+    Warns:
+        UserWarning: no `start`, and times that begin where samples are mostly data, such as those
+            of another schedule.
     """
     request = PlanRequest(
         steps,

@@ -44,7 +44,8 @@ class Sampler:
 
     Args:
         model: as for `sample`, like all the arguments that follow.
-        steps: number of network calls, times, or a plan.
+        steps: number of network calls, times, or a plan; None is 10, or the length of a list of
+            variances or noise levels.
         method: the sampler.
         grid: how the times are spread.
         grid_seed: seed of the times of ``grid="random"``.
@@ -77,7 +78,7 @@ class Sampler:
     def __init__(
         self,
         model: Any,
-        steps: Steps = 10,
+        steps: Steps | None = None,
         *,
         method: str = "auto",
         grid: str = "auto",
@@ -200,6 +201,9 @@ class Sampler:
             TypeError: an argument of the wrong type.
             ValueError: an argument out of range, shapes that do not fit, or a network that returns
                 NaN or infinity (the message names the row and time).
+
+        Warns:
+            UserWarning: no `start`, and a plan whose first node is far from noise.
         """
         name = self._name
         if callback is not None and not callable(callback):
@@ -207,6 +211,8 @@ class Sampler:
         check_bool(name, "return_states", return_states)
         prepared = self._prepared if stop is None else self._until(stop)
         plan, correct = prepared.resolved.plan, prepared.resolved.correct
+        if start is None:
+            self._prepared.warn_of_start(name)
         if start is None or (noise is None and prepared.is_stochastic):
             seed = as_seed(name, seed)
         elif isinstance(seed, torch.Generator):
@@ -373,9 +379,9 @@ class Sampler:
         return {**state, "resolved": self._prepared.resolved, "graph": self._graphs is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._prepared = Prepared(state.pop("resolved"))
-        graph = state.pop("graph")
+        resolved, graph = state.pop("resolved"), state.pop("graph")
         self.__dict__.update(state)
+        self._prepared = Prepared.of(self.denoiser, resolved)
         self._make_memory(graph)
 
     def _make_memory(self, graph: bool) -> None:

@@ -14,6 +14,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "from_alpha_bar": ("values",),
     "vdm": ("gamma_min", "gamma_max"),
     "flow": (),
+    "exploding": ("sigma_max",),
 }
 
 

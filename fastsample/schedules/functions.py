@@ -1,4 +1,4 @@
-"""Noise schedules from any functions of time: alpha(t) and sigma(t), or the log SNR alone."""
+"""Noise schedules that are not a curve of alpha_bar over [0, 1]: of any functions, or exploding."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from fastsample._support.checks import FloatArray, check_real
 Function: TypeAlias = Callable[[Any], Any]
 """A function of time, from a float64 array `(n,)` (or from a number) to values in float64."""
 
+MOST_SIGMA = 1e150  # the largest noise level of `ExplodingCurve`, whose square is finite
+
 _NAME = "NoiseSchedule.from_functions"
 _KNOTS = 1024  # The functions are checked at so many even times, and at a few near 0.
 _NEAR_ZERO = 1e-6  # "Just above 0" is this share of T.
@@ -26,7 +28,7 @@ _NO_SIGNAL = 1e-12  # alpha / sigma at T below which it is the rounding error of
 
 @dataclass(frozen=True)
 class FunctionCurve(ABC):
-    """A schedule whose levels are functions of the caller.
+    """A continuous schedule up to any time T.
 
     Attributes:
         end: the noisiest time T.
@@ -99,6 +101,27 @@ class LogSnrCurve(FunctionCurve):
         """Return the square roots of alpha_bar and of 1 - alpha_bar."""
         log = self.log_alpha_bar(t)
         return np.exp(0.5 * log), np.sqrt(np.abs(np.expm1(log)))
+
+
+@dataclass(frozen=True)
+class ExplodingCurve(FunctionCurve):
+    """The variance-exploding schedule alpha = 1, sigma = t, in closed form."""
+
+    def log_alpha_bar(self, t: FloatArray) -> FloatArray:
+        """Return ``-log(1 + t^2)``."""
+        return -np.log1p(t**2)
+
+    def levels(self, t: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return 1 and t."""
+        return np.ones_like(t), 1.0 * t  # a new array: that of the caller may be read-only
+
+    def time_at(self, log_alpha_bar: FloatArray) -> FloatArray:
+        """Return ``sqrt(1 / alpha_bar - 1)``."""
+        return np.sqrt(np.expm1(-log_alpha_bar))
+
+
+OWN_LEVELS = (LevelsCurve, ExplodingCurve)
+"""The curves of schedules whose alpha^2 + sigma^2 need not be 1, which know both themselves."""
 
 
 def function_curve(alpha: Any, sigma: Any, log_snr: Any, T: Any) -> FunctionCurve:

@@ -31,7 +31,14 @@ from fastsample.schedules.curves import (
     table_from_betas,
 )
 from fastsample.schedules.description import MOST_STEPS, check_description
-from fastsample.schedules.functions import Function, FunctionCurve, LevelsCurve, function_curve
+from fastsample.schedules.functions import (
+    MOST_SIGMA,
+    OWN_LEVELS,
+    ExplodingCurve,
+    Function,
+    FunctionCurve,
+    function_curve,
+)
 
 Argument: TypeAlias = int | float | tuple[float, ...] | Function
 
@@ -204,6 +211,24 @@ class NoiseSchedule:
         return cls("flow", (), FlowCurve())
 
     @classmethod
+    def exploding(cls, sigma_max: float = 80.0) -> NoiseSchedule:
+        """Make the schedule ``alpha(t) = 1``, ``sigma(t) = t`` with T = `sigma_max`.
+
+        It is that of EDM (Karras et al. 2022, arXiv:2206.00364), and of k-diffusion and ComfyUI:
+        time is the noise level, and the variance of x_t explodes. Samples start from noise of
+        deviation ``sqrt(1 + sigma_max^2)`` (`start_scale`).
+
+        Args:
+            sigma_max: the largest noise level, in (0, 1e150], so that its square is finite.
+        """
+        top = check_real("NoiseSchedule.exploding", "sigma_max", sigma_max)
+        if not 0.0 < top <= MOST_SIGMA:
+            raise ValueError(
+                f"NoiseSchedule.exploding: sigma_max must be in (0, {MOST_SIGMA:g}], got {top:g}"
+            )
+        return cls("exploding", (("sigma_max", top),), ExplodingCurve(top))
+
+    @classmethod
     def from_functions(
         cls,
         *,
@@ -214,8 +239,8 @@ class NoiseSchedule:
     ) -> NoiseSchedule:
         """Make a continuous schedule from any functions of time: alpha and sigma, or the log SNR.
 
-        ``from_functions(alpha=lambda t: 1.0, sigma=lambda t: t, T=80.0)`` is that of EDM (Karras et
-        al. 2022, arXiv:2206.00364). With `log_snr` the schedule is variance preserving: alpha^2 is
+        ``from_functions(alpha=lambda t: 1.0, sigma=lambda t: t, T=80.0)`` has the levels of
+        `exploding`. With `log_snr` the schedule is variance preserving: alpha^2 is
         the sigmoid of the log SNR and sigma^2 is 1 - alpha^2. At t = 0 exactly the schedule returns
         clean data, also where the functions stop short of it (as `vdm` does). Times are found from
         levels by bisection, to the rounding of the functions. Where alpha^2 + sigma^2 is not 1,
@@ -264,14 +289,14 @@ class NoiseSchedule:
     def alpha(self, t: npt.ArrayLike) -> FloatArray:
         """Return the signal level at t in [0, T], in the shape of t."""
         log = self._log_alpha_bar("alpha", t)
-        if isinstance(self._curve, LevelsCurve):
+        if isinstance(self._curve, OWN_LEVELS):
             return self._curve.levels(np.asarray(t, np.float64))[0][()]
         return 1.0 - np.asarray(t, np.float64) if self.kind == "flow" else np.exp(0.5 * log)
 
     def sigma(self, t: npt.ArrayLike) -> FloatArray:
         """Return the noise level at t in [0, T], in the shape of t."""
         log = self._log_alpha_bar("sigma", t)
-        if isinstance(self._curve, LevelsCurve):
+        if isinstance(self._curve, OWN_LEVELS):
             return self._curve.levels(np.asarray(t, np.float64))[1][()]
         return (
             1.0 * np.asarray(t, np.float64)
@@ -287,9 +312,10 @@ class NoiseSchedule:
         """Return the factor of the standard normal noise that stands for x_t without data.
 
         It is ``sqrt(alpha^2 + sigma^2)``, the deviation of x_t for data of variance 1, for
-        schedules of functions alpha and sigma, such as 80 for EDM, and 1 for all others.
+        `exploding` schedules, about 80 for EDM, and those of functions alpha and sigma, and 1 for
+        all others.
         """
-        if not isinstance(self._curve, LevelsCurve):
+        if not isinstance(self._curve, OWN_LEVELS):
             return 1.0
         return math.hypot(*(float(level) for level in self.levels(t)))
 
@@ -345,7 +371,7 @@ class NoiseSchedule:
         Raises:
             TypeError: a schedule of functions.
         """
-        if isinstance(self._curve, FunctionCurve):
+        if self.kind == "from_functions":
             raise TypeError(
                 "NoiseSchedule.to_dict: schedule must not be made of functions, which no file can "
                 f"hold, got {self!r}; save a plan without it: dataclasses.replace(plan, "

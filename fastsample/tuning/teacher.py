@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsample import ops
 from fastsample._support.checks import FloatArray
 from fastsample.grids.grid import Grid
+from fastsample.grids.scheduled import explodes, log_snr
 from fastsample.ops.draws import TUNE_DRAW
 from fastsample.plans.rows import clip_bounds
 from fastsample.samplers.dpm_solver import dpm_solver
@@ -28,12 +29,15 @@ _POWER = 1.5
 def teacher_times(schedule: NoiseSchedule, steps: int) -> FloatArray:
     """Return ascending times in (0, T], denser near the data.
 
-    They are integers, and may be fewer, for a schedule with integer steps.
+    They are integers, and may be fewer, for a schedule with integer steps. For a variance-exploding
+    one they are those of `grids.log_snr`.
 
     Args:
         schedule: the noise schedule.
         steps: number of times.
     """
+    if explodes(schedule):
+        return log_snr(schedule, steps).times[-2::-1]
     times = schedule.T * (np.arange(1, steps + 1) / steps) ** _POWER
     if schedule.num_steps is None:
         return times

@@ -118,7 +118,7 @@ def test_profile_of_the_digits(name, part, digits, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.* data must be on the decoder's bins:UserWarning")
-@pytest.mark.parametrize(("text", "width"), [("none", None), ("0.25", 0.25), (None, 2 / 255)])
+@pytest.mark.parametrize(("text", "width"), [("none", None), ("0.25", 0.25), (None, None)])
 def test_bin_widths_of_a_file(text, width, data, tmp_path):
     given = "" if text is None else f"--bin-width {text}"
     command = f"profile digits {{0}} --out {{1}} --times 2 --num 1 --trajectories 0 {given} --quiet"

@@ -87,7 +87,8 @@ def test_wrong_files_of_data(array, message, tmp_path, capsys):
             {"x0": torch.zeros(2, 1, 8, 8)},
             "must be a .pt file of numbers, got {0} (holds a dict, no",
         ),
-        (np.zeros(3), "must be a .pt file of numbers"),  # would need a pickle of any code
+        # An array would need a pickle of any code.
+        (np.zeros(3), "must be a .pt file of numbers, got {0}, which needs the code of numpy."),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "must be floats (N, *shape), got uint8"),
     ],
     ids=["text", "dict", "array", "bytes"],
@@ -99,6 +100,7 @@ def test_wrong_tensor_files(stored, message, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert message.format(path) in printed
     assert len(printed.splitlines()) == 1
+    assert "\x1b" not in printed
 
 
 def test_another_run_is_not_added_to_a_file(data, tmp_path, capsys):

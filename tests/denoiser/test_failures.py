@@ -192,3 +192,63 @@ def test_times_per_token_reach_the_network_in_their_shape():
         model(x, [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match=r"t must be in \(0, 1000\], got 0 to 3"):
         model(x, [[0, 2, 3], [1, 2, 3]])
+
+
+# ---- arguments that were not given
+
+
+class Labelled(nn.Module):
+    """As the UNetModel of guided-diffusion: labels have a default, which it refuses."""
+
+    def __init__(self, text="must specify y if and only if the model is class-conditional"):
+        super().__init__()
+        self.num_classes, self.text = 10, text
+
+    def forward(self, x, timesteps, y=None):
+        assert (y is not None) == (self.num_classes is not None), self.text
+        return 0.5 * x
+
+
+def needs_y(x, t, y, *, scale=1.0):
+    return 0.5 * x
+
+
+def asserts_y(x, t, y=None):
+    assert y is not None, "y must be given"
+    return 0.5 * x
+
+
+@pytest.mark.parametrize("network", [Labelled(), Labelled(""), needs_y, asserts_y])
+def test_labels_that_were_not_given(network):
+    model = denoiser(network, 6)
+    message = (
+        r"^Denoiser: cond must hold the network's argument 'y', got \[\]; pass "
+        r"cond=\{'y': \.\.\.\}, with one entry per sample$"
+    )
+    with pytest.raises(TypeError, match=message) as caught:
+        fs.sample(model, 3, num_samples=2)
+    assert isinstance(caught.value.__cause__, AssertionError | TypeError)
+    with pytest.raises(TypeError, match=message):
+        fs.profile(model, torch.zeros(2, 6), times=[500], trajectories=0, bin_width=None)
+    assert fs.sample(model, 3, cond={"y": torch.tensor([1, 2])}).shape == (2, 6)
+
+
+def test_labels_are_not_blamed_for_other_failures():
+    def fails(x, t, y=None):
+        assert x.shape[0] == 7, "seven samples"
+        return x
+
+    def breaks(x, t, y=None):
+        return x + "text"
+
+    unlabelled = Labelled()
+    unlabelled.num_classes = None
+    for network, cond, error, match in (
+        (fails, None, AssertionError, "seven samples"),
+        (breaks, None, TypeError, "unsupported operand|must be Tensor"),
+        (unlabelled, {"y": 1}, AssertionError, "must specify y"),
+        (needs_y, {"y": 1, "other": 2}, TypeError, "unexpected keyword argument 'other'"),
+    ):
+        with pytest.raises(error, match=match) as caught:
+            fs.sample(denoiser(network, 6), 3, cond=cond)
+        assert "in row 0 of 3" in notes(caught.value)

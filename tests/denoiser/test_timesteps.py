@@ -24,7 +24,7 @@ def told(plan, time, schedule=FLOW):
     """The timesteps that reach the network, and their dtype."""
     spy = Spy(lambda x, t: x)
     denoiser = fs.Denoiser(spy, schedule, (3,), prediction=plan.prediction, time=time)
-    fs.sample(denoiser, plan, num_samples=2)
+    fs.sample(denoiser, plan, start=torch.ones(2, 3))
     assert len({timestep.dtype for timestep in spy.told}) == 1
     return torch.stack(spy.told)[:, 0]
 
@@ -90,3 +90,26 @@ def test_an_unknown_name_is_refused_with_all_names():
     names = "'fraction', 'thousandths', 'whole_thousandths', 'reversed', 'log_snr'"
     with pytest.raises(ValueError, match=f"time must be one of .*{names}.*, got 'milliseconds'"):
         fs.Denoiser(lambda x, t: x, FLOW, (3,), time="milliseconds")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("time", "factor"), [("index", 1.0), ("rescaled", 0.25)])
+def test_times_below_the_first_step_are_told_as_it(time, factor):
+    """A network's indices begin at 0, that of time 1, as FastDPM's code and k-diffusion have it."""
+    schedule = fs.NoiseSchedule.linear(4000, 2.5e-5, 0.005)
+    times = [2.5, 1.0, 0.9999, 0.0047]
+    plan = fs.ddim(schedule, fs.Grid([*times, 0.0]))
+    assert told(plan, time, schedule).tolist() == [1.5 * factor, 0.0, 0.0, 0.0]
+    network = fs.Denoiser(lambda x, t: x, schedule, (3,), time=time)
+    assert network.network_times([0.5, 0.0]).tolist() == [0.0, 0.0]
+    assert network.network_times([3.0, 1.0]).tolist() == [2.0 * factor, 0.0]
+
+
+def test_sigmas_below_the_first_step():
+    """Stable Diffusion's first step has the sigma 0.029; the last one here is a tenth of that."""
+    schedule = fs.NoiseSchedule.scaled_linear()
+    grid = grids.from_sigmas(schedule, [14.6, 3.0, 0.5, 0.002, 0.0])
+    assert 0.0 < grid.times[3] < 0.01
+    got = told(fs.ddim(schedule, grid), "index", schedule)
+    assert got.dtype == torch.float32
+    assert got[3] == 0.0
+    np.testing.assert_allclose(got[:3], grid.times[:3] - 1.0, rtol=2**-24)

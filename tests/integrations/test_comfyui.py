@@ -382,6 +382,19 @@ def test_image_to_image_takes_the_end_of_a_longer_list(nodes):
     assert len(node.get_sigmas(patcher, "karras", 5, 0.0)[0]) == 0
 
 
+@pytest.mark.parametrize("spacing", ["uniform", "blended", "karras"])
+@pytest.mark.parametrize("denoise", [0.01, 0.02, 0.05])
+def test_little_noise_is_no_more_than_asked_for(nodes, spacing, denoise):
+    """A table of 1000 levels has only 10 in the last hundredth of its list."""
+    patcher = SimpleNamespace(get_model_object=lambda name: EpsSampling())
+    (sigmas,) = nodes.FastSampleSigmas().get_sigmas(patcher, spacing, 20, denoise)
+    assert len(sigmas) == 1 + min(20, round(1000 * denoise))
+    if spacing == "uniform":
+        alpha, sigma = LINEAR.levels(1000 * denoise)
+        assert float(sigmas[0]) == pytest.approx(float(sigma / alpha), rel=1e-3)
+    assert sigmas[-1] == 0.0
+
+
 def test_a_plan_from_a_file(nodes, tmp_path):
     plan = fs.unipc(LINEAR, fs.grids.uniform(1000, 5))
     path = save_plans(tmp_path / "plans.json", [plan])

@@ -110,6 +110,21 @@ def test_the_network_is_told_its_level():
     assert [float(t[0]) for t in net.told] == grid.times[:-1].astype(np.float32).tolist()
 
 
+def test_the_published_list_of_their_model_fits_it():
+    denoiser, plan = edm.denoiser(Precond()), fs.plans.load("gits-cifar10")
+    assert plan.schedule == denoiser.schedule == fs.NoiseSchedule.exploding(80.0)
+    x = fs.sample(denoiser, plan, num_samples=2, seed=0)
+    assert torch.equal(
+        x, fs.sample(denoiser, fs.Grid(plan.nodes), num_samples=2, seed=0, method="dpm++")
+    )
+    other = edm.denoiser(Precond(), sigma_max=90.0)
+    with pytest.raises(ValueError, match=r"load\(.gits-cifar10., schedule=denoiser.schedule\)"):
+        fs.sample(other, plan)
+    fitting = fs.plans.load("gits-cifar10", schedule=other.schedule)
+    assert np.array_equal(fitting.nodes, plan.nodes)
+    fs.sample(other, fitting, num_samples=2, seed=0)
+
+
 def test_tuning_takes_it():
     plan = fs.tune(edm.denoiser(Precond(), sigma_max=20.0), 2, samples=16)
     assert plan.calls == 2
@@ -121,8 +136,22 @@ def test_tuning_takes_it():
         "not callable": (lambda: edm.denoiser(3), TypeError, "net must be callable, got int"),
         "no shape": (lambda: edm.denoiser(lambda x, s: x), ValueError, "shape must be given for"),
         "level": (lambda: edm.denoiser(Precond(), sigma_max="80"), TypeError, "sigma_max must be"),
-        "negative": (lambda: edm.denoiser(Precond(), sigma_max=-1.0), ValueError, "positive"),
-        "steps": (lambda: edm.grid(Precond(), 0), ValueError, "steps must be at least 1"),
+        "negative": (
+            lambda: edm.denoiser(Precond(), sigma_max=-1.0),
+            ValueError,
+            "^edm.denoiser: sigma_max must be positive",
+        ),
+        "steps": (
+            lambda: edm.grid(Precond(), 0),
+            ValueError,
+            "^edm.grid: steps must be at least 1",
+        ),
+        "net first": (
+            lambda: edm.grid(18, Precond()),
+            TypeError,
+            "^edm.grid: steps must be an integer, got Precond",
+        ),
+        "rho": (lambda: edm.grid(Precond(), 3, rho="x"), TypeError, "^edm.grid: rho must be"),
         "order": (
             lambda: edm.grid(Precond(), 3, sigma_min=90.0),
             ValueError,

@@ -15,6 +15,7 @@ import fastsample as fs
 from fastsample.integrations import k_diffusion
 from fastsample.integrations.k_diffusion.convert import for_x0_models
 from fastsample.plans.plan import COLUMNS
+from fastsample.samplers.ddim import ddim_inversion
 from tests.helpers.networks import LINEAR, halve
 from tests.helpers.refusals import check_refusal, refusals
 
@@ -148,6 +149,27 @@ def test_single_precision_differs_by_its_rounding(name):
     theirs = loop(x.double(), sigmas.double().tolist())
     assert ours.dtype == torch.float32
     assert (ours - theirs).abs().max() < 8 * 2**-24 * x.abs().max()
+
+
+@pytest.mark.parametrize("source", ["ddim", fs.ddim(LINEAR, fs.Grid([900.0, 0.0]))])
+@pytest.mark.parametrize("levels", [[1.0], [0.0], [14.6, 14.6]])
+def test_a_list_without_a_step_returns_its_samples(source, levels):
+    """A list that ComfyUI splits at its first or last level leaves one level."""
+
+    def never(x, sigma):
+        raise AssertionError
+
+    x = start([1.0])
+    assert torch.equal(k_diffusion.sampler(source)(never, x, torch.tensor(levels)), x)
+
+
+@pytest.mark.parametrize("split", range(9))
+def test_two_parts_of_any_split_are_the_whole(split):
+    sigmas = LISTS["whole"]
+    sample, x = k_diffusion.sampler("ddim"), start(sigmas)
+    middle = sample(model, x, sigmas[: split + 1])
+    whole = sample(model, x, sigmas)
+    assert torch.allclose(sample(model, middle, sigmas[split:]), whole, atol=1e-12)
 
 
 def test_two_parts_of_a_run_are_the_whole():
@@ -425,6 +447,38 @@ def test_sigmas_leave_out_returns_to_noise():
     assert torch.equal(k_diffusion.sigmas(plan), k_diffusion.sigmas(grid, LINEAR))
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        LINEAR,
+        fs.NoiseSchedule.flow(),
+        fs.NoiseSchedule.exploding(),
+        fs.NoiseSchedule.from_functions(alpha=lambda t: 1 - t**2, sigma=lambda t: t**2),
+    ],
+    ids=["linear", "flow", "exploding", "flow of functions"],
+)
+def test_a_plan_has_one_list(schedule):
+    plan = fs.ddim(schedule, fs.Grid(schedule.T * np.array([0.9, 0.4, 0.1, 0.0])))
+    assert torch.equal(k_diffusion.sigmas(plan), torch.tensor(plan.to_sigmas()).float())
+    assert torch.equal(k_diffusion.sigmas(plan), k_diffusion.sigmas(fs.Grid(plan.nodes), schedule))
+    back = fs.grids.from_sigmas(schedule, plan.to_sigmas())
+    assert np.allclose(back.times, plan.nodes, rtol=1e-9)
+
+
+def test_plans_and_profiles_of_their_models_can_be_saved(tmp_path):
+    denoiser = k_diffusion.denoiser(model, SHAPE, sigma_max=80.0)
+    plan = fs.Sampler(denoiser, 4).plan
+    path = fs.save_plans(tmp_path / "plans.json", [plan])
+    assert fs.load_plans(path) == {4: plan}
+    assert fs.load_plans(path)[4].schedule == denoiser.schedule
+    data = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    file = tmp_path / "profile.safetensors"
+    profile = fs.profile(denoiser, data, bin_width=None, times=[1.0, 9.0, 80.0], save=file)
+    assert fs.Profile.load(file).schedule == denoiser.schedule
+    assert denoiser.with_profile(fs.Profile.load(file)).profile is not None
+    assert profile.schedule == denoiser.schedule
+
+
 def test_schedule_reads_a_table():
     alpha, sigma = LINEAR.levels(np.arange(1, 1001))
 
@@ -574,11 +628,19 @@ NAN = float("nan")
     run={
         "rising": (run([1.0, 2.0, 0.0]), ValueError, "must fall from noise to data, got 1 then 2"),
         "NaN": (run([1.0, NAN, 0.0]), ValueError, "sigmas must be finite, got nan"),
-        "single": (run([1.0]), ValueError, "at least 2 different levels, got"),
-        "equal": (run([1.0, 1.0]), ValueError, "at least 2 different levels, got"),
+        "empty": (
+            lambda: k_diffusion.sampler("ddim")(model, start([1.0]), []),
+            ValueError,
+            "sigmas",
+        ),
+        "order": (
+            run(LISTS["whole"][:5], source="unipc", order=9),
+            ValueError,
+            r"order must be in \[1, 2\], got 9",
+        ),
         "negative": (run([1.0, -1.0]), ValueError, "must not be negative"),
         "matrix": (run(torch.ones(2, 2)), ValueError, "must be a vector"),
-        "huge": (run([1e6, 1.0]), ValueError, "sigmas must be at most 40000"),
+        "huge": (run([1e200, 1.0]), ValueError, r"sigmas must be at most 1e\+150"),
         "above the model's": (
             run([120.0, 190.0, 0.0][1:], Discrete()),
             ValueError,
@@ -604,7 +666,7 @@ NAN = float("nan")
         "no range": (
             lambda: k_diffusion.denoiser(model, SHAPE),
             ValueError,
-            "sigma_max must be given for function",
+            "sigma_max must be given for function, which has no finite one of its own, got None",
         ),
         "above its own": (
             lambda: k_diffusion.denoiser(Discrete(), SHAPE, sigma_max=1e4),
@@ -621,6 +683,11 @@ NAN = float("nan")
     },
     lists={
         "neither": (lambda: k_diffusion.sigmas([1.0]), TypeError, "source must be a Plan or"),
+        "inverts": (
+            lambda: k_diffusion.sigmas(ddim_inversion(LINEAR, GRID)),
+            ValueError,
+            "source must run from noise to data",
+        ),
         "no schedule": (lambda: k_diffusion.sigmas(GRID), TypeError, "schedule must be"),
         "two schedules": (lambda: k_diffusion.sigmas(VP_PLAN, LINEAR), ValueError, "left out"),
         "no signal": (

@@ -221,7 +221,12 @@ NET = TinyNet()
             {"project": "glide"},
         ),
         (ValueError, r"got 'number_of_heads'", {"number_of_heads": 3}),
-        (ValueError, r"grid\('250'\)", {"timestep_respacing": "250"}),
+        (ValueError, r"grid\('250'\)\)$", {"timestep_respacing": "250"}),
+        (
+            ValueError,
+            r"grid\('250', diffusion_steps=4000\)\)$",
+            {"timestep_respacing": "250", "diffusion_steps": 4000},
+        ),
         (
             ValueError,
             'noise_schedule must be "linear" or "cosine", got \'sqrt\'',

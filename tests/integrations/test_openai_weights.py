@@ -96,6 +96,40 @@ def test_damaged_files(path, content):
         openai.load_weights(TinyNet(), path)
 
 
+def told(path):
+    """The message about a file, without its name; the whole error is ours."""
+    with pytest.raises(ValueError, match="path must be a checkpoint of tensors alone") as caught:
+        openai.load_weights(TinyNet(), path)
+    assert caught.value.__suppress_context__
+    message = str(caught.value)
+    assert message.isprintable()
+    return message.split(f"got {str(path)!r}, ")[1]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickled_network(path, zipped):
+    torch.save(changed(), path, _use_new_zipfile_serialization=zipped)
+    assert told(path) == (
+        f"which needs the code of {TinyNet.__module__}.TinyNet; save network.state_dict() alone"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"hello\nworld", "which is no file of torch.save"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "which is no file of torch.save"),
+        (b"<html>", "which is no file of torch.save"),
+        (b"", "which is empty"),
+        (b"PK\x03\x04 cut", "which is damaged, or no file of torch.save"),
+        (b"\x80\x02}q\x00", "which is damaged, or no file of torch.save"),
+    ],
+)
+def test_what_is_wrong_with_a_file(path, content, fault):
+    path.write_bytes(content)
+    assert told(path) == f"{fault}; save network.state_dict() alone"
+
+
 def test_a_cut_file(path):
     torch.save(changed().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-200])

@@ -325,10 +325,11 @@ def test_plans_of_other_networks():
     refuse("plan must be a readable file", make("no/such/file.json"))
     refuse("plan must be one for each number of steps", make([fs.ddim(SCHEDULE, grid)] * 2))
     refuse("plan must be a Plan", make([3]), TypeError)
-    guided = FastSampleScheduler.from_scheduler(
-        theirs, plan=fs.ddim(SCHEDULE, grid).with_guidance(3.0)
-    )
-    refuse("plan must not be guided", lambda: guided.set_timesteps(4))
+    guided = fs.ddim(SCHEDULE, grid).with_guidance(3.0)
+    refuse("plan must not be guided", make(guided))
+    refuse("plans must be passed as plan=", make(None, plans=[guided]), TypeError)
+    made = FastSampleScheduler.from_scheduler(theirs, plan=fs.ddim(SCHEDULE, grid))
+    refuse("set_timesteps must be called before", lambda: made.step(SAMPLE, 500, SAMPLE))
 
 
 @pytest.mark.parametrize(
@@ -344,6 +345,7 @@ def test_plans_of_other_networks():
         ({"sigmas": [1.0, 2.0]}, "sigmas must fall"),
         ({"sigmas": [1e4, 1.0]}, "sigmas must be at most"),
         ({"sigmas": [1.0], "timesteps": [3]}, "timesteps and sigmas must not be given together"),
+        ({"num_inference_steps": 5, "timesteps": [9, 3]}, "num_inference_steps must be left out"),
     ],
 )
 def test_lists_are_checked(request_, message):
@@ -393,3 +395,100 @@ def test_the_config_is_json():
         diffusers.DDIMScheduler(), plan=fs.ddim(SCHEDULE, fs.grids.uniform(1000, 3)), seed=2
     )
     assert json.loads(scheduler.to_json_string())["_fastsample"]["seed"] == 2
+
+
+# ---- what is not in the config
+
+
+class Subclass(diffusers.DDIMScheduler):
+    """A scheduler of a user's own."""
+
+
+class DDIMScheduler(diffusers.DDIMScheduler):
+    """Another one, which has the name of its base."""
+
+
+@pytest.mark.parametrize("kind", [Subclass, DDIMScheduler], ids=["other name", "same name"])
+def test_subclasses_serve_with_methods_of_this_package_only(kind):
+    refuse('method must not be "auto" with', lambda: FastSampleScheduler.from_scheduler(kind()))
+    made = FastSampleScheduler.from_scheduler(kind(), method="dpm++")
+    made.set_timesteps(4)
+    assert made.config["clip_sample"]
+
+
+def test_schedulers_that_were_changed_are_refused():
+    flow = source("FlowMatchEulerDiscreteScheduler")
+    flow.set_shift(5.0)
+    refuse("got another shift", lambda: FastSampleScheduler.from_scheduler(flow))
+    theirs = diffusers.DDIMScheduler()
+    theirs.alphas_cumprod = theirs.alphas_cumprod**2
+    refuse("got another alphas_cumprod", lambda: FastSampleScheduler.from_scheduler(theirs))
+
+
+def test_configs_of_two_classes_are_refused():
+    config = source("CogVideoXDPMScheduler").config
+    refuse("config must tell its class", lambda: FastSampleScheduler.from_config(config))
+    FastSampleScheduler.from_config(config, method="dpm++").set_timesteps(4)
+
+
+def test_knobs_and_typos_of_from_config():
+    config = diffusers.DDIMScheduler().config
+    made = FastSampleScheduler.from_config(config, method="dpm++", order=3)
+    assert made.config["_fastsample"]["knobs"] == {"order": 3}
+    again = FastSampleScheduler.from_config(made.config, method="ddim")
+    assert again.config["_fastsample"]["knobs"] == {}
+    refuse("metod must be", lambda: FastSampleScheduler.from_config(config, metod="x"), TypeError)
+
+
+def test_numbers_of_numpy():
+    made = FastSampleScheduler.from_scheduler(
+        diffusers.DDIMScheduler(), method="dpm++", order=np.int64(3)
+    )
+    assert json.loads(made.to_json_string())["_fastsample"]["knobs"] == {"order": 3}
+
+
+@pytest.mark.parametrize("method", ["auto", "dpm++", "ancestral", "fastsample", "restart"])
+def test_grids_of_both_kinds(method):
+    theirs = source("DDIMScheduler")
+    knobs = {"intervals": ((100.0, 500.0, 1, 2),)} if method == "restart" else {}
+    own = FastSampleScheduler.from_scheduler(theirs, method=method, grid="karras", **knobs)
+    own.set_timesteps(5)
+    karras = fs.grids.karras(SCHEDULE, 5).times[:-1] - 1
+    assert own.timesteps[:2].tolist() == pytest.approx(karras[:2].tolist())
+    same = FastSampleScheduler.from_scheduler(theirs, method=method, grid="source", **knobs)
+    same.set_timesteps(5)
+    theirs.set_timesteps(5)
+    assert same.timesteps[:2].tolist() == theirs.timesteps[:2].tolist()
+
+
+def test_lists_of_sources_that_cannot_be_stepped_through():
+    heun = FastSampleScheduler.from_scheduler
+    refuse(
+        "must fall from step to step",
+        lambda: heun(source("FlowMatchHeunDiscreteScheduler"), method="fastsample"),
+    )
+    flow = source("FlowMatchEulerDiscreteScheduler", shift_terminal=0.1)
+    made = FastSampleScheduler.from_scheduler(flow)
+    refuse("must be finite", lambda: made.set_timesteps(1))
+    refuse("schedule must have whole steps", lambda: heun(flow, method="fastdpm"))
+    refuse("schedule must have whole steps", lambda: heun(flow, method="ddim", grid="leading"))
+
+
+def test_mu_beside_timesteps():
+    theirs = source("FlowMatchEulerDiscreteScheduler", use_dynamic_shifting=True)
+    made = FastSampleScheduler.from_scheduler(theirs)
+    given = {"timesteps": [1000.0, 500.0], "mu": 0.7}
+    for scheduler in (theirs, made):
+        scheduler.set_timesteps(**given)
+    assert torch.equal(made.timesteps, theirs.timesteps)
+    assert torch.allclose(made.sigmas, theirs.sigmas)
+
+
+def test_a_network_under_its_new_scheduler():
+    """`denoiser(pipe)` after the pipeline's scheduler was replaced."""
+    from tests.helpers.diffusers_networks import flux
+
+    flow = source("FlowMatchEulerDiscreteScheduler", shift=3.0)
+    made = FastSampleScheduler.from_scheduler(flow)
+    model = fs.integrations.diffusers.denoiser(flux(), made, shape=(16, 4))
+    assert model.prediction == "flow"

@@ -289,3 +289,123 @@ def test_length_and_indices():
     scheduler.set_begin_index(0)
     scheduler.step(START, scheduler.timesteps[0], START)
     assert (scheduler.begin_index, scheduler.step_index) == (0, 1)
+
+
+@pytest.mark.parametrize("seed", [[1, 2], [1], [1, 2, 3, 4]])
+def test_seeds_are_one_or_one_per_sample(seed):
+    scheduler = made("DDPMScheduler", seed=seed)
+    scheduler.set_timesteps(4)
+    x = torch.zeros(3, 3, 4, 4)
+    with pytest.raises(ValueError, match=f"one per sample, got {len(seed)} for 3 samples"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+
+
+def test_a_thread_may_step_through_what_another_one_asked_for():
+    scheduler = made("DPMSolverMultistepScheduler")
+    expected = run(scheduler, START, 6)
+    results: list[torch.Tensor] = []
+    thread = threading.Thread(target=lambda: results.append(run(scheduler, START)))
+    thread.start()
+    thread.join()
+    assert torch.equal(results[0], expected)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
+def test_copies_have_the_same_timesteps(copied):
+    scheduler = made("UniPCMultistepScheduler")
+    scheduler.set_timesteps(6)
+    other = copied(scheduler)
+    assert torch.equal(other.timesteps, scheduler.timesteps)
+    assert torch.equal(run(other, START), run(scheduler, START))
+
+
+@pytest.mark.slow
+def test_a_compiled_step_must_know_where_it_begins():
+    scheduler = made()
+    scheduler.set_timesteps(4)
+    t = scheduler.timesteps[1]
+
+    def step(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return scheduler.step(x, t, x, return_dict=False)[0]
+
+    with pytest.raises(Exception, match="set_begin_index"):
+        torch.compile(step, backend="eager", fullgraph=True)(t, START)
+    torch._dynamo.reset()
+    # Without fullgraph=True the step runs as it is, which looks the timestep up.
+    assert torch.equal(torch.compile(step, backend="eager")(t, START), step(t, START))
+
+
+def test_the_estimate_of_changed_samples_is_refused():
+    scheduler = made()
+    scheduler.set_timesteps(4)
+    x = START.clone()
+    result = scheduler.step(torch.tanh(x), scheduler.timesteps[0], x)
+    x.copy_(result.prev_sample)
+    with pytest.raises(RuntimeError, match="must be as they were in the step"):
+        result.pred_original_sample  # noqa: B018
+
+
+def test_writing_to_the_sigmas_is_refused():
+    scheduler = made("EulerDiscreteScheduler")
+    scheduler.set_timesteps(4)
+    scheduler.sigmas[-1] = scheduler.sigmas[-2]
+    with pytest.raises(ValueError, match="sigmas of the scheduler must not be written to"):
+        scheduler.step(START, scheduler.timesteps[0], START)
+
+
+def test_timesteps_that_a_pipeline_puts_in_their_place():
+    scheduler = made("DPMSolverMultistepScheduler", {"use_karras_sigmas": True})
+    expected = run(scheduler, START, 6)
+    scheduler.timesteps = scheduler.timesteps.to(torch.float64)
+    assert torch.equal(run(scheduler, START), expected)
+    scheduler.timesteps = scheduler.timesteps.to(torch.bfloat16)  # 999 becomes 1000
+    assert torch.equal(run(scheduler, START), expected)
+    scheduler.set_timesteps(6)
+    assert scheduler.timesteps.dtype == torch.int64
+
+
+@pytest.mark.parametrize("begin", [10, 16, 18])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"solver_order": 3},
+        {"final_sigmas_type": "sigma_min"},
+        {"solver_order": 3, "use_karras_sigmas": True},
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+    ],
+    ids=lambda c: "-".join(c),
+)
+def test_the_end_of_a_long_run_does_not_depend_on_its_beginning(config, begin):
+    """Its last rows are of lower order only if the whole run is short."""
+    theirs = diffusers.DPMSolverMultistepScheduler(**config)
+    ours = made("DPMSolverMultistepScheduler", config)
+    results = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(20)
+        scheduler.set_begin_index(begin)
+        x = START
+        for t in scheduler.timesteps[begin:]:
+            x = scheduler.step(torch.tanh(x), t, x).prev_sample
+        results.append(x)
+    assert (results[0] - results[1]).abs().max() <= 1e-5 * results[0].abs().max()
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+def test_as_many_steps_as_were_trained(name):
+    scheduler = made(name, {"num_train_timesteps": 100})
+    assert torch.isfinite(run(scheduler, START, 100)).all()
+
+
+def test_compat_of_cogvideox():
+    config = {"timestep_spacing": "trailing", "clip_sample": False}
+    theirs = diffusers.CogVideoXDDIMScheduler(**config)
+    ours = made("CogVideoXDDIMScheduler", config, compat="diffusers")
+    expected, result = run(theirs, START, 7), run(ours, START, 7)
+    assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_samples_that_are_no_floating_tensors():
+    scheduler = made()
+    scheduler.set_timesteps(4)
+    with pytest.raises(TypeError, match="sample must be a floating tensor"):
+        scheduler.step(START.long(), scheduler.timesteps[0], START.long())

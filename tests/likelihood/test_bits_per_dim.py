@@ -113,7 +113,12 @@ def test_the_digits_model_is_near_what_its_training_reported():
         "one step": (
             lambda: bits_per_dim(denoiser(halve, 3), levels(4), 1),
             ValueError,
-            "a single step needs decoder_variance",
+            "^bits_per_dim: steps must be at least 2, got 1; a single step needs decoder_variance",
+        ),
+        "decoder": (
+            lambda: bits_per_dim(denoiser(halve, 3), levels(4), 4, decoder_variance=0.0),
+            ValueError,
+            "^bits_per_dim: decoder_variance must be positive, got 0",
         ),
         "continuous": (
             lambda: bits_per_dim(

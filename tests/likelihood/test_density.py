@@ -93,6 +93,52 @@ def test_the_measured_bound_is_above_the_entropy(deviation):
     assert entropy < table.nats_per_dim(grid) < entropy + 0.05
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        fs.NoiseSchedule.exploding(80.0),
+        fs.NoiseSchedule.exploding(5.0),
+        fs.NoiseSchedule.from_functions(alpha=lambda t: 1.0, sigma=lambda t: t, T=80.0),
+        fs.NoiseSchedule.from_functions(alpha=lambda t: 1.0, sigma=lambda t: 0.002 * 4e4**t),
+        fs.NoiseSchedule.vdm(-14.0, 8.0),
+        fs.NoiseSchedule.flow(),
+    ],
+    ids=["80", "5", "functions", "geometric", "vdm", "flow"],
+)
+def test_the_bound_does_not_depend_on_the_scale_of_the_process(schedule):
+    """Normal data of deviation 0.5, whose best x0 is exact; x_T is 0.25 alpha^2 + sigma^2 wide."""
+    std, steps = 0.5, 400
+    entropy = 0.5 * math.log(2.0 * math.pi * math.e * std**2)
+
+    def network(x, t):
+        alpha, sigma = (torch.as_tensor(level)[:, None] for level in schedule.levels(t.numpy()))
+        return (x * alpha * std**2 / (alpha**2 * std**2 + sigma**2)).to(x.dtype)
+
+    denoiser = fs.Denoiser(network, schedule, (4,), prediction="x0", time=lambda t: 1.0 * t)
+    x0 = std * torch.randn(600, 4, generator=torch.Generator().manual_seed(1))
+    start, (alpha, sigma) = schedule.start_scale(schedule.T), schedule.levels(schedule.T)
+    energy = float(x0.double().square().mean())
+    # KL of N(alpha x0, sigma^2) from the noise that sampling starts from, N(0, start^2).
+    want = 0.5 * ((alpha**2 * energy + sigma**2) / start**2 - 1) - math.log(sigma / start)
+    high, low = float(schedule.log_snr(schedule.T)), 6.0
+    if not math.isfinite(high):
+        high = -12.0
+    inner = schedule.time_at_log_snr(np.linspace(high, low, steps))
+    inner = inner if inner[0] < schedule.T else inner[1:]
+    grid = fs.Grid([schedule.T, *inner, 0.0])
+    alpha_last, sigma_last = (float(level) for level in schedule.levels(grid.times[-2]))
+    decoder = 1 / (1 / std**2 + (alpha_last / sigma_last) ** 2)
+    found = fs.bits_per_dim(denoiser, x0, grid, bin_width=None, decoder_variance=decoder)
+    assert found.prior == pytest.approx(want, rel=1e-6, abs=1e-9)
+    # 400 steps of about 0.05 in log SNR lose less than 0.02 nats, and the mean of 2400 numbers has
+    # a standard error of 0.015.
+    assert abs(found.total - entropy) < 0.02 + 5.0 * found.standard_error
+    profile = fs.profile(denoiser, x0, bin_width=None, times=np.sort(grid.times[:-1]))
+    table = profile.costs("elbo")
+    assert table.prior / 4 == pytest.approx(want, rel=1e-6, abs=1e-9)
+    assert abs(table.nats_per_dim(table.best_grid(steps)) - entropy) < 0.1
+
+
 def test_small_bins_are_the_density_times_their_width():
     """A probability of narrow bins in [-1, 1], whose decoder is wide, is a density times 2/255."""
     x0 = (torch.rand(50, 4, generator=torch.Generator().manual_seed(0)) * 240 + 8).round()

@@ -84,7 +84,8 @@ def test_mse_is_the_paper_s(measured):
 # ---- bins, or none: by the set of the data alone ----
 
 INSIDE, OUTSIDE = levels(6, 3), levels(6, 3, seed=1)
-OUTSIDE[4, 1] = 1.01
+BETWEEN = OUTSIDE.clone()
+OUTSIDE[4, 1], BETWEEN[4, 1] = 1.01, 0.3
 PARTS = {"inside": INSIDE, "outside": OUTSIDE, "more": levels(5, 3, seed=2)}
 
 
@@ -92,12 +93,14 @@ def measure(data, network=halve, **options):
     return fs.profile(denoiser(network, 3), data, **{"times": TIMES, "trajectories": 4, **options})
 
 
+@pytest.mark.parametrize("value", ["out of range", "between levels"])
 @pytest.mark.parametrize("order", list(itertools.permutations(PARTS)), ids="-".join)
-def test_the_order_of_the_batches_does_not_matter(order):
-    """One value out of [-1, 1] is enough, in whatever batch it comes."""
-    data = torch.cat([PARTS[name] for name in order])
+def test_the_order_of_the_batches_does_not_matter(order, value):
+    """One value on no level of 8-bit data is enough, in whatever batch it comes."""
+    parts = PARTS if value == "out of range" else {**PARTS, "outside": BETWEEN}
+    data = torch.cat([parts[name] for name in order])
     expected = measure(data, bin_width=None)
-    for given, size in ((data, 256), (data, 1), (iter([PARTS[name] for name in order]), 1)):
+    for given, size in ((data, 256), (data, 1), (iter([parts[name] for name in order]), 1)):
         found = measure(given, batch_size=size)
         assert not found.has_bins
         assert_same(found, expected)
@@ -109,7 +112,33 @@ def test_data_on_bins_keep_them():
     assert_same(found, measure(torch.cat([INSIDE, PARTS["more"]]), bin_width=2 / 255))
 
 
+BYTES = torch.arange(256).repeat(2)[:510].reshape(-1, 3)  # every level
+ROUNDED = {
+    "float32": BYTES / 127.5 - 1.0,
+    "float64": BYTES.double() / 255.0 * 2.0 - 1.0,
+    "normalised": (BYTES / 255.0 - 0.5) / 0.5,
+    "cast to float16": (BYTES / 127.5 - 1.0).half(),
+    "float16": BYTES.half() / 127.5 - 1.0,
+    "float16 normalised": (BYTES.half() / 255.0 - 0.5) / 0.5,
+    "bfloat16": (BYTES / 127.5 - 1.0).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_levels_are_known_in_every_dtype(kind):
+    assert measure(ROUNDED[kind]).settings.bin_width == 2 / 255
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_real_numbers_within_the_range_have_no_bins(dtype):
+    """bfloat16 cannot tell: near 1 its numbers are half a level apart."""
+    generator = torch.Generator().manual_seed(0)
+    data = (0.3 * torch.randn(64, 3, generator=generator)).clamp(-1, 1).to(dtype)
+    assert measure(data).has_bins == (dtype == torch.bfloat16)
+
+
 def test_a_width_that_was_asked_for_is_never_dropped():
+    assert measure(iter([INSIDE, BETWEEN]), bin_width=2 / 255).settings.bin_width == 2 / 255
     with pytest.raises(ValueError, match=r"data must be in \[-1, 1\].*got -.* to 1\.01; latents"):
         measure(iter([INSIDE, OUTSIDE]), bin_width=2 / 255)
 

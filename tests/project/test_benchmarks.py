@@ -68,3 +68,22 @@ def test_cuda_kernels_keep_everything_in_registers(arch, monkeypatch, capsys):
     printed = capsys.readouterr().out
     # 32 step kernels and 4 for channels_last, 12 for the backward pass, 12 for noise.
     assert len(printed.splitlines()) == 1 + 36 + 12 + 12
+
+
+@diffusers_warns
+def test_bench_scheduler_measures_every_source(capsys):
+    pytest.importorskip("diffusers")
+    from benchmarks import bench_scheduler
+
+    results = bench_scheduler.run(torch.device("cpu"), [(1, 4, 2, 2)], seconds=0.0)
+    assert [r["source"] for r in results] == list(bench_scheduler.SOURCES)
+    assert capsys.readouterr().out.count("ratio") == len(results)
+
+
+@pytest.mark.slow
+def test_bench_exploding_measures_every_list():
+    from benchmarks import bench_exploding
+
+    table = bench_exploding.ratios(bench_exploding.run(["8 modes in 2-D"], (80.0,)))
+    assert list(table) == list(bench_exploding.METHODS)
+    assert all(list(row) == list(bench_exploding.LISTS) for row in table.values())

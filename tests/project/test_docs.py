@@ -184,6 +184,7 @@ def test_there_are_tables_to_check():
         "profile-cpu.json",
         "profile-cuda.json",
         "scheduler-cpu.json",
+        "exploding.json",
     }
     for page in PAGES:  # a marker that is spelt otherwise would not be compared
         assert text_of(page).count("<!-- from ") == sum(page == other for other, *_ in COPIED)
@@ -311,6 +312,20 @@ def schedulers(result: dict[str, Any]) -> str:
     return markdown("replaced, samples, diffusers, here, faster, over `torch.add`", rows)
 
 
+def exploding(result: dict[str, Any]) -> str:
+    """The table of lists of times for variance-exploding models."""
+    names = {"ddim": "DDIM", "unipc": "UniPC", "dpm++": "DPM-Solver++"}
+    rows = [
+        [
+            names.get(method, method),
+            *(f"{cell['ratio']:.2f} ({cell['better']})" for cell in cells.values()),
+        ]
+        for method, cells in result["table"].items()
+    ]
+    head = 'method, `"uniform"`, `"blended"`, `"karras"` to 0.02, `edm.grid` to 0.002'
+    return markdown(head, rows)
+
+
 MAKERS = {
     "step-cpu-float32.json": steps,
     "step-cuda-bfloat16.json": steps,
@@ -319,6 +334,7 @@ MAKERS = {
     "profile-cpu.json": profiles,
     "profile-cuda.json": profiles,
     "scheduler-cpu.json": schedulers,
+    "exploding.json": exploding,
 }
 
 

@@ -126,7 +126,8 @@ BAD = {
     "continuous": (
         refuse(NoiseSchedule.vdm()),
         ValueError,
-        r"^fastdpm: schedule must have whole steps, got NoiseSchedule\.vdm\(.*\); try ddim$",
+        r"^fastdpm: schedule must have whole steps, got NoiseSchedule\.vdm\(.*\); "
+        'take method="ddim" on real times instead$',
     ),
     "schedule": (refuse("linear"), TypeError, "^fastdpm: schedule must be a NoiseSchedule, got 'l"),
     "approximation": (

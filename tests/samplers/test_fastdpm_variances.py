@@ -192,8 +192,6 @@ def test_lists_around_the_ends_of_the_schedule():
         plan = fastdpm(T50, variances=[0.2, 0.875])
     assert plan.nodes[0] == 50.0
     assert plan.alphas[0] ** 2 == pytest.approx(float(T50.alpha_bar(50)), rel=1e-12)
-    with pytest.warns(UserWarning, match=r"variances should begin .* fall from 0\.5 to 0\.1; pass"):
-        fastdpm(T50, variances=[0.5, 0.1])
 
 
 def test_last_and_clip_with_a_list():
@@ -201,6 +199,25 @@ def test_last_and_clip_with_a_list():
     assert whole.column("hi").tolist() == [1.0] * 6
     first = fastdpm(T50, variances=DIFFWAVE, clip=1.0, last="first")
     assert first == whole.until(1.0)
+
+
+def test_the_number_of_steps_of_sample_is_the_length_of_the_list():
+    model = fs.Denoiser(network, T50, (4,))
+    for values in (DIFFWAVE, tuple(DIFFWAVE), np.array(DIFFWAVE)):
+        plan = fs.Sampler(model, variances=values).plan
+        assert plan == fs.Sampler(model, 6, variances=values).plan
+        assert len(plan) == 6
+    start = torch.ones(1, 4)
+    counted = fs.sample(model, 6, variances=DIFFWAVE, start=start)
+    assert torch.equal(fs.sample(model, variances=DIFFWAVE, start=start), counted)
+    levels = [0.9, 0.7]
+    assert len(fs.Sampler(model, noise_levels=levels).plan) == 2
+    for options in ({}, {"method": "fastdpm"}, {"variances": None}):
+        assert len(fs.Sampler(model, **options).plan) == 10, options
+    ten = fs.Sampler(model, 10, method="ddim").plan
+    tuned = model.with_plans([ten])
+    assert fs.Sampler(tuned).plan == ten
+    assert fs.Sampler(tuned, variances=DIFFWAVE).plan == fastdpm(T50, variances=DIFFWAVE)
 
 
 def refuse(*args, schedule=T50, **knobs):
@@ -212,17 +229,29 @@ BAD = {
     "nothing": (
         refuse(),
         ValueError,
-        "^fastdpm: num_steps must be given without variances or noise_levels, got None$",
+        "^fastdpm: num_steps must be given without a list of levels, got None$",
     ),
     "another number": (
         refuse(10, **LIST),
         ValueError,
-        "^fastdpm: num_steps must be the number of variances, 6, got 10; pass steps=6 to sample$",
+        "^fastdpm: num_steps must be the number of variances, 6, got 10; it may be left out$",
     ),
-    "the default number of sample": (
-        lambda: fs.sample(fs.Denoiser(network, T50, (4,)), variances=DIFFWAVE),
+    "another number for sample": (
+        lambda: fs.sample(fs.Denoiser(network, T50, (4,)), 10, variances=DIFFWAVE),
         ValueError,
-        "^fastdpm: num_steps must be the number of variances, 6, got 10; pass steps=6 to sample$",
+        "^fastdpm: num_steps must be the number of variances, 6, got 10; it may be left out$",
+    ),
+    "the list as steps": (
+        lambda: fs.sample(fs.Denoiser(network, T50, (4,)), DIFFWAVE),
+        ValueError,
+        r"^sample: steps must be falling times that end at 0 \(data\), got numbers that rise from "
+        r"0\.0001 to 0\.5; pass a list of variances as variances=$",
+    ),
+    "falling variances": (
+        refuse(variances=DIFFWAVE[::-1]),
+        ValueError,
+        "^fastdpm: variances must begin with that of the cleanest step, got values that fall from "
+        r"0\.5 to 0\.0001; pass variances\[::-1\]$",
     ),
     "number's kind": (refuse(6.0, **LIST), TypeError, "num_steps must be an integer, got 6.0"),
     "both": (
@@ -246,9 +275,14 @@ BAD = {
     "rising levels": (
         refuse(noise_levels=[0.2, 0.9]),
         ValueError,
-        r"^fastdpm: noise_levels must fall strictly, .* got \[0\.2, 0\.9\]; a level is sqrt\(alpha",
+        r"^fastdpm: noise_levels must fall strictly, the cleanest level first, got \[0\.2, 0\.9\]; "
+        r"pass noise_levels\[::-1\]$",
     ),
-    "equal levels": (refuse(noise_levels=[0.9, 0.9]), ValueError, "must fall strictly"),
+    "equal levels": (
+        refuse(noise_levels=[0.9, 0.9]),
+        ValueError,
+        r"must fall strictly, .* got \[0\.9, 0\.9\]; a level is sqrt\(alpha_bar\)$",
+    ),
     "two levels below the schedule": (
         refuse(variances=[0.1, 0.8, 0.9]),
         ValueError,
@@ -256,7 +290,7 @@ BAD = {
         r"last one, got alpha_bar = 0\.18 at variances\[1\] of 3$",
     ),
     "variances that round away": (
-        refuse(variances=[0.1, 1e-17]),
+        refuse(variances=[0.1, 1e-17, 0.2]),
         ValueError,
         "variances must give levels at different times",
     ),
@@ -271,6 +305,5 @@ BAD = {
 
 
 @refusals(fastdpm=BAD)
-@pytest.mark.filterwarnings("ignore:fastdpm. variances should begin")
 def test_refused(call, error, match):
     check_refusal(call, error, match)

@@ -20,7 +20,6 @@ STEPS = {
     "float": (sample(steps=10.0), TypeError, r"sample: steps must be an integer, got 10\.0"),
     "bool": (sample(steps=True), TypeError, r"sample: steps must be an integer, got True"),
     "text": (sample(steps="10"), TypeError, r"sample: steps must be an integer, got '10'"),
-    "None": (sample(steps=None), TypeError, r"sample: steps must be an integer, got None"),
     "empty": (sample(steps=[]), ValueError, r"Grid: times must .*, got shape \(0,\)"),
     "one time": (sample(steps=[10]), ValueError, r"Grid: times must hold at least 2 times, got 1"),
     "repeated": (

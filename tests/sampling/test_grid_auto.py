@@ -63,6 +63,78 @@ def test_without_a_grid_of_that_budget_the_times_are_the_methods(method):
     assert bare.plan == fs.Sampler(halve, 4, method=method, grid=grid, shape=(2, 3)).plan
 
 
+EXPLODING = {
+    "80": fs.NoiseSchedule.exploding(80.0),
+    "5": fs.NoiseSchedule.exploding(5.0),
+    "functions": fs.NoiseSchedule.from_functions(alpha=lambda t: 1.0, sigma=lambda t: t, T=80.0),
+    "geometric": fs.NoiseSchedule.from_functions(
+        alpha=lambda t: 1.0, sigma=lambda t: 0.001 * 8e4**t
+    ),
+}
+
+
+def exact(schedule):
+    """A model of normal data of deviation 0.5."""
+
+    def network(x, t):
+        sigma = torch.as_tensor(schedule.sigma(t.double().numpy())).to(x)[:, None]
+        return x * 0.25 / (0.25 + sigma**2)
+
+    return fs.Denoiser(network, schedule, (4,), prediction="x0", time=lambda t: 1.0 * t)
+
+
+@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if not m.chooses_times])
+@pytest.mark.parametrize("name", EXPLODING)
+def test_variance_exploding_models_take_even_log_snrs(name, method):
+    model = exact(EXPLODING[name])
+    knobs = {"intervals": []} if method == "restart" else {}
+    plan = fs.Sampler(model, 10, method=method, **knobs).plan
+    assert plan == fs.Sampler(model, 10, method=method, grid="log_snr", **knobs).plan
+    sigmas = np.geomspace(EXPLODING[name].sigma(EXPLODING[name].T), 0.02, 10)
+    np.testing.assert_allclose(plan.sigmas, [*sigmas, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", EXPLODING)
+def test_their_ddim_samples_are_as_wide_as_ten_steps_allow(name):
+    """Each step on normal data is x (1 + (s / t - 1) t^2 / (t^2 + 1/4)), so the width is known."""
+    schedule = EXPLODING[name]
+    nodes = [float(schedule.sigma(schedule.T)), *np.geomspace(schedule.sigma(schedule.T), 0.02, 10)]
+    width = float(np.hypot(1.0, nodes[0]))
+    for t, s in zip(nodes[1:], [*nodes[2:], 0.0], strict=True):
+        width *= 1.0 + (s / t - 1.0) * t**2 / (t**2 + 0.25)
+    x = fs.sample(exact(schedule), 10, method="ddim", num_samples=4000, seed=0)
+    assert float(x.std()) == pytest.approx(width, rel=0.03)  # 16000 numbers: 0.6%
+    assert 0.38 < width < 0.5
+    even = fs.sample(exact(schedule), 10, method="ddim", num_samples=4000, seed=0, grid="uniform")
+    if name in ("80", "functions"):
+        assert float(even.std()) < 0.1
+
+
+def test_other_models_keep_the_methods_own_times():
+    for schedule in (
+        fs.NoiseSchedule.flow(),
+        fs.NoiseSchedule.vdm(),
+        fs.NoiseSchedule.exploding(1.5),
+    ):
+        model = fs.Denoiser(halve, schedule, (4,), prediction="x0", time=lambda t: 1.0 * t)
+        for method in ("ddim", "unipc"):
+            own = fs.Sampler(model, 6, method=method, grid=METHODS[method].grid).plan
+            assert fs.Sampler(model, 6, method=method).plan == own
+
+
+@pytest.mark.parametrize("name", EXPLODING)
+def test_profiles_and_tuned_plans_of_exploding_models_see_clean_times(name):
+    schedule = EXPLODING[name]
+    model = exact(schedule)
+    data = 0.5 * torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    profile = fs.profile(model, data, bin_width=None)
+    assert len(profile.times) == 256
+    assert profile.times[-1] == schedule.T
+    np.testing.assert_allclose(schedule.sigma(profile.times[0]), 0.02, rtol=1e-6)
+    plan = fs.tune(model, 4, samples=32)
+    assert plan.sigmas[-2] < 0.5 * plan.sigmas[0] / 4.0
+
+
 def test_a_model_may_give_up_its_profile():
     assert profiled().with_profile(None).profile is None
 

@@ -311,6 +311,56 @@ def test_messages(call, error, message):
         call(NoiseSchedule.linear())
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.floats(1e-3, 1e6))
+def test_exploding_is_exact(sigma_max):
+    schedule = NoiseSchedule.exploding(sigma_max)
+    assert (schedule.T, schedule.num_steps) == (sigma_max, None)
+    assert_sound(schedule)
+    t = sigma_max * np.geomspace(1e-9, 1.0, 50)
+    alpha, sigma = schedule.levels(t)
+    assert np.array_equal(alpha, np.ones(50))
+    assert np.array_equal(sigma, t)
+    assert sigma is not t
+    # Its logarithm is at most 28, of which one rounding is this much of it.
+    np.testing.assert_allclose(schedule.alpha_bar(t), 1 / (1 + t**2), rtol=32 * EPS)
+    np.testing.assert_allclose(schedule.log_snr(t), -2 * np.log(t), rtol=8 * EPS, atol=8 * EPS)
+    np.testing.assert_allclose(schedule.time_at_log_snr(-2 * np.log(t)), t, rtol=64 * EPS)
+    noisy = t[t > 1.0]
+    np.testing.assert_allclose(schedule.time_at(1 / (1 + noisy**2)), noisy, rtol=64 * EPS)
+    assert schedule.start_scale(sigma_max) == np.hypot(1.0, sigma_max)
+
+
+def test_exploding_is_data_and_that_of_the_functions():
+    schedule = NoiseSchedule.exploding()
+    assert schedule.to_dict() == {"kind": "exploding", "sigma_max": 80.0}
+    assert NoiseSchedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
+    assert pickle.loads(pickle.dumps(schedule)) == schedule
+    assert schedule != NoiseSchedule.exploding(79.0)
+    assert repr(schedule) == "NoiseSchedule.exploding(sigma_max=80.0)"
+    functions = NoiseSchedule.from_functions(alpha=lambda t: 1.0, sigma=lambda t: t, T=80.0)
+    t = np.linspace(0.0, 80.0, 33)
+    for name in ("alpha", "sigma", "alpha_bar", "log_snr"):
+        assert np.array_equal(getattr(schedule, name)(t), getattr(functions, name)(t))
+    assert schedule.start_scale(7.0) == functions.start_scale(7.0)
+    # The functions' smallest level, a millionth of T, must be small; the closed form's need not.
+    assert NoiseSchedule.exploding(1e150).sigma(1e150) == 1e150
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (0.0, ValueError, r"sigma_max must be in \(0, 1e\+150\], got 0"),
+        (1e151, ValueError, r"sigma_max must be in \(0, 1e\+150\], got 1e\+151"),
+        (float("inf"), ValueError, "sigma_max must be finite, got inf"),
+        ("80", TypeError, "sigma_max must be a real number, got '80'"),
+    ],
+)
+def test_exploding_refuses(value, error, message):
+    with pytest.raises(error, match=rf"^NoiseSchedule\.exploding: {message}"):
+        NoiseSchedule.exploding(value)
+
+
 def test_cannot_be_changed():
     with pytest.raises(AttributeError):
         NoiseSchedule.flow().kind = "vdm"

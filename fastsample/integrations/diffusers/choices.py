@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import numpy as np
 from fastsample._support.checks import check_integer
 from fastsample.grids.registry import check_grid_name
 from fastsample.integrations.diffusers.conventions import Conventions
-from fastsample.integrations.diffusers.lists import Settings
+from fastsample.integrations.diffusers.lists import Settings, course_of
+from fastsample.integrations.diffusers.request import Request
 from fastsample.integrations.diffusers.translation import translate
 from fastsample.plans.files import load_plans
 from fastsample.plans.plan import Plan
-from fastsample.samplers.registry import METHODS, check_method, method_for
+from fastsample.samplers.registry import check_method, method_for
 
 _NAME = "FastSampleScheduler"
 _LEVELS_AGREE = 1e-6  # A plan of a schedule rounded to float32 still serves.
@@ -68,6 +69,10 @@ class Choices:
                 f'{_NAME}: grid must not be "random", whose times differ from run to run; pass '
                 "plan=fs.shortcut(schedule, fs.grids.random(...))"
             )
+        # JSON holds numbers of Python, and lists instead of tuples.
+        knobs = {k: v.item() if isinstance(v, np.generic) else v for k, v in knobs.items()}
+        if "plans" in knobs:
+            raise TypeError(f"{_NAME}: plans must be passed as plan=, got plans=")
         if method == "fastsample":
             method = method_for(_NAME, knobs)
         if method != "auto":
@@ -103,19 +108,20 @@ class Choices:
         settings = self.settings
         for plan in settings.plans.values():
             _check_plan(function, plan, conventions)
-        if settings.plans or settings.method != "auto":
-            return
-        translation = translate(function, source)
-        check_method(function, translation.method, settings.knobs)
-        if settings.compat is not None and not type(source).__name__.startswith("DDIM"):
-            raise ValueError(
-                f'{function}: compat="diffusers" must go with a DDIMScheduler, got '
-                f"{type(source).__name__}"
-            )
-
-    def with_seed(self, seed: int | list[int] | None) -> Choices:
-        """Return the same choices with another seed."""
-        return replace(self, seed=seed)
+        if settings.method == "auto" and not settings.plans:
+            translation = translate(function, source)
+            check_method(function, translation.method, settings.knobs)
+            if settings.compat is not None and not (
+                translation.by_index and translation.method == "ddim"
+            ):
+                raise ValueError(
+                    f'{function}: compat="diffusers" must go with a DDIMScheduler, got '
+                    f"{type(source).__name__}"
+                )
+        # What `set_timesteps` would refuse for any number of steps is refused now.
+        steps = min(settings.plans) if settings.plans else min(4, len(source))
+        shift = 1.0 if source.config.get("use_dynamic_shifting") else None
+        course_of(function, source, conventions, settings, Request(steps, mu=shift))
 
     def as_config(self) -> dict[str, Any]:
         """Return the choices as values that fit in JSON; `checked` takes them."""
@@ -178,7 +184,8 @@ def _plans_of_file(path: Path) -> dict[int, Plan]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(
-            f"{_NAME}: plan must be a readable file, got {path}: {error.strerror}"
+            f"{_NAME}: plan must be a readable file, got {path}: {error.strerror}; of a "
+            "published list pass fs.plans.load(name)"
         ) from None
     if '"fastsample.plans"' in text[:200]:
         return load_plans(path)
@@ -207,7 +214,3 @@ def _check_plan(function: str, plan: Plan, conventions: Conventions) -> None:
             f"one with other levels, alpha = {plan.alphas[k]:.6g} at t = {plan.nodes[k]:g} instead "
             f"of {float(schedule.alpha(plan.nodes[k])):.6g}"
         )
-
-
-METHOD_NAMES = ("auto", "fastsample", *METHODS)
-"""The names that `method` may have."""

@@ -16,8 +16,16 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 
 from fastsample.integrations.diffusers.choices import Choices
 from fastsample.integrations.diffusers.conventions import Conventions, conventions
-from fastsample.integrations.diffusers.source import defaults_of, make_source, name_of, source_class
+from fastsample.integrations.diffusers.source import (
+    check_unchanged,
+    defaults_of,
+    make_source,
+    name_of,
+    source_class,
+    source_of,
+)
 from fastsample.plans.plan import Plan
+from fastsample.samplers.registry import methods_with
 
 Compat = Literal["diffusers"] | None
 _PRIVATE = "_fastsample"
@@ -108,7 +116,7 @@ class ConfiguredScheduler(SchedulerMixin, ConfigMixin):
             source, config = scheduler._choices.source, scheduler._source_config()
         else:
             conventions("from_scheduler", scheduler)  # refuses other objects and kinds of models
-            source = type(scheduler).__name__
+            source = source_of(scheduler, exact=method == "auto" and plan is None)
             known = defaults_of(source_class("from_scheduler", source))
             config = {key: scheduler.config[key] for key in known if key in scheduler.config}
         made = cls(
@@ -116,6 +124,8 @@ class ConfiguredScheduler(SchedulerMixin, ConfigMixin):
             knobs=knobs, **config,
         )  # fmt: skip
         made._check_source("from_scheduler")
+        if not isinstance(scheduler, ConfiguredScheduler):
+            check_unchanged(scheduler, made.replaced_scheduler)
         return made
 
     @classmethod
@@ -137,17 +147,25 @@ class ConfiguredScheduler(SchedulerMixin, ConfigMixin):
             ValueError: a config that no scheduler of diffusers has.
         """
         own = config.get(_PRIVATE) if isinstance(config, Mapping) else None
-        if own is not None:
-            choices = {**own, **{k: kwargs.pop(k) for k in own if k in kwargs}}
-        else:
-            choices = {"source": name_of("from_config", config)}
-            for name in ("method", "grid", "seed", "plan", "compat", "knobs"):
-                if name in kwargs:
-                    choices[name] = kwargs.pop(name)
+        given = {k: kwargs.pop(k) for k in _CHOICES if k in kwargs}
+        knobs = {k: kwargs.pop(k) for k in list(kwargs) if methods_with(k)}
+        if knobs or "method" in given:  # knobs of another method would not do
+            given["knobs"] = {**given.get("knobs", {}), **knobs}
+        choices = {**own, **given} if own is not None else given
+        if own is None:
+            exact = given.get("method", "auto") == "auto" and given.get("plan") is None
+            choices["source"] = name_of("from_config", config, exact=exact)
         known = defaults_of(source_class("from_config", choices["source"]))
         arguments = {key: config[key] for key in known if key in config}
         arguments |= {key: kwargs.pop(key) for key in list(kwargs) if key in known}
-        kwargs.pop("dtype", None)
+        for name in ("dtype", "torch_dtype"):
+            kwargs.pop(name, None)
+        if kwargs and not return_unused_kwargs:
+            name = next(iter(kwargs))
+            raise TypeError(
+                f"from_config: {name} must be an argument of from_scheduler or of "
+                f"{choices['source']}, got {kwargs[name]!r:.60}"
+            )
         made = cls(**choices, **arguments)
         if own is None:
             made._check_source("from_config")
@@ -159,28 +177,37 @@ class ConfiguredScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_source(self, function: str) -> None:
         """Raise ValueError now for what `set_timesteps` would refuse later."""
-        self._choices.check(function, self._source(), self._conventions())
+        self._choices.check(function, self.replaced_scheduler, self._conventions())
 
     def _source_config(self) -> dict[str, Any]:
         """Return the source's arguments as they stand in the config, which pipelines may change."""
         known = defaults_of(source_class("FastSampleScheduler", self._choices.source))
         return {key: self.config[key] for key in known if key in self.config}
 
-    def _source(self) -> Any:
-        """Return a new scheduler of the source's class with the arguments of the config."""
+    @property
+    def replaced_scheduler(self) -> Any:
+        """A new scheduler of the class that was replaced, with the arguments of the config."""
         return make_source(self._choices.source, self._source_config())
 
     def _conventions(self) -> Conventions:
         """Return the conventions of the network according to the config."""
-        return conventions("FastSampleScheduler", self._source())
+        return conventions("FastSampleScheduler", self.replaced_scheduler)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         other = type(self).from_config(copy.deepcopy(dict(self.config), memo))
         other._internal_dict = copy.deepcopy(self._internal_dict, memo)
+        other._repeat_request(self._last_request())
         return other
 
     def __reduce__(self) -> Any:
-        return _loaded, (type(self), dict(self.config))
+        return _loaded, (type(self), dict(self.config), self._last_request())
+
+    def _last_request(self) -> Any:
+        """Return what `_repeat_request` needs for the same list of timesteps; None for none."""
+        return None
+
+    def _repeat_request(self, request: Any) -> None:
+        """Choose the timesteps of another scheduler's `_last_request`."""
 
     @property
     def seed(self) -> int | list[int] | None:
@@ -194,6 +221,8 @@ class ConfiguredScheduler(SchedulerMixin, ConfigMixin):
         self.register_to_config(**{_PRIVATE: self._choices.as_config()})
 
 
-def _loaded(kind: type[ConfiguredScheduler], config: dict[str, Any]) -> Any:
-    """Return the scheduler of a config, for pickle."""
-    return kind.from_config(config)
+def _loaded(kind: type[ConfiguredScheduler], config: dict[str, Any], request: Any) -> Any:
+    """Return the scheduler of a config and a list of timesteps, for pickle."""
+    made = kind.from_config(config)
+    made._repeat_request(request)
+    return made

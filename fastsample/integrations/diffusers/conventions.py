@@ -65,6 +65,8 @@ def conventions(function: str, scheduler: Any) -> Conventions:
             f"{function}: scheduler must be a scheduler of diffusers, such as pipe.scheduler, got "
             + (f"the class {scheduler.__name__}" if is_class else type(scheduler).__name__)
         )
+    scheduler = getattr(scheduler, "replaced_scheduler", scheduler)  # of a FastSampleScheduler
+    config = scheduler.config
     prediction = prediction_of(function, scheduler)
     schedule = schedule_of(function, scheduler)
     clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
@@ -146,7 +148,9 @@ def _named_schedule(config: Any) -> NoiseSchedule | None:
     name, steps = config.get("beta_schedule"), config["num_train_timesteps"]
     if name == "squaredcos_cap_v2":
         return NoiseSchedule.cosine(steps)
-    start, end = config["beta_start"], config["beta_end"]
+    start, end = config.get("beta_start"), config.get("beta_end")
+    if name is None or start is None or end is None:
+        return None
     if name == "linear":
         return NoiseSchedule.linear(steps, start, end)
     if name == "scaled_linear":

@@ -28,6 +28,9 @@ from fastsample.samplers.ddim import ddim_pairs
 from fastsample.samplers.registry import METHODS
 
 _NO_READS = (-1, -1, -1, -1)
+_MOST_REPEATS = (
+    2  # Rounding makes one, and a last step may be still; Heun's list has each level twice.
+)
 
 
 class Rows(NamedTuple):
@@ -84,35 +87,37 @@ def method_course(
         function: the caller's name, for messages.
         conventions: of the network.
         timesteps: `(K,)` what the network is told.
-        nodes: `(K + 1,)` falling times; only the last two may be equal, for a step that changes
-            nothing.
+        nodes: `(K + 1,)` falling times; a step between equal ones changes nothing.
         method: a name of `fastsample.samplers.registry` that takes a grid.
         knobs: keyword arguments of the method.
         clips: whether x0 is clipped as the conventions say.
     """
-    if np.any(np.diff(nodes)[:-1] >= 0) or nodes[-1] > nodes[-2]:
+    repeats = np.count_nonzero(np.diff(nodes) == 0.0)
+    if np.any(np.diff(nodes) > 0) or repeats > _MOST_REPEATS:
         raise ValueError(
             f"{function}: the list of noise levels must fall from step to step, got times "
-            f"{np.round(nodes, 4).tolist()}; ask for fewer steps"
+            f"{np.round(nodes, 4).tolist()!s:.80}; pass a grid of this package, such as "
+            'grid="uniform"'
         )
     clip = conventions.clip if clips else None
-    still = bool(nodes[-1] == nodes[-2])
-    steps = len(nodes) - 1
+    moves = np.diff(nodes) < 0.0
+    steps = len(moves)
 
     def rows(begin: int, eta: float | None, rederive: bool | None) -> Rows:
-        options = dict(knobs)
-        if eta is not None or rederive is not None:
-            _check_ddim(method, eta)
-            options |= {} if eta is None else {"eta": eta}
-            options |= {} if rederive is None else {"rederive": rederive}
-        chain = nodes[begin : steps + 1 - still]
-        tables = [np.zeros((begin, len(COLUMNS)))]
+        options = _options(method, knobs, eta, rederive)
+        table = np.zeros((steps, len(COLUMNS)))
+        for k in np.flatnonzero(~moves):
+            table[k] = _still(conventions, nodes[k], clip)
+        moving = begin + np.flatnonzero(moves[begin:])
         slots = HistorySlots(0, (), ())
-        if len(chain) > 1:
+        if len(moving):
+            chain = np.append(nodes[moving], nodes[moving[-1] + 1])
             if options.get("order") is not None:
-                options["order"] = min(options["order"], len(chain) - 1)
-            if still and "lower_order_final" in options:
-                options["lower_order_final"] = False  # The last step, which is still, is that one.
+                options["order"] = min(options["order"], len(moving))
+            if "lower_order_final" in METHODS[method].knobs:
+                # The rule asks for the length of the whole run, and about its very last step.
+                wanted = options.get("lower_order_final", True)
+                options["lower_order_final"] = wanted and steps < 15 and bool(moves[-1])
             plan = METHODS[method].make(
                 conventions.schedule,
                 Grid(np.append(chain[chain > 0.0], 0.0)),
@@ -121,41 +126,49 @@ def method_course(
                 prediction=conventions.prediction,
                 **options,
             )
-            tables.append(plan.rows)
+            table[moving] = plan.rows
             slots = HistorySlots.of(plan)
-        if still:
-            tables.append(_still(conventions, nodes[-1], clip))
         groups = tuple((k,) if k >= begin else () for k in range(steps))
-        return Rows(np.concatenate(tables), groups, _padded(slots, begin, steps))
+        return Rows(table, groups, _spread(slots, moving.tolist(), steps))
 
     return Course(timesteps, nodes, *conventions.schedule.levels(nodes), rows)
 
 
 def pairs_course(
-    conventions: Conventions, timesteps: Tensor, nodes: FloatArray, earlier: FloatArray
+    conventions: Conventions,
+    timesteps: Tensor,
+    nodes: FloatArray,
+    stride: float,
+    knobs: dict[str, Any],
+    *,
+    clips: bool,
 ) -> Course:
     """Return the course of `DDIMScheduler`, whose steps need not begin where the last one ended.
 
     Args:
         conventions: of the network.
         timesteps: `(K,)` what the network is told.
-        nodes: `(K + 1,)` times.
-        earlier: `(K,)` the time after each step.
+        nodes: `(K + 1,)` times; a step goes down from its time by the stride, or to the last one.
+        stride: the trained number of steps divided by K, without the remainder.
+        knobs: keyword arguments of DDIM.
+        clips: whether x0 is clipped as the conventions say.
     """
+    earlier = nodes[:-1] - stride
+    earlier = np.where(earlier < 1.0, nodes[-1], earlier)
     steps = len(earlier)
 
     def rows(begin: int, eta: float | None, rederive: bool | None) -> Rows:
+        options = _options("ddim", knobs, eta, rederive)
         table = ddim_pairs(
             conventions.schedule,
             nodes[:-1],
             earlier,
-            eta=eta or 0.0,
-            rederive=bool(rederive),
-            clip=conventions.clip,
+            clip=conventions.clip if clips else None,
             prediction=conventions.prediction,
+            **options,
         )
         groups = tuple((k,) if k >= begin else () for k in range(steps))
-        return Rows(table, groups, _padded(HistorySlots(0, (), ()), 0, steps))
+        return Rows(table, groups, _spread(HistorySlots(0, (), ()), [], steps))
 
     return Course(timesteps, nodes, *conventions.schedule.levels(nodes), rows)
 
@@ -189,23 +202,16 @@ def plan_course(function: str, timesteps: Tensor, plan: Plan) -> Course:
     groups = tuple(tuple(range(a, b)) for a, b in zip(first.tolist(), ends, strict=True))
 
     def rows(begin: int, eta: float | None, rederive: bool | None) -> Rows:
-        if eta is not None or rederive is not None:
-            _check_ddim("plan", eta)
+        _options("plan", {}, eta, rederive)
         row = groups[begin][0]
         rest = plan if row == 0 else _plan_from(plan, row)
         table = np.concatenate((np.zeros((row, len(COLUMNS))), rest.rows))
         remaining = tuple(() if k < begin else groups[k] for k in range(len(groups)))
-        return Rows(table, remaining, _padded(HistorySlots.of(rest), row, len(plan)))
+        numbers = list(range(row, len(plan)))
+        return Rows(table, remaining, _spread(HistorySlots.of(rest), numbers, len(plan)))
 
     at = [*first.tolist(), len(plan)]
     return Course(timesteps, plan.nodes[at], plan.alphas[at], plan.sigmas[at], rows)
-
-
-def times_course(
-    conventions: Conventions, timesteps: Tensor, nodes: FloatArray, rows: MakeRows
-) -> Course:
-    """Return a course whose rows are made elsewhere."""
-    return Course(timesteps, nodes, *conventions.schedule.levels(nodes), rows)
 
 
 def as_timesteps(values: Sequence[float] | FloatArray) -> Tensor:
@@ -216,13 +222,23 @@ def as_timesteps(values: Sequence[float] | FloatArray) -> Tensor:
     return torch.as_tensor(array.astype(np.float32))
 
 
-def _check_ddim(method: str, eta: float | None) -> None:
-    """Raise ValueError for arguments of `step` that only DDIM has, with another method."""
-    if method != "ddim":
-        name, value = ("use_clipped_model_output", True) if eta is None else ("eta", eta)
+def _options(
+    method: str, knobs: dict[str, Any], eta: float | None, rederive: bool | None
+) -> dict[str, Any]:
+    """Return a method's keyword arguments with those of `step`, which only DDIM takes.
+
+    Raises:
+        ValueError: arguments of `step` with another method.
+    """
+    given = {"eta": eta, "rederive": rederive}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if changed and method != "ddim":
+        name, value = next(iter(changed.items()))
+        name = "use_clipped_model_output" if name == "rederive" else name
         raise ValueError(
             f'step: {name} must be left out without method="ddim", got {value!r} with {method!r}'
         )
+    return {**knobs, **changed}
 
 
 def _still(conventions: Conventions, node: float, clip: float | None) -> FloatArray:
@@ -233,14 +249,13 @@ def _still(conventions: Conventions, node: float, clip: float | None) -> FloatAr
     return row_table(1, a=1.0, p=p, q=q, lo=low, hi=high)
 
 
-def _padded(slots: HistorySlots, begin: int, rows: int) -> HistorySlots:
-    """Return the buffers of rows that begin at a later row of a run of so many rows."""
-    after = rows - begin - len(slots.reads)
-    return HistorySlots(
-        slots.count,
-        (_NO_READS,) * begin + slots.reads + (_NO_READS,) * after,
-        (-1,) * begin + slots.writes + (-1,) * after,
-    )
+def _spread(slots: HistorySlots, numbers: list[int], rows: int) -> HistorySlots:
+    """Return the buffers of a plan's rows when they have these numbers among more rows."""
+    reads: list[tuple[int, int, int, int]] = [_NO_READS] * rows
+    writes = [-1] * rows
+    for number, read, write in zip(numbers, slots.reads, slots.writes, strict=True):
+        reads[number], writes[number] = read, write
+    return HistorySlots(slots.count, tuple(reads), tuple(writes))
 
 
 def _plan_from(plan: Plan, row: int) -> Plan:

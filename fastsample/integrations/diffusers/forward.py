@@ -26,6 +26,7 @@ class ThreadState(threading.local):
         self.run: Run | None = None
         self.stepper = Stepper()
         self.begin: int | None = None
+        self.timesteps: Tensor | None = None  # what a pipeline put in place of the list
         self.identity: tuple[Any, Identity] | None = None
 
 
@@ -41,6 +42,7 @@ class ForwardProcess(ConfiguredScheduler):
         found = self._conventions()
         self._known = (self._internal_dict, found)
         self._local = ThreadState()
+        self._latest: Run | None = None
         self._tables: dict[torch.device, Tensor] = {}
         self._scale = int(self.config["num_train_timesteps"])
         if found.is_flow:
@@ -62,15 +64,25 @@ class ForwardProcess(ConfiguredScheduler):
         return self._known
 
     @property
+    def _run(self) -> Run | None:
+        """The run that this thread asked for, else the last one that any thread asked for."""
+        return self._local.run or self._latest
+
+    @property
     def sigmas(self) -> Tensor:
-        """The noise levels of the run `(K + 1,)`, float32: t for flow, sigma / alpha for others."""
-        run, found = self._local.run, self._known[1]
+        """The noise levels of the run `(K + 1,)`, float32: t for flow, sigma / alpha for others.
+
+        They tell what the steps are; to write to them changes nothing, and `step` refuses it.
+        """
+        run, flow = self._run, self._known[1].is_flow
         if run is None:
-            times = np.arange(self._scale, -1, -1) / (self._scale if found.is_flow else 1)
-            alphas, sigmas = found.schedule.levels(times)
-        else:
-            alphas, sigmas = run.course.alphas, run.course.sigmas
-        return torch.as_tensor(ratios(alphas, sigmas, found.is_flow).astype(np.float32))
+            times = np.arange(self._scale, -1, -1) / (self._scale if flow else 1)
+            alphas, sigmas = self._known[1].schedule.levels(times)
+            return torch.as_tensor(ratios(alphas, sigmas, flow).astype(np.float32))
+        if run.shown_sigmas is None:
+            values = ratios(run.course.alphas, run.course.sigmas, flow)
+            run.shown_sigmas = torch.as_tensor(values.astype(np.float32))
+        return run.shown_sigmas
 
     def start_noise(
         self,
@@ -139,7 +151,7 @@ class ForwardProcess(ConfiguredScheduler):
             timesteps: a number, or a tensor `()` or `(B,)`.
             like: samples `(B, ..)`, whose device and dtype the levels get.
         """
-        run, device = self._local.run, like.device
+        run, device = self._run, like.device
         steps = torch.as_tensor(timesteps, device=device).reshape(-1)
         alpha, sigma = self._trained_levels(steps, device)
         if run is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+
+from fastsample.integrations.diffusers.stepper import x0_of
 
 _NAMES = ("prev_sample", "pred_original_sample")
 
@@ -16,24 +17,48 @@ class StepOutput:
     The estimate of the clean samples is computed when it is first asked for, since few pipelines
     do, and it costs more than the step itself. Until then the object keeps the tensors of the step.
 
+    Args:
+        prev_sample: the samples after the step.
+        sample: the samples before it.
+        output: the network's output.
+        terms: (p, q, lo, hi) of the step's x0 estimate.
+        threshold: (quantile, largest bound) of dynamic thresholding, or None.
+
     Attributes:
         prev_sample: the samples after the step.
     """
 
-    __slots__ = ("_estimate", "_make_estimate", "prev_sample")
+    __slots__ = ("_estimate", "_operands", "_versions", "prev_sample")
 
-    def __init__(self, prev_sample: Tensor, make_estimate: Callable[[], Tensor]) -> None:
+    def __init__(
+        self,
+        prev_sample: Tensor,
+        sample: Tensor,
+        output: Tensor,
+        terms: tuple[float, float, float, float],
+        threshold: tuple[float, float] | None,
+    ) -> None:
         self.prev_sample = prev_sample
-        self._make_estimate: Callable[[], Tensor] | None = make_estimate
+        self._operands: Any = (output, sample, terms, threshold)
+        self._versions = _versions(output, sample)
         self._estimate: Tensor | None = None
 
     @property
     def pred_original_sample(self) -> Tensor:
-        """The step's estimate x0 of the clean samples, in the dtype of the samples."""
-        if self._estimate is None and self._make_estimate is not None:
-            self._estimate = self._make_estimate()
-            self._make_estimate = None
-        assert self._estimate is not None
+        """The step's estimate x0 of the clean samples, in the dtype of the samples.
+
+        Raises:
+            RuntimeError: the samples or the output were written to since the step.
+        """
+        if self._estimate is None:
+            output, sample, terms, threshold = self._operands
+            if _versions(output, sample) != self._versions:
+                raise RuntimeError(
+                    "pred_original_sample: sample and model_output must be as they were in the "
+                    "step, got a change; read the estimate before, or pass copies"
+                )
+            self._estimate = x0_of(output, sample, terms, threshold).to(sample.dtype)
+            self._operands = None
         return self._estimate
 
     def keys(self) -> tuple[str, ...]:
@@ -70,3 +95,8 @@ class StepOutput:
 
     def __contains__(self, name: object) -> bool:
         return name in _NAMES
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    """Return how often tensors were written to; those of inference mode do not count it."""
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)

@@ -69,6 +69,8 @@ class Run:
         course: the noise levels and rows.
         threshold: as given.
         start_scale: the factor of the noise that the run starts from.
+        request: the arguments of `set_timesteps`, and the device.
+        shown_sigmas: what the scheduler showed as its sigmas.
         timesteps: `(K,)` on the device; the pipeline iterates over it.
         is_stochastic: whether any step adds noise.
         looks_back: whether steps read the x0 estimates of steps before them.
@@ -85,6 +87,8 @@ class Run:
     ) -> None:
         self.course, self.threshold, self._owner = course, threshold, owner
         self.start_scale = 1.0
+        self.request: Any = None
+        self.shown_sigmas: Tensor | None = None
         with torch.inference_mode(False):
             self.timesteps = course.timesteps.to(device, copy=True)
             self.alphas, self.sigmas = (
@@ -113,16 +117,21 @@ class Run:
             return offset // self._itemsize
         return None
 
-    def number_of_value(self, value: float, expected: int | None) -> int | None:
+    def number_of_value(self, timestep: Any, expected: int | None) -> int | None:
         """Return the number of a timestep by its value; None if it is none of the run's.
 
         Args:
-            value: the timestep.
+            timestep: the timestep, a number or a tensor; one of lower precision means the value
+                that it was rounded from.
             expected: the number that would follow the last one; preferred among equal values.
         """
-        if expected is not None and expected < len(self) and self.values[expected] == value:
+        values = self.values
+        if isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16):
+            values = self.course.timesteps.to(timestep.dtype).double().numpy().tolist()
+        value = float(timestep)
+        if expected is not None and expected < len(self) and values[expected] == value:
             return expected
-        return self.values.index(value) if value in self.values else None
+        return values.index(value) if value in values else None
 
     def rows(
         self, begin: int, eta: float | None, rederive: bool | None, device: torch.device

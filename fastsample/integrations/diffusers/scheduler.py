@@ -15,11 +15,12 @@ from torch import Tensor
 
 from fastsample.integrations.diffusers.conventions import Conventions
 from fastsample.integrations.diffusers.forward import ForwardProcess
-from fastsample.integrations.diffusers.lists import Request, checked_request, course_of
+from fastsample.integrations.diffusers.lists import course_of
 from fastsample.integrations.diffusers.output import StepOutput
+from fastsample.integrations.diffusers.request import Request, checked_request
 from fastsample.integrations.diffusers.run import Run
 from fastsample.integrations.diffusers.single import single_course
-from fastsample.integrations.diffusers.stepper import MakeNoise, Stepper, x0_of
+from fastsample.integrations.diffusers.stepper import MakeNoise, Stepper
 from fastsample.sampling.noise import Identity, make_identity
 
 __all__ = ["FastSampleScheduler", "SchedulerMixin"]  # Loading a pipeline looks up the mixin here.
@@ -103,8 +104,10 @@ class FastSampleScheduler(ForwardProcess):
                 while len(self._runs) >= _MOST_RUNS:
                     del self._runs[next(iter(self._runs))]
                 run = self._runs[key] = self._new_run(config, found, request, key[-1])
+                run.request = (request, key[-1])
+            self._latest = run
         local = self._local
-        local.run, local.begin, local.stepper.next = run, None, None
+        local.run, local.begin, local.timesteps, local.stepper.next = run, None, None, None
         self._traced[1].next = None
         self._traced = (run, self._traced[1])
 
@@ -112,7 +115,7 @@ class FastSampleScheduler(ForwardProcess):
         self, config: Any, found: Conventions, request: Request, device: torch.device
     ) -> Run:
         """Compile a run."""
-        source = self._source()
+        source = self.replaced_scheduler
         course = course_of("set_timesteps", source, found, self._choices.settings, request)
         run = Run(course, device, config, found.threshold)
         if self._choices.settings.method == "auto" and type(source).__name__.startswith("Euler"):
@@ -124,8 +127,7 @@ class FastSampleScheduler(ForwardProcess):
     @property
     def num_inference_steps(self) -> int | None:
         """The number of steps of the run; None before `set_timesteps`."""
-        run = self._local.run
-        return None if run is None else len(run)
+        return None if self._run is None else len(self._run)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -134,14 +136,21 @@ class FastSampleScheduler(ForwardProcess):
         Samples have the scale of the trained process here, also for Euler's scheduler, whose own
         samples are larger by the root of 1 + sigma^2.
         """
-        run = self._local.run
-        return 1.0 if run is None else run.start_scale
+        return 1.0 if self._run is None else self._run.start_scale
 
     @property
     def timesteps(self) -> Tensor:
-        """The network's timesteps in the order of the run `(K,)`; before one, the trained ones."""
-        run = self._local.run
-        return self._trained if run is None else run.timesteps
+        """The network's timesteps in the order of the run `(K,)`; before one, the trained ones.
+
+        A pipeline may put a part of them, or a copy, in their place; the steps stay what they are.
+        """
+        if self._local.timesteps is not None:
+            return self._local.timesteps
+        return self._trained if self._run is None else self._run.timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: Tensor) -> None:
+        self._local.timesteps = value
 
     @property
     def step_index(self) -> int | None:
@@ -161,7 +170,7 @@ class FastSampleScheduler(ForwardProcess):
 
     def previous_timestep(self, timestep: int | Tensor) -> Any:
         """Return the timestep that follows this one in the run; -1 after the last."""
-        run = self._local.run
+        run = self._run
         if run is None:
             return timestep - 1
         k = self._number(run, timestep)
@@ -171,6 +180,16 @@ class FastSampleScheduler(ForwardProcess):
 
     def __len__(self) -> int:
         return self._scale
+
+    def _last_request(self) -> Any:
+        return None if self._run is None else self._run.request
+
+    def _repeat_request(self, request: Any) -> None:
+        if request is not None:
+            asked, device = request
+            lists = {"timesteps": asked.timesteps, "sigmas": asked.sigmas}
+            given = {k: None if v is None else list(v) for k, v in lists.items()}
+            self.set_timesteps(asked.steps, device, mu=asked.mu, **given)
 
     # ---- the step
 
@@ -233,16 +252,26 @@ class FastSampleScheduler(ForwardProcess):
                 per_token_timesteps=(per_token_timesteps, None),
             )
         output = model_output
-        if output.shape != sample.shape:
+        if output.shape != sample.shape or not sample.is_floating_point():
             _check_output(output, sample)
         if output.dtype != sample.dtype:
             output = output.to(sample.dtype)
         if torch.compiler.is_compiling():
             run, stepper = self._traced
-            k = stepper.next or 0
+            k = stepper.next
+            if run is None or k is None:
+                raise RuntimeError(
+                    "step: set_timesteps and set_begin_index(0) must be called before a compiled "
+                    "loop, which cannot look up its timesteps"
+                )
         else:
-            run, stepper = self._local.run, self._local.stepper
+            run, stepper = self._local.run or self._latest, self._local.stepper
             k = None if run is None else run.number_of_view(timestep)
+            if run is not None and run.shown_sigmas is not None and run.shown_sigmas._version:
+                raise ValueError(
+                    "step: sigmas of the scheduler must not be written to, got a change, which the "
+                    "steps do not see; pass sigmas= or timesteps= to set_timesteps"
+                )
         if run is None or k is None:
             run, k = self._found(run, timestep)
         identity: Identity | None = None
@@ -266,8 +295,7 @@ class FastSampleScheduler(ForwardProcess):
         )
         if not return_dict:
             return (x,)
-        terms, threshold = run.terms(k), run.threshold
-        return StepOutput(x, lambda: x0_of(output, sample, terms, threshold).to(sample.dtype))
+        return StepOutput(x, sample, output, run.terms(k), run.threshold)
 
     def _found(self, run: Run | None, timestep: Any) -> tuple[Run, int]:
         """Return the run and number of a timestep that is no view of the thread's own list."""
@@ -279,17 +307,19 @@ class FastSampleScheduler(ForwardProcess):
             raise ValueError(
                 f"step: timestep must be one number, got shape {tuple(timestep.shape)}"
             )
-        value = float(timestep)  # waits for the device
         if run is not None:
-            number = run.number_of_value(value, self._local.stepper.next)
+            number = run.number_of_value(timestep, self._local.stepper.next)
             if number is not None:
                 return run, number
+        elif self._choices.settings.plans:
+            raise ValueError("step: set_timesteps must be called before a step of a plan")
+        value = float(timestep)  # waits for the device
         config, found = self._present()
         key = (id(run), id(config), value)
         single = self._singles.get(key)
         if single is None:
             course = single_course(
-                "step", self._source(), found, self._choices.settings, run, value
+                "step", self.replaced_scheduler, found, self._choices.settings, run, value
             )
             single = Run(course, torch.device("cpu"), (run, config), found.threshold)
             if len(self._singles) >= _MOST_SINGLES:
@@ -300,7 +330,7 @@ class FastSampleScheduler(ForwardProcess):
     def _number(self, run: Run, timestep: Any) -> int | None:
         """Return the number of a timestep in a run, or None."""
         number = run.number_of_view(timestep)
-        return run.number_of_value(float(timestep), None) if number is None else number
+        return run.number_of_value(timestep, None) if number is None else number
 
     def _identity(self, sample: Tensor) -> Identity:
         """Return the seeds and indices of the samples of a batch, made once per size and device."""
@@ -308,6 +338,11 @@ class FastSampleScheduler(ForwardProcess):
         key = (str(seed), batch, sample.device)
         local = self._local
         if local.identity is None or local.identity[0] != key:
+            if isinstance(seed, list) and len(seed) != batch:
+                raise ValueError(
+                    f"step: seed must be one number or one per sample, got {len(seed)} for {batch} "
+                    "samples"
+                )
             local.identity = (key, make_identity("step", seed, None, batch, sample.device))
         return local.identity[1]
 
@@ -320,7 +355,16 @@ def _refuse(**given: tuple[Any, Any]) -> None:
 
 
 def _check_output(output: Tensor, sample: Tensor) -> None:
-    """Raise ValueError unless an output has the shape of the samples, or twice the channels."""
+    """Raise unless an output has the shape of the samples, or twice the channels.
+
+    Raises:
+        TypeError: samples that are no floating tensor.
+        ValueError: another shape.
+    """
+    if not sample.is_floating_point():
+        raise TypeError(f"step: sample must be a floating tensor, got {sample.dtype}")
+    if output.shape == sample.shape:
+        return
     doubled = (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:])
     if output.shape != doubled:
         raise ValueError(

@@ -125,7 +125,7 @@ def _levels_told(function: str, plan: Plan) -> tuple[FloatArray, FloatArray]:
     if plan.schedule is not None:
         return plan.schedule.levels(plan.times)
     if np.array_equal(plan.nodes, plan.sigmas) and np.all(plan.alphas == 1.0):
-        # A plan for a model of k-diffusion, whose schedule of functions no file can hold.
+        # A plan for an `exploding` schedule, which was taken out of it.
         return np.ones_like(plan.times), plan.times
     raise ValueError(
         f"{function}: plan must have a schedule where its times are not its nodes, got None"

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from fastsample._support.checks import check_real
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.integrations.k_diffusion.levels import (
-    MOST_SIGMA,
     as_number,
-    exploding,
-    itself,
     stated,
 )
 from fastsample.plans.rows import Clip
+from fastsample.schedules.functions import MOST_SIGMA
+from fastsample.schedules.schedule import NoiseSchedule
 
 
 def denoiser(
@@ -53,31 +52,45 @@ def denoiser(
         TypeError: a model that cannot be called, or an argument of the wrong type.
         ValueError: no `sigma_max` where the model states none, or one out of range.
     """
-    name = "k_diffusion.denoiser"
+    return wrap("k_diffusion.denoiser", model, shape, sigma_max, clip, uncond, device)
+
+
+def wrap(
+    name: str,
+    model: Any,
+    shape: Sequence[int],
+    sigma_max: float | None,
+    clip: Clip,
+    uncond: Mapping[str, Any] | None,
+    device: torch.device | str | None,
+) -> Denoiser:
+    """Return what `denoiser` does, for any caller's name in messages."""
     if not callable(model):
         raise TypeError(f"{name}: model must be callable, got {type(model).__name__}")
     known = stated(model, "sigma_max")
     top = known if sigma_max is None else as_number(sigma_max)
     if top is None or (sigma_max is None and not math.isfinite(top)):
         raise ValueError(
-            f"{name}: sigma_max must be given for {type(model).__name__}, which states none, got "
-            "None"
+            f"{name}: sigma_max must be given for {type(model).__name__}, which has no finite one "
+            f"of its own, got {sigma_max}"
         )
-    top = check_real(name, "sigma_max", top, high=MOST_SIGMA)
-    if top <= 0.0:
-        raise ValueError(f"{name}: sigma_max must be positive, got {top:g}")
+    top = check_real(name, "sigma_max", top)
+    if not 0.0 < top <= MOST_SIGMA:
+        raise ValueError(
+            f"{name}: sigma_max must be positive and at most {MOST_SIGMA:g}, got {top:g}"
+        )
     if known is not None and top > known * (1.0 + 1e-4):
         raise ValueError(
             f"{name}: sigma_max must be at most the model's own {known:g}, got {top:g}"
         )
-    network = _with_levels_in_its_dtype(model)
+    schedule = NoiseSchedule.exploding(top)
     return Denoiser(
-        network,
-        exploding(top),
+        _with_levels_in_its_dtype(model),
+        schedule,
         shape,
         prediction="x0",
         clip=clip,
-        time=itself,
+        time=schedule.sigma,
         uncond=uncond,
         device=device,
     )

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
-from fastsample._support.checks import FloatArray, check_integer, check_real, check_vector
+from fastsample._support.checks import FloatArray, check_vector
 from fastsample.grids.grid import Grid
-from fastsample.grids.sigmas import Convention
+from fastsample.grids.sigmas import Convention, karras_sigmas
+from fastsample.schedules.functions import MOST_SIGMA
 from fastsample.schedules.schedule import NoiseSchedule
 
-MOST_SIGMA = 4e4
-"""The largest noise level: `NoiseSchedule.from_functions` looks at a millionth of it, which must
-still be small."""
-
 _DEEPEST = 6  # Wrappers hold other wrappers as `inner_model`; so many are looked at.
-
-
-def one(times: FloatArray) -> FloatArray:
-    """Return the signal level of a variance-exploding process, which is 1 at all times."""
-    return np.ones_like(times)
 
 
 def itself(times: FloatArray) -> FloatArray:
@@ -30,22 +21,16 @@ def itself(times: FloatArray) -> FloatArray:
     return np.array(times)  # torch warns of arrays that cannot be written to, as a plan's
 
 
-def exploding(sigma_max: float) -> NoiseSchedule:
-    """Return the schedule ``x_t = x0 + t eps`` up to a noise level (Karras et al. 2022)."""
-    return NoiseSchedule.from_functions(alpha=one, sigma=itself, T=sigma_max)
-
-
 def schedule_up_to(sigma_max: float, convention: Convention) -> NoiseSchedule:
     """Return the schedule of which sigma is the time: of flow, or exploding up to a level."""
-    return NoiseSchedule.flow() if convention == "flow" else exploding(sigma_max)
+    return NoiseSchedule.flow() if convention == "flow" else NoiseSchedule.exploding(sigma_max)
 
 
 def karras(steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Grid:
     """Make the grid of K noise levels of Karras et al. 2022 (arXiv:2206.00364), eq. (5), and 0.
 
     It holds the numbers of k-diffusion's `get_sigmas_karras` in float64, as times of the schedules
-    that `denoiser` makes. `fastsample.grids.karras` ends at another level for these schedules, at a
-    thousandth of the largest one.
+    that `denoiser` makes. `fastsample.grids.karras` ends at 0.02 for these schedules.
 
     Args:
         steps: K, at least 1.
@@ -57,23 +42,19 @@ def karras(steps: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) 
         TypeError: an argument of the wrong type.
         ValueError: an argument out of range.
     """
-    name = "k_diffusion.karras"
-    count = check_integer(name, "steps", steps, 1)
-    low, high, power = (
-        check_real(name, argument, as_number(value))
-        for argument, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max), ("rho", rho))
+    return karras_grid("k_diffusion.karras", steps, sigma_min, sigma_max, rho)
+
+
+def karras_grid(function: str, steps: Any, sigma_min: Any, sigma_max: Any, rho: Any) -> Grid:
+    """Return `karras` of numbers that may be tensors of one element, for another caller's name."""
+    levels = karras_sigmas(
+        function,
+        as_number(steps),
+        sigma_min=as_number(sigma_min),
+        sigma_max=as_number(sigma_max),
+        rho=as_number(rho),
     )
-    if power <= 0.0:
-        raise ValueError(f"{name}: rho must be positive, got {power:g}")
-    if low <= 0.0:
-        raise ValueError(f"{name}: sigma_min must be positive, got {low:g}")
-    if high <= low:
-        raise ValueError(f"{name}: sigma_max must be above sigma_min = {low:g}, got {high:g}")
-    first, last = math.pow(high, 1.0 / power), math.pow(low, 1.0 / power)
-    roots: FloatArray = np.linspace(first, last, count)
-    values: FloatArray = np.power(roots, power)
-    values[0] = high  # a power of a root may round to above the schedule's T
-    return Grid(np.append(values, 0.0))
+    return Grid(np.append(levels, 0.0))
 
 
 def checked_sigmas(function: str, sigmas: Any) -> FloatArray:
@@ -81,7 +62,7 @@ def checked_sigmas(function: str, sigmas: Any) -> FloatArray:
 
     Raises:
         TypeError: other things than real numbers.
-        ValueError: fewer than two levels, a level that rises, is negative or not finite.
+        ValueError: no level, or one that rises, is negative or not finite.
     """
     values: Any = sigmas.detach().cpu().double().numpy() if isinstance(sigmas, Tensor) else sigmas
     levels = check_vector(function, "sigmas", values)
@@ -95,10 +76,6 @@ def checked_sigmas(function: str, sigmas: Any) -> FloatArray:
             f"{levels[i + 1]:g} at position {i}; fastsample.invert carries data to noise"
         )
     falling = levels[np.append(True, np.diff(levels) < 0.0)]
-    if len(falling) < 2:
-        raise ValueError(
-            f"{function}: sigmas must hold at least 2 different levels, got {levels.tolist()}"
-        )
     if falling[0] > MOST_SIGMA:
         raise ValueError(f"{function}: sigmas must be at most {MOST_SIGMA:g}, got {falling[0]:g}")
     return falling

@@ -19,6 +19,7 @@ from fastsample.integrations.k_diffusion.convert import Rewritten, falling_level
 from fastsample.integrations.k_diffusion.levels import itself, schedule_up_to
 from fastsample.plans.plan import COLUMNS, Plan
 from fastsample.plans.rows import Clip
+from fastsample.samplers.registry import METHODS, method_for
 from fastsample.sampling.program import Program
 from fastsample.sampling.resolve import PlanRequest, resolve
 from fastsample.schedules.schedule import NoiseSchedule
@@ -82,7 +83,9 @@ class Choice:
                 f"{knobs['last']!r}"
             )
         order = knobs.get("order")
-        if isinstance(order, int) and order > rows:
+        name = method_for(self.function, knobs) if method == "auto" else method
+        # A higher order than the method has is left as it is, for the method to refuse.
+        if isinstance(order, int) and rows < order <= METHODS[name].order:
             knobs["order"] = rows
             knobs.pop("corrected", None)  # which is for order 3 alone
         if levels[-1] > 0.0:

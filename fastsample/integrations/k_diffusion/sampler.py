@@ -68,8 +68,9 @@ def sampler(
     The result is called as ``sample(model, x, sigmas, extra_args=None, callback=None,
     disable=None)``. `model` returns x0 from ``(x, sigma)``. `sigmas` falls from the noise level of
     `x` to that of the result: 0 for a whole run, above 0 for the first part of one; a list for
-    image-to-image starts lower. Between them the method takes ``len(sigmas) - 1`` network calls.
-    In ComfyUI ``comfy.samplers.KSAMPLER(sampler(...))`` is a SAMPLER.
+    image-to-image starts lower. A single level is no step, and returns `x`. Between them the method
+    takes ``len(sigmas) - 1`` network calls. In ComfyUI ``comfy.samplers.KSAMPLER(sampler(...))`` is
+    a SAMPLER.
 
     ``sampler("ddim")`` is their Euler, ``sampler("ddim", eta=1.0)`` Euler ancestral (for ``x = x0 +
     sigma eps``; ComfyUI divides the noise of flow models otherwise), ``sampler("dpm++")`` DPM++ 2M
@@ -125,6 +126,8 @@ def sampler(
         levels = checked_sigmas(_NAME, sigmas)
         kind: Convention = given or ("flow" if is_const(model_sampling(model)) else "ratio")
         levels = in_range(_NAME, model, levels, kind)
+        if len(levels) == 1:
+            return x  # a list that was split at its end, where a loop of k-diffusion has no step
         chosen = replace(choice, knobs={**choice.knobs, **knobs}) if knobs else choice
         scale = noise_scale(model) if kind == "flow" else 1.0
         key = (levels.tobytes(), kind, scale, *sorted(knobs.items()), x.device)

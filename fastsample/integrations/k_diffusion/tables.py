@@ -27,8 +27,8 @@ def sigmas(
 ) -> Tensor:
     """Return the noise levels of a plan or a grid, for k-diffusion's samplers and ComfyUI.
 
-    It differs from `Plan.to_sigmas` in what it returns, and in that it takes plans with rows that
-    call no network, which `sampler` runs.
+    For a plan it is `Plan.to_sigmas` as a tensor; besides it takes plans with rows that call no
+    network, which `sampler` runs.
 
     Args:
         source: a plan, or a grid with its `schedule`. Of a plan that returns to noisier nodes, the
@@ -52,6 +52,10 @@ def sigmas(
                 f"{name}: schedule must be left out with a Plan, which has its own levels, "
                 f"got {schedule!r}"
             )
+        if source.inverts:
+            raise ValueError(f"{name}: source must run from noise to data, got {source.method}")
+        if source.calls == len(source):
+            return _as_list(source.to_sigmas(convention))
         schedule, alpha, sigma = source.schedule, source.alphas, source.sigmas
     elif isinstance(source, Grid):  # pyright: ignore[reportUnnecessaryIsInstance]
         if not isinstance(schedule, NoiseSchedule):
@@ -59,11 +63,13 @@ def sigmas(
         alpha, sigma = schedule.levels(source.times)
     else:
         raise TypeError(f"{name}: source must be a Plan or a Grid, got {type(source).__name__}")
-    kind = checked_convention(name, convention, schedule)
-    if convention is None and schedule is not None and schedule.kind == "from_functions":
-        kind = "flow" if np.allclose(alpha + sigma, 1.0, rtol=0.0, atol=1e-9) else kind
-    levels, _ = levels_of(name, alpha, sigma, kind)
-    return torch.as_tensor(falling_levels(levels), dtype=torch.float32, device="cpu")
+    levels, _ = levels_of(name, alpha, sigma, checked_convention(name, convention, schedule))
+    return _as_list(falling_levels(levels))
+
+
+def _as_list(levels: FloatArray) -> Tensor:
+    """Return noise levels in the dtype of the other programs' lists."""
+    return torch.as_tensor(levels, dtype=torch.float32, device="cpu")
 
 
 def schedule(model: Any) -> NoiseSchedule:

@@ -9,6 +9,7 @@ import torch
 
 from fastsample._support.checks import check_integer, check_real
 from fastsample.grids.grid import Grid
+from fastsample.grids.sigmas import karras_sigmas
 
 _NAME = "lucidrains.grid"
 
@@ -55,8 +56,5 @@ def _elucidated(diffusion: Any, num_steps: int | None) -> Grid:
         check_real(_NAME, f"diffusion.{name}", getattr(diffusion, name))
         for name in ("sigma_min", "sigma_max", "rho")
     )
-    first, last = high ** (1.0 / rho), low ** (1.0 / rho)
-    share = np.arange(float(steps)) / max(steps - 1, 1)
-    levels = (first + share * (last - first)) ** rho
-    levels[0] = high  # the power returns to it only up to rounding, and T must not be exceeded
+    levels = karras_sigmas(_NAME, steps, sigma_min=low, sigma_max=high, rho=rho)
     return Grid(np.append(levels, 0.0))

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastsample._support.checks import FloatArray, check_bool, check_integer, check_real
+from fastsample._support.checks import check_bool, check_integer, check_real
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.integrations.lucidrains.schedules import schedule_of
 from fastsample.integrations.lucidrains.self_conditioning import SelfConditioned
@@ -109,26 +109,17 @@ class Preconditioned(nn.Module):
 
 def _elucidated(diffusion: Any, self_condition: bool | None, device: Any) -> Denoiser:
     """Return the model of an `ElucidatedDiffusion`, whose time is the noise level."""
-    T = check_real(_NAME, "diffusion.sigma_max", diffusion.sigma_max)
+    top = check_real(_NAME, "diffusion.sigma_max", diffusion.sigma_max)
+    schedule = NoiseSchedule.exploding(top)
     return Denoiser(
         _with_memory(diffusion.net, diffusion, self_condition, call=Preconditioned(diffusion)),
-        NoiseSchedule.from_functions(alpha=_one, sigma=_time_itself, T=T),
+        schedule,
         _shape(diffusion),
         prediction="x0",
         clip=1.0,
-        time=_time_itself,
+        time=schedule.sigma,
         device=device,
     )
-
-
-def _one(t: FloatArray) -> float:
-    """Return alpha, for any time."""
-    return 1.0
-
-
-def _time_itself(t: FloatArray) -> FloatArray:
-    """Return sigma, which is the time."""
-    return 1.0 * t  # a new array: that of the caller may be read-only
 
 
 def _with_memory(network: Any, diffusion: Any, asked: bool | None, call: Any) -> nn.Module:

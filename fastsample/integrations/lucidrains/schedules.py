@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsample._support.checks import FloatArray
+from fastsample.integrations.linear_betas import FEWEST_STEPS, linear_betas
 from fastsample.schedules.schedule import NoiseSchedule
 
 
@@ -37,9 +38,8 @@ def schedule_of(name: str, betas: Any) -> NoiseSchedule:
     rounding = 2.0 * max(torch.finfo(dtype).eps for dtype in (betas.dtype, torch.float32))
     steps = len(kept)
     candidates = [NoiseSchedule.cosine(steps), NoiseSchedule.from_betas(_sigmoid_betas(steps))]
-    if steps > 20:  # the last linear beta is 20 / T
-        scale = 1000 / steps
-        candidates.append(NoiseSchedule.linear(steps, scale * 0.0001, scale * 0.02))
+    if steps >= FEWEST_STEPS:
+        candidates.append(linear_betas(steps))
     for schedule in candidates:
         alpha_bar = schedule.alpha_bar(np.arange(steps + 1.0))
         if np.allclose(kept, 1.0 - alpha_bar[1:] / alpha_bar[:-1], rtol=rounding, atol=1e-12):

@@ -91,7 +91,8 @@ def classifier_ancestral(
     It is guided-diffusion's `p_sample` with `cond_fn` and `condition_mean`, whose guidance depends
     on the variance and so on the steps: the model inside runs on this grid only. ::
 
-        sampler = classifier_ancestral(model, cond_fn, fs.integrations.openai.grid("250"))
+        grid = fs.integrations.openai.grid("250", diffusion_steps=1000)  # the model's T
+        sampler = classifier_ancestral(model, cond_fn, grid)
         images = sampler(num_samples=16, cond={"y": labels}, seed=0)
 
     Args:

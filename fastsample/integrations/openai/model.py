@@ -120,7 +120,7 @@ def grid(timestep_respacing: str | int | Sequence[int] = "", diffusion_steps: in
     Args:
         timestep_respacing: their flag: "250", "10,15,20" or a list (steps kept in each of equal
             sections), "ddim25" (a fixed stride); "" keeps all steps.
-        diffusion_steps: T.
+        diffusion_steps: T of the model, such as 4000: the times are steps of that schedule.
 
     Raises:
         TypeError: an argument of the wrong type.

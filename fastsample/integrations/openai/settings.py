@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, cast
 
 from fastsample._support.checks import check_bool, check_integer
+from fastsample.integrations.linear_betas import FEWEST_STEPS, linear_betas
 from fastsample.schedules.schedule import NoiseSchedule
 
 Project: TypeAlias = Literal["improved", "guided"]
@@ -95,9 +96,13 @@ class Settings:
                 f"{unknown[0]!r}; those that matter here are {sorted(known)}"
             )
         if respacing:
+            steps = flags.get("diffusion_steps", cls.diffusion_steps)
+            shown = repr(respacing)
+            if steps not in (None, cls.diffusion_steps):
+                shown += f", diffusion_steps={steps}"
             raise ValueError(
                 f"{NAME}: timestep_respacing must be left out, got {respacing!r}; it chooses the "
-                f"steps of a run: fs.sample(model, fs.integrations.openai.grid({respacing!r}))"
+                f"steps of a run: fs.sample(model, fs.integrations.openai.grid({shown}))"
             )
         if flags.get("rescale_timesteps") is None:
             if project is None:
@@ -133,13 +138,12 @@ class Settings:
             raise ValueError(
                 f'{NAME}: noise_schedule must be "linear" or "cosine", got {self.noise_schedule!r}'
             )
-        if steps <= 20:
+        if steps < FEWEST_STEPS:
             raise ValueError(
                 f"{NAME}: diffusion_steps must be above 20 with the linear schedule, whose last "
                 f"beta is 20 / T, got {steps}"
             )
-        scale = 1000 / steps
-        return NoiseSchedule.linear(steps, scale * 0.0001, scale * 0.02)
+        return linear_betas(steps)
 
 
 def _read(source: Any) -> dict[str, Any]:

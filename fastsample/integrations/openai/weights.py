@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastsample._support.torch_files import fault_of
+
 _NAME = "load_weights"
 
 
@@ -43,11 +45,11 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{_NAME}: path must be a checkpoint of tensors alone, which "
-            f"torch.load(weights_only=True) reads, got {shown} ({reason:.120})"
-        ) from error
+            f"torch.load(weights_only=True) reads, got {shown}, {fault_of(path, error)}; save "
+            "network.state_dict() alone"
+        ) from None
     weights = _without_prefix(_state_dict(content, shown))
     _check_fit(module, weights, shown)
     module.load_state_dict(dict(weights))
