@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fastsample._support.files import TensorFormat
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "load_network", "save_checkpoint"]
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def _read_version_1(entry: Any) -> tuple[dict[str, Any], Any]:
@@ -86,3 +88,46 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the tensor in another floating dtype; integers and booleans are not changed."""
     return value.to(dtype) if value.is_floating_point() else value
+
+
+def load_network(
+    function: str, path: str | os.PathLike[str], network: type[_Network]
+) -> tuple[_Network, dict[str, Any]]:
+    """Load a network of a given class and the metadata of its file.
+
+    Args:
+        function: the caller's name, for messages.
+        path: a file of `save_checkpoint` whose metadata hold the network's class name as "model"
+            and its arguments as "config".
+        network: the class.
+
+    Returns:
+        The network, in evaluation mode on the CPU in float32, and the metadata.
+
+    Raises:
+        ValueError: the file is damaged, is no checkpoint, or holds another network.
+    """
+    state, metadata = load_checkpoint(path)
+    kind = metadata.get("model")
+    if kind != network.__name__:
+        raise ValueError(
+            f"{function}: metadata['model'] must be {network.__name__!r}, got {kind!r}"
+        )
+    if not isinstance(metadata.get("config"), dict):
+        raise ValueError(
+            f"{function}: metadata['config'] must be a dict, got {metadata.get('config')!r}"
+        )
+    try:
+        # A damaged config may ask for any size, so shapes are compared before memory is taken.
+        with torch.device("meta"):
+            network(**metadata["config"]).load_state_dict(state, assign=True)
+        # Built in float32 on the CPU, so that other defaults of torch do not round the weights.
+        with torch.device("cpu"):
+            model = network(**metadata["config"]).float()
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"{function}: path must hold weights that fit their config, got {reason}"
+        ) from error
+    return model.eval(), metadata

