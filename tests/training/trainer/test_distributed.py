@@ -185,9 +185,12 @@ def test_two_processes_take_the_steps_of_one(results, name):
         for one, other in zip(both["lines"], alone["lines"], strict=True):
             assert one.keys() == other.keys()
             assert one.get("times") == other.get("times")
-            assert_close(one, other, max(tolerance, 1e-6))
+            assert_close(one, other, 5e-5 if name == "float32" else max(tolerance, 1e-6))
             names = [n for n in ("loss", "norm", "fidelity", "fidelity_norm") if n in one]
-            assert_close({n: one[n] for n in names}, other, tolerance)
+            # Matrix products of half a batch may round otherwise than those of a whole one (MKL
+            # chooses kernels by size), which the gradient through a chain of steps passes on.
+            rounding = 5e-5 if name == "float32" else tolerance
+            assert_close({n: one[n] for n in names}, other, rounding)
     # What both do at once they do alike to the last bit, or they would drift apart.
     mine, theirs = (both[name]["state"] for both in results)
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
