@@ -361,6 +361,17 @@ def test_steps_are_checked():
         "model_output must have the shape of sample",
         lambda: scheduler.step(SAMPLE[:, :1], t, SAMPLE),
     )
+    meta = SAMPLE.to("meta")
+    refuse("model_output must be on the device", lambda: scheduler.step(meta, t, SAMPLE))
+    noisy = FastSampleScheduler.from_scheduler(diffusers.DDPMScheduler())
+    noisy.set_timesteps(5)
+    for noise in (SAMPLE[:1], SAMPLE[:, :1], meta):
+        refuse(
+            "variance_noise must have the shape",
+            lambda noise=noise: noisy.step(
+                SAMPLE, noisy.timesteps[0], SAMPLE, variance_noise=noise
+            ),
+        )
     refuse("eta must be left out", lambda: scheduler.step(SAMPLE, t, SAMPLE, eta=0.5))
     refuse("s_churn must be 0.0", lambda: scheduler.step(SAMPLE, t, SAMPLE, s_churn=0.5))
     refuse(

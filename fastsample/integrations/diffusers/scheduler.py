@@ -252,7 +252,9 @@ class FastSampleScheduler(ForwardProcess):
                 per_token_timesteps=(per_token_timesteps, None),
             )
         output = model_output
-        if output.shape != sample.shape or not sample.is_floating_point():
+        # The kernel reads memory by address: shapes and devices must fit.
+        fits = output.shape == sample.shape and output.device == sample.device
+        if not (fits and sample.is_floating_point()):
             _check_output(output, sample)
         if output.dtype != sample.dtype:
             output = output.to(sample.dtype)
@@ -363,10 +365,13 @@ def _check_output(output: Tensor, sample: Tensor) -> None:
     """
     if not sample.is_floating_point():
         raise TypeError(f"step: sample must be a floating tensor, got {sample.dtype}")
-    if output.shape == sample.shape:
-        return
+    if output.device != sample.device:
+        raise ValueError(
+            f"step: model_output must be on the device of sample {sample.device}, got "
+            f"{output.device}"
+        )
     doubled = (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:])
-    if output.shape != doubled:
+    if output.shape not in (sample.shape, doubled):
         raise ValueError(
             f"step: model_output must have the shape of sample {tuple(sample.shape)}, or twice its "
             f"channels, got {tuple(output.shape)}"
@@ -379,7 +384,16 @@ def _noise(
     output: Tensor,
     sample: Tensor,
 ) -> Tensor:
-    """Return noise for a step in the dtype of the samples, drawn as diffusers does."""
+    """Return noise for a step in the dtype of the samples, drawn as diffusers does.
+
+    Raises:
+        ValueError: given noise of another shape or on another device.
+    """
+    if given is not None and (given.shape != sample.shape or given.device != sample.device):
+        raise ValueError(
+            f"step: variance_noise must have the shape {tuple(sample.shape)} of sample and its "
+            f"device, got {tuple(given.shape)} on {given.device}"
+        )
     if given is None:
         given = randn_tensor(
             tuple(sample.shape), generator=generator, device=output.device, dtype=output.dtype
