@@ -71,11 +71,6 @@ def diffuse(
         identity = make_identity(
             "diffuse", as_seed("diffuse", seed), sample_index, batch, x0.device
         )
-        if identity.index.shape[0] != batch or identity.seeds.shape[0] not in (1, batch):
-            raise ValueError(
-                f"diffuse: seed and sample_index must be one number or one per sample ({batch},), "
-                f"got {identity.seeds.shape[0]} and {identity.index.shape[0]}"
-            )
         noise = ops.noise(*identity, x0.shape[1:], draw=DIFFUSE_DRAW, dtype=dtype)
     alpha, sigma = (
         torch.as_tensor(level, dtype=dtype, device=x0.device).reshape(-1, *[1] * (x0.dim() - 1))

@@ -113,7 +113,7 @@ def make_identity(
 
     Raises:
         TypeError: seeds or indices that are no integers.
-        ValueError: seeds or indices out of range, or of more than one axis.
+        ValueError: seeds or indices out of range, of more than one axis, or not one per sample.
     """
     if sample_index is None and isinstance(seed, int):  # the usual call
         bits = _as_int64(function, seed)
@@ -122,6 +122,14 @@ def make_identity(
     if _is_sequence(seed) and np.ndim(seed) > 1:
         raise ValueError(f"{function}: seed must be a number or a vector, got {np.ndim(seed)} dims")
     many = np.ndim(seed) == 1
+    given: dict[str, Any] = {"seed": seed, "sample_index": sample_index}
+    for name, value in given.items():
+        count = len(value) if _is_sequence(value) and np.ndim(value) == 1 else batch
+        if count != batch:  # kernels read as many as there are samples
+            raise ValueError(
+                f"{function}: {name} must be one number or one per sample, got {count} for "
+                f"{batch} samples"
+            )
     seed_bits = [_as_int64(function, value) for value in (seed if many else [seed])]
     if sample_index is None:
         index = torch.zeros(batch, dtype=torch.int64, device="cpu")

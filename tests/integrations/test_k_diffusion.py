@@ -717,3 +717,10 @@ NAN = float("nan")
 )
 def test_bad_input_gets_one_line(call, error, match):
     check_refusal(call, error, match)
+
+
+def test_seeds_must_be_one_per_sample():
+    """Kernels read as many seeds as there are samples."""
+    sampler = k_diffusion.sampler("ddim", eta=1.0, seed=[1, 2])
+    with pytest.raises(ValueError, match="one per sample, got 2 for 3 samples"):
+        sampler(lambda x, sigma: 0.5 * x, torch.ones(3, 4), torch.tensor([3.0, 1.0, 0.0]))

@@ -198,9 +198,13 @@ IDENTITY = {
     "seeds": (
         diffuse(seed=[1, 2, 3]),
         ValueError,
-        r"seed and sample_index must be .*, got 3 and 2",
+        r"diffuse: seed must be one number or one per sample, got 3 for 2 samples",
     ),
-    "indices": (diffuse(sample_index=[1]), ValueError, r"seed and .* must be .*, got 1 and 1"),
+    "indices": (
+        diffuse(sample_index=[1]),
+        ValueError,
+        r"diffuse: sample_index must be one .*, got 1 for 2 samples",
+    ),
     "float": (diffuse(seed=1.0), TypeError, r"diffuse: seed must be an integer, got 1\.0"),
     "below 0": (diffuse(seed=-1), ValueError, r"diffuse: seed must be in \[0, 1844.*\], got -1"),
     "a matrix": (diffuse(sample_index=[[1, 2]]), ValueError, "sample_index must be .*, got 2 dims"),

@@ -340,11 +340,6 @@ class FastSampleScheduler(ForwardProcess):
         key = (str(seed), batch, sample.device)
         local = self._local
         if local.identity is None or local.identity[0] != key:
-            if isinstance(seed, list) and len(seed) != batch:
-                raise ValueError(
-                    f"step: seed must be one number or one per sample, got {len(seed)} for {batch} "
-                    "samples"
-                )
             local.identity = (key, make_identity("step", seed, None, batch, sample.device))
         return local.identity[1]
 
