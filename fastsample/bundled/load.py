@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from fastsample._support.tensors import make_device
 from fastsample.bundled.checkpoint import load_checkpoint
 from fastsample.bundled.digits import load_digits_model
+from fastsample.bundled.mnist import load_mnist_model
 from fastsample.bundled.swirl import load_swirl_model
 from fastsample.denoiser.denoiser import Denoiser
 from fastsample.plans.files import load_plans
@@ -21,20 +23,25 @@ from fastsample.plans.rows import Clip
 from fastsample.profiling.profile import Profile
 from fastsample.schedules.schedule import NoiseSchedule
 
-_DIGITS_PROFILE = Path(__file__).parent / "digits-profile.safetensors"
-_DIGITS_PLANS = Path(__file__).parent / "digits-plans.json"
+_FOLDER = Path(__file__).parent
+BUNDLED = ("digits", "mnist")
+"""The models that come with the package, by name; each has its files in this folder."""
 
 
 def load(name: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Denoiser:
     """Load a bundled model, or a model file of this package.
 
-    "digits" is a model of 8 x 8 handwritten digits, with samples `(1, 8, 8)` in [-1, 1], a
-    learned-range variance, and optional labels 0..9 as ``cond={"y": ...}``. It comes with its
-    profile and tuned plans. A model file has the plans that its model was trained for, if any.
+    All bundled models have samples in [-1, 1], optional labels 0..9 as ``cond={"y": ...}``, their
+    profile and tuned plans:
+
+    - "digits": 8 x 8 handwritten digits `(1, 8, 8)`, with a learned-range variance; small and fast.
+    - "mnist": 28 x 28 handwritten digits `(1, 28, 28)`, with a learned-range variance.
+
+    A model file has the plans that its model was trained for, if any.
 
     Args:
-        name: "digits", or the path of a file written by ``fastsample train`` or
-            `examples/train_digits.py`.
+        name: a name of those above, or the path of a file written by ``fastsample train``,
+            `examples/train_digits.py` or `examples/train_mnist.py`.
         device: device to run on; None is the CPU.
 
     Raises:
@@ -44,29 +51,36 @@ def load(name: str | os.PathLike[str], *, device: torch.device | str | None = No
     """
     if not isinstance(name, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"load: name must be a string or a path, got {name!r}")
-    if name != "digits" and not os.path.isfile(name):
-        raise FileNotFoundError(f'load: name must be "digits" or a file, got {os.fspath(name)!r}')
+    bundled = name in BUNDLED
+    path = _FOLDER / f"{name}.safetensors" if bundled else name
+    if not os.path.isfile(path):
+        names = ", ".join(f'"{known}"' for known in BUNDLED)
+        raise FileNotFoundError(f"load: name must be {names} or a file, got {os.fspath(name)!r}")
     target = make_device("load", device) or torch.device("cpu")
-    if name != "digits" and _kind_of(name) == "SwirlNet":
-        swirl, metadata = load_swirl_model(name)
-        schedule = NoiseSchedule.from_dict(metadata["schedule"])
-        denoiser = Denoiser(swirl, schedule, metadata["shape"], time="log_snr", device=target)
-        return denoiser.with_plans(_plans_from(metadata))
-    model, metadata = load_digits_model(None if name == "digits" else name)
+    network, metadata = _NETWORKS[_kind_of(path)](path)
+    labelled = metadata["model"] != "SwirlNet"
     denoiser = Denoiser(
-        model,
+        network,
         NoiseSchedule.from_dict(metadata["schedule"]),
         metadata["shape"],
-        prediction=metadata["prediction"],
-        variance=metadata["variance"],
-        clip=_clip_from(metadata["clip"]),
-        uncond={"y": metadata["null_class"]},
+        prediction=metadata.get("prediction", "epsilon"),
+        variance=metadata.get("variance", "small"),
+        clip=_clip_from(metadata.get("clip")),
+        time=metadata.get("time", "index" if labelled else "log_snr"),
+        uncond={"y": metadata["null_class"]} if labelled else None,
         device=target,
     )
-    if name != "digits":
+    if not bundled:
         return denoiser.with_plans(_plans_from(metadata))
-    denoiser = denoiser.with_profile(Profile.load(_DIGITS_PROFILE))
-    return denoiser.with_plans(load_plans(_DIGITS_PLANS))
+    denoiser = denoiser.with_profile(Profile.load(_FOLDER / f"{name}-profile.safetensors"))
+    return denoiser.with_plans(load_plans(_FOLDER / f"{name}-plans.json"))
+
+
+_NETWORKS: dict[str, Callable[[Any], tuple[nn.Module, dict[str, Any]]]] = {
+    "SwirlNet": load_swirl_model,
+    "DigitsUNet": load_digits_model,
+    "MnistUNet": load_mnist_model,
+}
 
 
 def _kind_of(path: str | os.PathLike[str]) -> str:
@@ -74,7 +88,7 @@ def _kind_of(path: str | os.PathLike[str]) -> str:
     try:
         metadata = load_checkpoint(path)[1]
         kind = metadata.get("model")
-        if kind not in ("SwirlNet", "DigitsUNet"):
+        if kind not in _NETWORKS:
             raise ValueError(f"its model is {kind!r}")
     except ValueError as error:
         raise ValueError(

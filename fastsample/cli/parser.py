@@ -50,7 +50,7 @@ def _add_sampling(add: Callable[..., argparse.ArgumentParser]) -> None:
     demo.set_defaults(run=("sampling", "demo"))
 
     sample = add("sample", help="draw samples and save them")
-    sample.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
+    sample.add_argument("model", help='"digits", "mnist", or a model file')
     _add_sampling_options(sample, out="samples.png")
     sample.add_argument("--num", type=int, default=16, help="number of samples (default 16)")
     sample.add_argument("--method", choices=method_names(), default="auto")
@@ -134,7 +134,7 @@ def _add_planning(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `profile` and `bpd` share."""
-    parser.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
+    parser.add_argument("model", help='"digits", "mnist", or a model file')
     parser.add_argument(
         "data", help='"digits" (trained on), "digits-test", or a .npy or .pt file (N, *shape)'
     )
@@ -152,7 +152,7 @@ def _add_measuring_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_tuning(add: Callable[..., argparse.ArgumentParser]) -> None:
     tune = add("tune", help="find the best sampler of K network calls for a model")
-    tune.add_argument("model", help='"digits", or a checkpoint of examples/train_digits.py')
+    tune.add_argument("model", help='"digits", "mnist", or a model file')
     tune.add_argument(
         "--steps", type=_numbers, required=True, metavar="K,K,...", help="numbers of network calls"
     )

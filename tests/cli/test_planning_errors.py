@@ -20,7 +20,7 @@ def data(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("profile nothing {0} --out {1}/p", 'load: name must be "digits" or a file'),
+        ("profile nothing {0} --out {1}/p", 'load: name must be "digits", "mnist" or a file'),
         ("profile digits nothing.npy --out {1}/p", 'profile: data must be "digits", "digits-test"'),
         ("profile digits {1} --out {1}/p", "or a .npy or .pt file, got"),
         ("profile digits {0} --out {1}/p --num 7", r"profile: num must be in [1, 6], got 7"),

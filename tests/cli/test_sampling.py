@@ -65,7 +65,7 @@ def test_info_and_module_entry_point(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("sample nothing", 'name must be "digits" or a file'),
+        ("sample nothing", 'name must be "digits", "mnist" or a file'),
         ("sample digits --steps 0", "steps must be in"),
         ("sample digits --steps 1001", "steps must be in"),
         ("sample digits --out x.txt", "out must end in"),

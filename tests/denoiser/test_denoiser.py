@@ -184,7 +184,9 @@ def test_the_bundled_model():
 
 
 def test_load_says_what_it_was_given():
-    with pytest.raises(FileNotFoundError, match=r'load: name must be "digits" or a file, got \'x'):
+    with pytest.raises(
+        FileNotFoundError, match=r'load: name must be "digits", "mnist" or a file, got \'x'
+    ):
         fs.load("xyz")
 
 

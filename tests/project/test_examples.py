@@ -73,6 +73,18 @@ def test_finetuning_for_a_reward_raises_it(tmp_path, monkeypatch, capsys):
         assert (tmp_path / name).stat().st_size > 1000
 
 
+def test_mnist_is_trained_and_bundled(tmp_path, monkeypatch, capsys):
+    """Two iterations of a network, what comes with it, and its picture."""
+    pytest.importorskip("mlxtend")
+    for kind in ("diffusion", "flow"):
+        folder = tmp_path / kind
+        arguments = ("--model", kind, "--iterations", 2, "--batch-size", 4, "--out", folder)
+        run("train_mnist", monkeypatch, capsys, *arguments)
+        assert (folder / "samples.png").stat().st_size > 1000
+        model = fs.load(folder / "model.safetensors")
+        assert fs.sample(model, 3, cond={"y": [1, 10]}).shape == (2, 1, 28, 28)
+
+
 def test_a_diffusers_pipeline_with_four_schedulers(tmp_path, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     out = tmp_path / "pictures.png"
