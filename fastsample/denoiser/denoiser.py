@@ -56,7 +56,7 @@ class Denoiser:
             quantile or (quantile, largest bound); needs `clip`. Functions that draw samples use it
             unless they are given a `clip`, a plan or a threshold. A profile, a likelihood and
             `tune` clip x0 without it, and tuned plans are run without it, as they were measured.
-        last: where samplers land unless told: "data" (t = 0), or "first" (t = 1), as
+        last: where samplers land by default: "data" (t = 0), or "first" (t = 1), as
             ``set_alpha_to_one=False`` of Stable Diffusion means. `tune` and its plans, and the
             chains of `FidelityLoss`, end at data, and likelihoods do not depend on it.
 

@@ -73,8 +73,8 @@ def _missing(error: Exception, model: Any, given: Collection[str]) -> str | None
             if is_named and parameter.default is parameter.empty and parameter.name not in given:
                 return parameter.name
     if isinstance(error, AssertionError) and "y" not in given:
-        told = re.search(r"\by\b|class", str(error)) is not None
-        labelled = getattr(model, "num_classes", told or None) is not None
+        named = re.search(r"\by\b|class", str(error)) is not None
+        labelled = getattr(model, "num_classes", named or None) is not None
         if labelled and any(parameter.name == "y" for parameter in _parameters(model)):
             return "y"
     return None

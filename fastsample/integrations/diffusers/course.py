@@ -86,7 +86,7 @@ def method_course(
     Args:
         function: the caller's name, for messages.
         conventions: of the network.
-        timesteps: `(K,)` what the network is told.
+        timesteps: `(K,)` the network's timesteps.
         nodes: `(K + 1,)` falling times; a step between equal ones changes nothing.
         method: a name of `fastsample.samplers.registry` that takes a grid.
         knobs: keyword arguments of the method.
@@ -147,7 +147,7 @@ def pairs_course(
 
     Args:
         conventions: of the network.
-        timesteps: `(K,)` what the network is told.
+        timesteps: `(K,)` the network's timesteps.
         nodes: `(K + 1,)` times; a step goes down from its time by the stride, or to the last one.
         stride: the trained number of steps divided by K, without the remainder.
         knobs: keyword arguments of DDIM.
@@ -181,7 +181,7 @@ def plan_course(function: str, timesteps: Tensor, plan: Plan) -> Course:
 
     Args:
         function: the caller's name, for messages.
-        timesteps: `(K,)` what the network is told in the rows that call it.
+        timesteps: `(K,)` the network's timesteps in the rows that call it.
         plan: the plan.
 
     Raises:

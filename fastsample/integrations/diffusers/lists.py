@@ -69,7 +69,7 @@ def course_of(
     method = METHODS[translation.method]
     if method.chooses_times or "intervals" in method.knobs:
         plan = _own_plan(source, conventions, method, settings, request)
-        return plan_course(function, told(plan, conventions, source), plan)
+        return plan_course(function, plan_timesteps(plan, conventions, source), plan)
     timesteps, nodes = _times(source, conventions, translation, settings, request)
     if settings.compat == "diffusers" and request.timesteps is None and request.sigmas is None:
         return pairs_course(
@@ -108,7 +108,7 @@ def _times(
     nodes = np.append(grid.times[:-1], last)
     if nodes[-2] < nodes[-1]:
         nodes[-2] = nodes[-1]
-    return _told(grid.times[:-1], conventions, source), nodes
+    return _network_timesteps(grid.times[:-1], conventions, source), nodes
 
 
 def _planned(
@@ -125,15 +125,15 @@ def _planned(
             f"{function}: num_inference_steps must be that of a plan, "
             f"{' or '.join(map(str, sorted(settings.plans)))}, got {request.count}"
         )
-    return plan_course(function, told(plan, conventions, source), plan)
+    return plan_course(function, plan_timesteps(plan, conventions, source), plan)
 
 
-def told(plan: Plan, conventions: Conventions, source: Any) -> Tensor:
+def plan_timesteps(plan: Plan, conventions: Conventions, source: Any) -> Tensor:
     """Return the timesteps that a plan's rows with a network call pass to the network."""
-    return _told(plan.times[plan.calls_network], conventions, source)
+    return _network_timesteps(plan.times[plan.calls_network], conventions, source)
 
 
-def _told(times: FloatArray, conventions: Conventions, source: Any) -> Tensor:
+def _network_timesteps(times: FloatArray, conventions: Conventions, source: Any) -> Tensor:
     """Return the network's timesteps at times.
 
     Those of flow models are 1000 t, truncated where the source's are whole numbers.

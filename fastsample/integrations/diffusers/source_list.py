@@ -34,7 +34,7 @@ def source_list(
     given: dict[str, Any] = {k: v for k, v in arguments.items() if v is not None}
     schedule = conventions.schedule
     if not conventions.is_flow and request.sigmas is not None:
-        # Only some schedulers take sigmas; they are told the exact times between the steps.
+        # Only some schedulers take sigmas; their networks get the exact times between the steps.
         grid = from_sigmas(schedule, np.append(request.sigmas, 0.0))
         last = 0.0 if conventions.last == "data" else 1.0
         return as_timesteps(grid.times[:-1] - 1.0), np.append(grid.times[:-1], last)
@@ -51,11 +51,13 @@ def source_list(
             given[name] = list(given[name])
     _call_set_timesteps(source, given)
     timesteps: Tensor = source.timesteps.cpu().clone()
-    told: FloatArray = timesteps.double().numpy() + 1.0
+    timestep_times: FloatArray = timesteps.double().numpy() + 1.0
     if getattr(source, "sigmas", None) is None:  # such as DDIM's, which counts in timesteps
-        if told[-1] < 1.0:  # Rounding gives "trailing" one timestep of -1 for some numbers.
-            timesteps, told = timesteps[:-1], told[:-1]
-        return timesteps, np.append(told, 0.0 if conventions.last == "data" else 1.0)
+        if (
+            timestep_times[-1] < 1.0
+        ):  # Rounding gives "trailing" one timestep of -1 for some numbers.
+            timesteps, timestep_times = timesteps[:-1], timestep_times[:-1]
+        return timesteps, np.append(timestep_times, 0.0 if conventions.last == "data" else 1.0)
     sigmas: FloatArray = source.sigmas.cpu().double().numpy()
     if not np.all(np.isfinite(sigmas)):
         raise ValueError(
@@ -64,7 +66,7 @@ def source_list(
         )
     if conventions.is_flow:
         return timesteps, sigmas
-    return timesteps, _times_of(conventions, sigmas, told)
+    return timesteps, _times_of(conventions, sigmas, timestep_times)
 
 
 def _call_set_timesteps(source: Any, arguments: Mapping[str, Any]) -> None:
@@ -74,20 +76,22 @@ def _call_set_timesteps(source: Any, arguments: Mapping[str, Any]) -> None:
         source.set_timesteps(**arguments, device="cpu")
 
 
-def _times_of(conventions: Conventions, sigmas: FloatArray, told_times: FloatArray) -> FloatArray:
+def _times_of(
+    conventions: Conventions, sigmas: FloatArray, timestep_times: FloatArray
+) -> FloatArray:
     """Return the times `(K + 1,)` of a list of ratios sigma / alpha, which ends in 0 or above.
 
-    Where a sigma is that of the told whole time, up to rounding in float32, the time is that one.
+    Where a sigma is that of the whole timestep, up to rounding in float32, the time is that one.
     """
     schedule = conventions.schedule
     ratios = sigmas[:-1] if sigmas[-1] == 0.0 else sigmas
     lowest = float(schedule.log_snr(schedule.T))
     times = schedule.time_at_log_snr(np.maximum(-2.0 * np.log(ratios), lowest))
-    count = len(told_times)
-    whole: FloatArray = np.minimum(np.maximum(np.rint(told_times), 1.0), schedule.T)
+    count = len(timestep_times)
+    whole: FloatArray = np.minimum(np.maximum(np.rint(timestep_times), 1.0), schedule.T)
     alphas, levels = schedule.levels(whole)
     same = np.abs(levels - ratios[:count] * alphas) <= _SAME_LEVEL * ratios[:count] * alphas
-    times[:count] = np.where(same & (told_times == whole), whole, times[:count])
+    times[:count] = np.where(same & (timestep_times == whole), whole, times[:count])
     if sigmas[-1] == 0.0:
         return np.append(times, 0.0)
     if abs(times[-1] - 1.0) < 1e-3:
